@@ -1,0 +1,45 @@
+"""frepa: pretrain medical image encoders that keep fine detail, in 2D and 3D, and measure how much they keep.
+
+Every verb of the command line is a function here (``frepa.pretrain``, ``frepa.segment``, ...), and
+``frepa.load_encoder`` brings a pretrained encoder into Python. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frepa.encoders.files import load_encoder
+    from frepa.verbs.check import check
+    from frepa.verbs.demo import demo
+    from frepa.verbs.prepare import prepare
+    from frepa.verbs.pretrain import pretrain
+    from frepa.verbs.segment import segment
+
+try:
+    __version__ = version("frepa")
+except PackageNotFoundError:  # run from a source tree that was not installed
+    __version__ = "0+unknown"
+
+_WHERE = {
+    "check": "frepa.verbs.check",
+    "pretrain": "frepa.verbs.pretrain",
+    "prepare": "frepa.verbs.prepare",
+    "segment": "frepa.verbs.segment",
+    "demo": "frepa.verbs.demo",
+    "load_encoder": "frepa.encoders.files",
+}
+
+__all__ = ["check", "demo", "load_encoder", "prepare", "pretrain", "segment"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'frepa' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

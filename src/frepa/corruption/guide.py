@@ -1,0 +1,162 @@
+"""The high-frequency guide: where an image has ridges, by an image-domain filter (Frepa Eq. 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from frepa.corruption.hessian import Matrix, eigenvalues, full_precision, hessian, squared_norm
+from frepa.corruption.inputs import check_images
+from frepa.corruption.workers import for_each
+from frepa.errors import InputError, nearest
+
+GUIDES = ("frangi", "hessian", "none")
+RIDGES = ("both", "dark", "bright")
+# Rec. 709 luminance of R, G, B, as in skimage.color.rgb2gray.
+_LUMINANCE = (0.2125, 0.7154, 0.0721)
+# `skimage.filters.hessian` sets the strength at which a structure counts to 15 of 255 grey levels.
+_HESSIAN_GAMMA = 15 / 255
+# No gamma goes below this share of the intensity range (a step of one in 16-bit images gives 1.5e-5): an image that is
+# constant but for float32 rounding, as after resampling, has no ridges.
+_LEAST_GAMMA = 1e-5
+
+
+def hessian_guide(
+    x: Tensor,
+    *,
+    kind: str = "frangi",
+    sigmas: Sequence[float] = (0.5, 1.0, 1.5),
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float | None = None,
+    ridges: str = "both",
+) -> Tensor:
+    """Multi-scale Hessian ridge measure of the clean image: the guide channel of Frepa Eq. 6.
+
+    At each scale, of the Hessian's eigenvalues ``|l1| <= |l2| <= |l3|``::
+
+        (1 - exp(-Ra^2 / 2 alpha^2)) * exp(-Rb^2 / 2 beta^2) * (1 - exp(-S^2 / 2 gamma^2))
+
+    with ``Ra = l2 / l3``, ``Rb = |l1| / sqrt(l2 l3)`` and ``S`` the norm of all three; 0 unless ``l2`` and ``l3``
+    have the sign of the ridge. In 2D ``l3`` is ``l2`` and the first factor is 1. The result is the maximum over the
+    scales. It is `skimage.filters.frangi`, except that skimage lets some ridges of the wrong polarity through where
+    ``l1`` is nearly 0 (it relies on a ratio with 1e-10 being large); here they are 0.
+
+    Args:
+        x: clean images ``(B, C, *S)`` in [0, 1], finite. Of three channels the luminance is taken (Rec. 709), of any
+            other number the mean.
+        kind: ``"frangi"``: gamma is half the largest ``S`` of each image at the first scale, so an image is measured
+            against itself. ``"hessian"``: gamma is 15 / 255, so that faint structures stay faint; this is
+            `skimage.filters.hessian` of the image times 255, but for the 1 which that filter writes where the measure
+            is 0: here it stays 0. ``"none"``: zeros.
+        sigmas: scales in pixels.
+        alpha: sensitivity to plates against tubes (3D only).
+        beta: sensitivity to blobs.
+        gamma: strength at which structures count, in intensity units per pixel squared, instead of the kind's own.
+        ridges: ``"dark"``, ``"bright"`` or ``"both"``, the maximum of the two.
+
+    Returns:
+        float32 ``(B, 1, *S)`` in [0, 1]; zeros for a constant image. No gradient flows through it.
+
+    Raises InputError for an unknown kind or polarity, no scales, or a scale or factor that is not positive.
+    """
+    check_images(x)
+    for option, chosen, known in (("guide", kind, GUIDES), ("ridges", ridges, RIDGES)):
+        if chosen not in known:
+            raise InputError(f"{option}={chosen!r} is not known. {nearest(chosen, known)}")
+    if not sigmas or min(*sigmas, alpha, beta, 1 if gamma is None else gamma) <= 0:
+        raise InputError(
+            f"guide: found sigmas={tuple(sigmas)}, alpha={alpha}, beta={beta}, gamma={gamma}; "
+            "expected at least one scale and positive numbers."
+        )
+    out = torch.zeros(len(x), 1, *x.shape[2:], device=x.device)
+    if kind == "none":
+        return out
+    if gamma is None and kind == "hessian":
+        gamma = _HESSIAN_GAMMA
+
+    def measure(images: slice) -> None:
+        _measure(luminance(x[images]), out[images, 0], sigmas, alpha, beta, gamma, ridges)
+
+    with full_precision(x.device):
+        for_each(len(x), math.prod(x.shape[2:]), x.device, measure)
+    return out
+
+
+def luminance(x: Tensor) -> Tensor:
+    """Luminance, float32 ``(B, *S)``, of images ``(B, C, *S)``: Rec. 709 of three channels, the mean of others."""
+    weights = _LUMINANCE if x.shape[1] == 3 else (1 / x.shape[1],) * x.shape[1]
+    total = x[:, 0].float() * weights[0]
+    for channel, weight in enumerate(weights[1:], start=1):
+        total.add_(x[:, channel], alpha=weight)
+    return total
+
+
+def _measure(
+    grey: Tensor, out: Tensor, sigmas: Sequence[float], alpha: float, beta: float, gamma: float | None, ridges: str
+) -> None:
+    """Write the measure of images ``grey (B, *S)`` into ``out``, of the same shape and zero."""
+    # Derivatives do not see an offset. Without it a constant image is exactly 0, so its Hessian is too.
+    grey = grey - grey.flatten(1)[:, 0].view(-1, *[1] * (grey.ndim - 1))
+    width = None if gamma is None else grey.new_full((len(grey),), 2 * max(gamma, _LEAST_GAMMA) ** 2)
+    for sigma in sigmas:
+        matrix = hessian(grey, sigma)
+        norm = _squared_norm(matrix)
+        if width is None:  # 2 gamma^2, with gamma half of the largest norm
+            width = norm.flatten(1).amax(1).div_(2).clamp_min_(2 * _LEAST_GAMMA**2)
+        norm.div_(width.view(-1, *[1] * (norm.ndim - 1)))
+        _keep_largest(out, matrix, norm, ridges, alpha, beta)
+
+
+def _squared_norm(matrix: Matrix) -> Tensor:
+    out = torch.empty_like(matrix[0, 0])
+    flat = {pair: entry.view(-1) for pair, entry in matrix.items()}
+
+    def work(pixels: slice) -> None:
+        out.view(-1)[pixels] = squared_norm({pair: entry[pixels] for pair, entry in flat.items()})
+
+    for_each(out.numel(), 1, out.device, work)
+    return out
+
+
+def _keep_largest(best: Tensor, matrix: Matrix, norm: Tensor, ridges: str, alpha: float, beta: float) -> None:
+    """Raise ``best`` to this scale's answer where that is larger."""
+    flat = {pair: entry.view(-1) for pair, entry in matrix.items()}
+    old, strength = best.view(-1), norm.view(-1)
+
+    def work(pixels: slice) -> None:
+        answer = line_shape({pair: entry[pixels] for pair, entry in flat.items()}, ridges, alpha, beta)
+        answer.mul_(strength[pixels].neg_().expm1_()).neg_()
+        torch.maximum(old[pixels], answer, out=old[pixels])
+
+    for_each(best.numel(), 1, best.device, work)
+
+
+def line_shape(matrix: Matrix, ridges: str, alpha: float, beta: float) -> Tensor:
+    """How much Hessians look like those of a line, whatever its strength: values in [0, 1].
+
+    A dark ridge has positive eigenvalues, but for the one of least magnitude, which may have any sign. Sorted from
+    large to small that one is the last, and it is the least in magnitude just if the last two have a positive sum. A
+    bright ridge is a dark one of the negative. Only one of the two can be, and the maxima below pick it.
+    """
+    values = eigenvalues(matrix)
+    if ridges == "bright":
+        values = tuple(value.neg_() for value in reversed(values))
+    top, *middle, least = values
+    if ridges == "both":
+        top, least = torch.maximum(top, -least), torch.maximum(least, -top)
+        middle = [value.abs_() for value in middle]
+    second = middle[0] if middle else top
+    # 0 or 1 by arithmetic: selecting by a mask takes ten times as long on the CPU.
+    valid = torch.add(second, least).sign_().clamp_min_(0)
+    # The floors only matter where the answer is 0. They keep 0 / 0 out of it, and powers too small for ordinary float32
+    # numbers, which are slow to make.
+    top = top.clamp_min_(1e-30)
+    second = middle[0].clamp_min_(1e-30) if middle else top
+    blob = (least / top).mul_(least.div_(second)).mul_(-0.5 / beta**2).clamp_min_(-80).exp_()
+    if middle:
+        blob.mul_(second.div_(top).square_().mul_(-0.5 / alpha**2).expm1_().neg_())
+    return blob.mul_(valid)

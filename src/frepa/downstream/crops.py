@@ -1,0 +1,178 @@
+"""Random crops of labelled images: keyed by seed and position, so that a run is the same however it is executed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frepa.corruption.draws import Draws, sample_keys
+from frepa.downstream.case_reading import LabelledImage
+from frepa.images.sampling import SampleStream
+
+_CROPS = 0  # view number of the draws
+_POINTS_PER_CLASS = 2048
+
+
+class WorkingCase(NamedTuple):
+    """A case at working size, on the device.
+
+    planes: ``(C + 3, *S)`` float32: image channels in [0, 1], guide, class, 1. points: per class that occurs, without
+    the background, positions ``(n, axes)`` int64 on the host, at most 2048 of them evenly picked.
+    """
+
+    planes: Tensor
+    points: list[np.ndarray]
+
+    @property
+    def image(self) -> Tensor:
+        return self.planes[:-3]
+
+    @property
+    def guide(self) -> Tensor:
+        return self.planes[-3:-2]
+
+    @property
+    def classes(self) -> Tensor:
+        return self.planes[-2]
+
+
+def working_case(labelled: LabelledImage, guide: Callable[[Tensor], Tensor], device: torch.device) -> WorkingCase:
+    """Move a case to the device and compute its guide there."""
+    image = torch.from_numpy(labelled.image).to(device)
+    classes = torch.from_numpy(labelled.classes).to(device, torch.float32)
+    planes = torch.cat([image, guide(image), classes[None], torch.ones_like(classes[None])])
+    points = []
+    flat = labelled.classes.ravel()
+    for value in np.flatnonzero(np.bincount(flat)):
+        if value == 0:
+            continue
+        where = np.flatnonzero(flat == value)
+        where = where[np.linspace(0, len(where) - 1, min(len(where), _POINTS_PER_CLASS)).astype(np.int64)]
+        points.append(np.stack(np.unravel_index(where, labelled.classes.shape), axis=1))
+    return WorkingCase(planes, points)
+
+
+class CaseCache:
+    """Cases read by threads ahead of need and kept while they fit into ``limit`` bytes (least recently used go first).
+
+    ``read(index)`` runs in a thread, ``finish(what it returned)`` where the case is asked for.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], LabelledImage],
+        finish: Callable[[LabelledImage], WorkingCase],
+        *,
+        limit: int,
+        workers: int,
+    ) -> None:
+        self._read, self._finish, self._limit = read, finish, limit
+        self._pool = ThreadPoolExecutor(workers) if workers > 0 else None
+        self._pending: dict[int, Future[LabelledImage]] = {}
+        self._kept: OrderedDict[int, WorkingCase] = OrderedDict()
+        self._bytes = 0
+
+    def ahead(self, indices: Iterable[int]) -> None:
+        """Start reading what is not there yet."""
+        if self._pool is not None:
+            for index in dict.fromkeys(indices):
+                if index not in self._kept and index not in self._pending:
+                    self._pending[index] = self._pool.submit(self._read, index)
+
+    def __getitem__(self, index: int) -> WorkingCase:
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        pending = self._pending.pop(index, None)
+        case = self._finish(pending.result() if pending is not None else self._read(index))
+        self._kept[index] = case
+        self._bytes += case.planes.nbytes
+        while self._bytes > self._limit and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= dropped.planes.nbytes
+        return case
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """How crops are drawn.
+
+    size: per axis, in pixels. foreground: share of crops centred on a labelled pixel of a class drawn evenly among the
+    case's. augment: flips along every axis, and quarter turns of the last two where they are equally long.
+    """
+
+    size: tuple[int, ...]
+    seed: int
+    foreground: float = 1 / 3
+    augment: bool = True
+
+
+class CropStream:
+    """Which case each position of the run names: every case as often per epoch as crops are needed to cover it once."""
+
+    def __init__(self, sizes: Sequence[tuple[int, ...]], crop: tuple[int, ...], seed: int) -> None:
+        needed = [max(1, round(float(np.prod(size)) / float(np.prod(crop)))) for size in sizes]
+        self._ends = np.cumsum(needed)
+        self.length = int(self._ends[-1])
+        self._stream = SampleStream(self.length, seed)
+
+    def cases(self, positions: Sequence[int]) -> list[int]:
+        """Index of the case at each position, any non-negative positions."""
+        return np.searchsorted(self._ends, self._stream.at(positions), side="right").tolist()
+
+
+class Crops(NamedTuple):
+    """A batch: image is a list, since grey and colour cases may meet in it.
+
+    image: B tensors ``(C, *crop)`` in [0, 1]. guide: ``(B, 1, *crop)``. classes: ``(B, *crop)`` float32 whole numbers.
+    valid: ``(B, *crop)`` bool.
+    """
+
+    image: list[Tensor]
+    guide: Tensor
+    classes: Tensor
+    valid: Tensor
+
+
+def draw_crops(cases: Sequence[WorkingCase], positions: Sequence[int], plan: CropPlan) -> Crops:
+    """One crop of each case; where the case is smaller than the crop, zeros follow it and are not valid."""
+    draws = Draws(sample_keys(plan.seed, positions, _CROPS))
+    axes = len(plan.size)
+    where = [draws.host_uniform(f"crop.{axis}") for axis in range(axes)]
+    centred, which, point = (draws.host_uniform(f"crop.{name}") for name in ("centred", "class", "point"))
+    flips = [draws.host_uniform(f"crop.flip.{axis}") for axis in range(axes)]
+    turns = draws.host_uniform("crop.turn")
+    turnable = plan.size[-1] == plan.size[-2]
+    cut = []
+    for row, case in enumerate(cases):
+        spare = [max(0, n - to) for n, to in zip(case.planes.shape[1:], plan.size)]
+        if centred[row] < plan.foreground and case.points:
+            points = case.points[int(which[row] * len(case.points))]
+            centre = points[int(point[row] * len(points))]
+            starts = [min(max(0, int(c) - to // 2), room) for c, to, room in zip(centre, plan.size, spare)]
+        else:
+            starts = [min(int(u[row] * (room + 1)), room) for u, room in zip(where, spare)]
+        crop = case.planes[(slice(None), *(slice(start, start + to) for start, to in zip(starts, plan.size)))]
+        missing = [to - n for n, to in zip(crop.shape[1:], plan.size)]
+        if any(missing):
+            crop = F.pad(crop, [n for after in reversed(missing) for n in (0, after)])
+        if plan.augment:
+            turned = [axis + 1 for axis in range(axes) if flips[axis][row] < 0.5]
+            crop = crop.flip(turned) if turned else crop
+            quarters = int(turns[row] * 4) if turnable else 0
+            crop = crop.rot90(quarters, (-2, -1)) if quarters else crop
+        cut.append(crop)
+    rest = torch.stack([crop[-3:] for crop in cut])
+    return Crops([crop[:-3] for crop in cut], rest[:, :1], rest[:, 1], rest[:, 2] > 0.5)

@@ -1,0 +1,1 @@
+"""How labelled sets lie on disk: one file per layout."""

@@ -1,0 +1,50 @@
+"""Splits that never part a group, and that stay when cases are added elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from frepa.errors import InputError
+
+#: Training : validation : test of the paper (Frepa section 4).
+SHARES = {"train": 7.0, "val": 1.0, "test": 2.0}
+
+
+def split_groups(groups: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
+    """A part for every case, in proportion to ``shares`` and whole groups at a time.
+
+    Groups are ordered by a hash of seed and name, so the split depends neither on the order of files nor on the
+    machine, and hardly changes when a few groups come or go. Every part gets at least one group; the first of
+    ``shares`` takes what the others leave.
+
+    Args:
+        groups: the group (patient) of each case.
+        shares: part name to its relative share, for example ``SHARES``.
+        seed: another seed gives another order.
+
+    Raises:
+        InputError: fewer groups than parts.
+    """
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    if len(sizes) < len(shares):
+        raise InputError(
+            f"{len(sizes)} patients (or single images) cannot be divided into {', '.join(shares)}: "
+            f"at least {len(shares)} are needed."
+        )
+    order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest())
+    rest, *others = shares
+    total = sum(shares.values())
+    part_of: dict[str, str] = {}
+    for position, part in enumerate(others):
+        wanted = len(groups) * shares[part] / total
+        held = 0
+        # One group must be left for each of the parts still to be filled.
+        while len(order) > len(others) - position and (held == 0 or held + sizes[order[-1]] / 2 <= wanted):
+            group = order.pop()
+            part_of[group] = part
+            held += sizes[group]
+    part_of |= dict.fromkeys(order, rest)
+    return [part_of[group] for group in groups]

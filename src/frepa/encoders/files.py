@@ -1,0 +1,163 @@
+"""Encoders on disk: one safetensors file that explains itself, and the same description beside it as JSON.
+
+``encoder.safetensors`` holds the weights and, in its header, the description that rebuilds the architecture, so that
+the file alone is enough. ``encoder.json`` is that description for people and other programs. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from frepa.encoders.contract import Encoder
+from frepa.encoders.registry import build_encoder
+from frepa.encoders.specs import is_spec, load_spec
+from frepa.errors import InputError
+
+WEIGHTS = "encoder.safetensors"
+DESCRIPTION = "encoder.json"
+FORMAT = 1
+
+
+def save_encoder(folder: str | Path, encoder: Encoder, extra: dict[str, Any] | None = None) -> Path:
+    """Write ``encoder.safetensors`` and ``encoder.json`` into ``folder``, and return the path of the first.
+
+    Each file is written under a temporary name and renamed, so that a reader never sees half a file.
+
+    Args:
+        folder: made when it is missing.
+        encoder: any registered encoder; its weights are written in their own dtype.
+        extra: JSON values kept under "extra" (method, data fingerprint, versions); nothing that identifies a patient.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"format": FORMAT, "encoder": encoder.config, "contract": describe(encoder), "extra": extra or {}}
+    text = json.dumps(description, indent=2, sort_keys=True) + "\n"
+    state = encoder.state_dict()
+    weights = {key: state[key].detach().contiguous() for key in dict.fromkeys(_first_names(state).values())}
+    target = folder / WEIGHTS
+    partial, partial_text = (folder / f".{name}.{os.getpid()}" for name in (WEIGHTS, DESCRIPTION))
+    try:
+        partial_text.write_text(text, encoding="utf-8")
+        save_file(weights, partial, metadata={"frepa": text})
+        # safetensors writes files that only their owner may read; colleagues get what the umask says.
+        partial.chmod(partial_text.stat().st_mode)
+        os.replace(partial, target)
+        os.replace(partial_text, folder / DESCRIPTION)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial_text.unlink(missing_ok=True)
+    return target
+
+
+def load_encoder(source: str | Path) -> Encoder:
+    """An encoder in evaluation mode on the CPU.
+
+    Args:
+        source: a run folder or any folder with ``encoder.safetensors``; such a file; ``random:NAME`` (untrained);
+            ``timm:NAME@CHECKPOINT`` (weights trained elsewhere); ``slices:ENCODER2D`` (volumes through a 2D encoder);
+            see ``specs.py`` for their options.
+
+    Raises:
+        InputError: nothing there, not an encoder of this program, or written by a newer format.
+    """
+    text = str(source)
+    if is_spec(text):
+        return load_spec(text).eval()
+    path = find_weights(source)
+    description = read_description(path)
+    encoder = _build(path, description)
+    try:
+        weights = load_file(path)
+        names = _first_names(encoder.state_dict())
+        shared = {key: weights[first] for key, first in names.items() if first in weights}
+        encoder.load_state_dict(weights | shared)
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights in {path} do not fit the encoder it describes ({encoder.name}): {_first_line(error)} "
+            "Save the encoder again with save_encoder."
+        ) from None
+    return encoder.eval()
+
+
+def find_weights(source: str | Path) -> Path:
+    """The ``encoder.safetensors`` that a run folder, a folder or a file path means; InputError where there is none."""
+    path = Path(source)
+    if path.is_dir():
+        weights = path / WEIGHTS
+        if not weights.is_file():
+            raise InputError(f"{path} has no {WEIGHTS}. Give the folder of a finished run, or the encoder file itself.")
+        return weights
+    if not path.exists():
+        raise InputError(
+            f"encoder {source} was not found. "
+            f"Give a run folder, an {WEIGHTS} file, random:NAME or timm:NAME@CHECKPOINT."
+        )
+    return path
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The description in the header of an encoder file; the weights are not read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a safetensors file, or was cut short ({_first_line(error)}). "
+            "A torch checkpoint trained elsewhere is given as timm:NAME@FILE."
+        ) from None
+    if "frepa" not in metadata:
+        raise InputError(
+            f"{path} is a safetensors file, but no encoder of this program: it does not say how to build the network. "
+            f"Give weights trained elsewhere as timm:NAME@{path}."
+        )
+    description = json.loads(metadata["frepa"])
+    if description.get("format", 0) > FORMAT:
+        raise InputError(
+            f"{path} is in encoder format {description['format']}, and this version of frepa reads up to {FORMAT}. "
+            "Install a newer frepa."
+        )
+    return description
+
+
+def describe(encoder: Encoder) -> dict[str, Any]:
+    """The input and output contract of an encoder as JSON values."""
+    return {
+        "dims": encoder.dims,
+        "in_channels": encoder.in_channels,
+        "image_channels": encoder.image_channels,
+        "guide": encoder.guide,
+        "intensity": encoder.intensity,
+        "size_multiple": encoder.size_multiple,
+        "stride": encoder.stride,
+        "channels": encoder.channels,
+        "embedding_channels": encoder.embedding_channels,
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+    }
+
+
+def _first_names(state: dict[str, Tensor]) -> dict[str, str]:
+    """For each key the first key of the same tensor: a layer that a network holds under two names is stored once."""
+    seen: dict[Any, str] = {}
+    return {key: seen.setdefault((tensor.data_ptr() or key, tensor.shape), key) for key, tensor in state.items()}
+
+
+def _build(path: Path, description: dict[str, Any]) -> Encoder:
+    # Building draws random weights that are overwritten at once: the caller's random stream must not notice.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return build_encoder(**description["encoder"])
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be built by this version of frepa: {error}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else (lines[0] if lines else type(error).__name__)

@@ -1,0 +1,97 @@
+"""nnU-Net's residual-encoder U-Net (ResEnc), from the optional package ``dynamic-network-architectures``.
+
+Its weights keep nnU-Net's names (``trunk.encoder.*``, ``trunk.decoder.*``): a pretrained encoder can enter nnU-Net.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frepa.encoders.contract import Encoder, Features
+from frepa.encoders.registry import register
+from frepa.errors import InputError
+
+# Features and residual blocks of each stage. "resenc_large" is what nnU-Net's ResEnc-L planner gives isotropic data.
+SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "resenc_tiny": ((8, 16, 32, 64), (1, 1, 1, 1)),
+    "resenc_small": ((16, 32, 64, 128, 160, 160), (1, 2, 2, 2, 2, 2)),
+    "resenc_large": ((32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6)),
+}
+
+
+class ResEnc3d(Encoder):
+    """nnU-Net's ResEnc. ``dense`` is its last feature map at full resolution, ``embedding`` its bottleneck.
+
+    Args:
+        name: one of ``SHAPES``.
+        image_channels: channels of the volume, without the guide.
+        guide: what the guide channel holds.
+
+    Raises:
+        InputError: the package it comes from is not installed.
+    """
+
+    def __init__(self, name: str, *, image_channels: int = 1, guide: str = "frangi") -> None:
+        try:
+            from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+        except ImportError:
+            raise InputError(
+                f"encoder {name} needs the package dynamic-network-architectures, which is not installed. "
+                "Install it with: pip install 'frepa[nnunet]'"
+            ) from None
+        features, blocks = SHAPES[name]
+        multiple = 2 ** (len(features) - 1)
+        super().__init__(
+            name=name,
+            dims=3,
+            image_channels=image_channels,
+            guide=guide,
+            channels=features[0],
+            embedding_channels=features[-1],
+            stride=1,
+            size_multiple=multiple,
+            options={},
+        )
+        self.trunk: Any = ResidualEncoderUNet(
+            input_channels=image_channels + 1,
+            n_stages=len(features),
+            features_per_stage=features,
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=(1, *(2,) * (len(features) - 1)),
+            n_blocks_per_stage=blocks,
+            num_classes=1,
+            n_conv_per_stage_decoder=1,
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+        )
+        self.trunk.apply(self.trunk.initialize)
+        # Its decoder holds the encoder a second time and one output layer per stage: neither belongs to the features.
+        del self.trunk.decoder.encoder, self.trunk.decoder.seg_layers
+
+    def extract(self, x: Tensor) -> Features:
+        """Features of (B, in_channels, D, H, W), axes multiples of the deepest stride."""
+        encoder, decoder, length = self.trunk.encoder, self.trunk.decoder, x.shape[-1]
+        if all(size == self.size_multiple for size in x.shape[2:]):
+            x = F.pad(x, (0, length))  # instance norm needs two positions at the bottleneck
+        if encoder.stem is not None:
+            x = self.run(encoder.stem, x)
+        skips = []
+        for stage in encoder.stages:
+            x = self.run(stage, x)
+            skips.append(x)
+        embedding = skips.pop()
+        for up, stage in zip(decoder.transpconvs, decoder.stages):
+            x = self.run(stage, torch.cat((up(x), skips.pop()), dim=1))
+        return Features(x[..., :length], embedding)
+
+
+for _name in SHAPES:
+    register(_name, dims=3)(ResEnc3d)

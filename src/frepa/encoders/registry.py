@@ -1,0 +1,95 @@
+"""Names of encoders. A new architecture is one file with a ``@register`` and one line in ``_MODULES``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from frepa.encoders.contract import Encoder
+from frepa.errors import InputError, nearest
+
+# Imported on first use, so that 2D work does not pay for the import of MONAI.
+_MODULES = {
+    2: ("frepa.encoders.timm_2d",),
+    3: ("frepa.encoders.monai_3d", "frepa.encoders.nnunet_3d", "frepa.encoders.slice_transfer"),
+}
+_DEFAULT_IMAGE_CHANNELS = {2: 3, 3: 1}
+
+Builder = Callable[..., Encoder]
+_BUILDERS: dict[int, dict[str, Builder]] = {2: {}, 3: {}}
+# "timm" in "timm:resnet50": the builder is given the whole name.
+_FAMILIES: dict[int, dict[str, Builder]] = {2: {}, 3: {}}
+
+
+def register(name: str, *, dims: int) -> Callable[[Builder], Builder]:
+    """Register ``builder(name, *, image_channels, guide, **options) -> Encoder``.
+
+    A name that ends in ``:`` registers a family: ``timm:`` builds every ``timm:ANYNAME``.
+    """
+
+    def add(builder: Builder) -> Builder:
+        table = _FAMILIES if name.endswith(":") else _BUILDERS
+        table[dims][name] = builder
+        return builder
+
+    return add
+
+
+def encoder_names(dims: int) -> list[str]:
+    """Registered names with this number of axes, sorted; families such as ``timm:`` are left out."""
+    _import_all(dims)
+    return sorted(_BUILDERS[dims])
+
+
+def build_encoder(
+    name: str, *, dims: int | None = None, image_channels: int | None = None, guide: str = "frangi", **options: Any
+) -> Encoder:
+    """Build an encoder with fresh random weights.
+
+    Args:
+        name: one of ``encoder_names(dims)``, or ``timm:NAME`` for any timm architecture.
+        dims: 2 or 3; None takes the one the name belongs to.
+        image_channels: channels of the image, without the guide; None is 3 in 2D and 1 in 3D.
+        guide: what the guide channel will hold, "frangi", "hessian", or "none" (zeros).
+        options: options of that architecture, for example ``output_stride=8`` (ConvNeXt) or ``patch_size=8`` (ViT).
+
+    Raises:
+        InputError: name, guide or option not known.
+    """
+    candidates = (2, 3) if dims is None else (dims,)
+    for axes in candidates:
+        builder = _find(name, axes)
+        if builder is not None:
+            channels = _DEFAULT_IMAGE_CHANNELS[axes] if image_channels is None else image_channels
+            _check_options(name, builder, options)
+            return builder(name, image_channels=channels, guide=guide, **options)
+    other = [axes for axes in (2, 3) if axes not in candidates and _find(name, axes) is not None]
+    if other:
+        raise InputError(
+            f"encoder {name} is a {other[0]}D one, and {dims}D images are asked for. "
+            f"{dims}D encoders: {', '.join(encoder_names(candidates[0]))}."
+        )
+    known = [known for axes in candidates for known in encoder_names(axes)]
+    raise InputError(f"encoder {name!r} is not known. {nearest(name, known)} Any timm name is taken as timm:NAME (2D).")
+
+
+def _import_all(dims: int) -> None:
+    if dims not in _MODULES:
+        raise InputError(f"encoders have 2 or 3 axes, found dims={dims}.")
+    for module in _MODULES[dims]:
+        importlib.import_module(module)
+
+
+def _find(name: str, dims: int) -> Builder | None:
+    _import_all(dims)
+    family = name.split(":", 1)[0] + ":" if ":" in name else None
+    return _BUILDERS[dims].get(name) or _FAMILIES[dims].get(family or "")
+
+
+def _check_options(name: str, builder: Builder, options: dict[str, Any]) -> None:
+    known = set(inspect.signature(builder).parameters) - {"name", "image_channels", "guide"}
+    for option in options:
+        if option not in known:
+            raise InputError(f"encoder {name} has no option {option!r}. {nearest(option, known)}")

@@ -1,0 +1,215 @@
+"""2D encoders from timm: ViT, SwinV2, ConvNeXt and their small siblings, and any timm name, behind the one contract.
+
+Trunks at the paper's size with 3 + 1 input channels: ViT-B/16 86.6 M parameters, SwinV2-B 86.9 M, ConvNeXt-B 87.6 M.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from frepa.encoders.contract import Encoder, Features
+from frepa.encoders.registry import register
+from frepa.errors import InputError, nearest
+
+# SwinV2 rather than Swin: its trunk has the paper's 86.9 M parameters, and its windows keep their meaning at any size.
+TRUNKS = {
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "swin_tiny": "swinv2_tiny_window8_256",
+    "swin_small": "swinv2_small_window8_256",
+    "swin_base": "swinv2_base_window8_256",
+    "convnext_atto": "convnext_atto",
+    "convnext_femto": "convnext_femto",
+    "convnext_pico": "convnext_pico",
+    "convnext_nano": "convnext_nano",
+    "convnext_tiny": "convnext_tiny",
+    "convnext_small": "convnext_small",
+    "convnext_base": "convnext_base",
+}
+
+
+class TimmEncoder(Encoder):
+    """A timm trunk without its classifier. ``dense`` and ``embedding`` are the last feature map after the final norm.
+
+    Args:
+        name: name under this project, kept for messages and files.
+        image_channels: channels of the image, without the guide.
+        guide: what the guide channel holds.
+        image_size: side in pixels of the images it is mostly used on: the grid of a ViT's learned positions, which are
+            interpolated for other sizes, and the size that decides where Swin shifts its windows.
+        patch_size: side of a patch in pixels (ViT and Swin); None is the trunk's own.
+        output_stride: pixels per position of the map, 8, 16 or 32, by dilation (ConvNeXt, ResNet); None is the trunk's.
+        drop_path_rate: stochastic depth while training.
+        uses_guide: False for a trunk trained elsewhere: it has no input for the guide, and drops that channel.
+        mean, std: per image channel, applied inside to images in [0, 1]: what a trunk trained elsewhere expects.
+
+    Raises:
+        InputError: timm does not know the trunk, or the trunk does not have an option that was asked for.
+    """
+
+    trunk: Any  # timm's models share methods, not a typed base class
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_channels: int = 3,
+        guide: str = "frangi",
+        image_size: int = 512,
+        patch_size: int | None = None,
+        output_stride: int | None = None,
+        drop_path_rate: float = 0.0,
+        uses_guide: bool = True,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        asked = {"patch_size": patch_size, "output_stride": output_stride}
+        asked = {option: value for option, value in asked.items() if value is not None}
+        model = create_trunk(
+            name,
+            required={**asked, "in_chans": image_channels + uses_guide},
+            # Trunks differ in how they are told to take any size; each accepts the ones it knows.
+            flexible={
+                "img_size": image_size,
+                "dynamic_img_size": True,
+                "strict_img_size": False,
+                "drop_path_rate": drop_path_rate,
+            },
+        )
+        channels, stride = _last_stage(name, model)
+        # What this project lists is held by tests; any other timm trunk is tried once, to say early what it cannot do.
+        any_size, norm = True, True
+        if name not in TRUNKS:
+            any_size, norm, channels = _try_trunk(
+                name, model, image_channels + uses_guide, image_size, channels, stride
+            )
+        options: dict[str, Any] = {"image_size": image_size, "drop_path_rate": drop_path_rate, **asked}
+        if not uses_guide:
+            options["uses_guide"] = False
+        if mean is not None and std is not None:
+            options.update(mean=list(mean), std=list(std))
+        super().__init__(
+            name=name,
+            dims=2,
+            image_channels=image_channels,
+            guide=guide if uses_guide else "none",
+            channels=channels,
+            embedding_channels=channels,
+            stride=stride,
+            size_multiple=stride,
+            options=options,
+        )
+        self.uses_guide = uses_guide
+        self.fixed_size = None if any_size else image_size
+        self.trunk = model
+        self._norm = norm
+        for key, values in (("mean", mean), ("std", std)):
+            buffer = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            # Kept in encoder.json, not among the weights.
+            self.register_buffer(key, buffer, persistent=False)
+
+    def extract(self, x: Tensor) -> Features:
+        """Features of (B, in_channels, H, W), H and W multiples of the stride."""
+        if self.fixed_size is not None and x.shape[2:] != (self.fixed_size, self.fixed_size):
+            raise InputError(
+                f"encoder {self.name} takes images of {self.fixed_size} x {self.fixed_size} only (its image_size), "
+                f"found {' x '.join(str(length) for length in x.shape[2:])}."
+            )
+        if not self.uses_guide:
+            x = x[:, : self.image_channels]
+        if self.mean is not None and self.std is not None:
+            x = (x - self.mean) / self.std
+        dense = _last_map(self.trunk, x, self._norm)
+        return Features(dense, dense)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block."""
+        if not hasattr(self.trunk, "set_grad_checkpointing"):
+            raise InputError(f"encoder {self.name} has no activation checkpointing.")
+        self.trunk.set_grad_checkpointing(enable)
+
+
+def create_trunk(name: str, *, required: dict[str, Any], flexible: dict[str, Any]) -> nn.Module:
+    """The timm model for a registered name or ``timm:NAME``, without classifier.
+
+    Options in ``flexible`` are left out where the architecture does not know them; those in ``required`` raise
+    InputError.
+    """
+    trunk = TRUNKS.get(name, name.removeprefix("timm:"))
+    if not timm.is_model(trunk):
+        known = timm.list_models()
+        raise InputError(f"timm {timm.__version__} has no model {trunk!r}. {nearest(trunk.split('.')[0], known)}")
+    flexible = dict(flexible)
+    while True:
+        try:
+            return timm.create_model(trunk, num_classes=0, **required, **flexible)
+        except TypeError as error:
+            # Raised by the constructor's signature, before any weight is made.
+            unknown = re.findall(r"'(\w+)'", str(error)) if "unexpected keyword argument" in str(error) else []
+            refused = [option for option in unknown if option in required]
+            if refused:
+                raise InputError(f"encoder {name} has no option {refused[0]!r}.") from None
+            if not any(flexible.pop(option, None) is not None for option in unknown):
+                raise
+
+
+def _last_stage(name: str, model: nn.Module) -> tuple[int, int]:
+    """Channels and stride of the last feature map, as timm declares them."""
+    info = getattr(model, "feature_info", None)
+    if info is None or not hasattr(model, "forward_intermediates"):
+        raise InputError(f"encoder {name} gives no feature maps (timm has no forward_intermediates for it).")
+    last = (info if isinstance(info, list) else info.get_dicts())[-1]
+    return int(last["num_chs"]), int(last["reduction"])
+
+
+def _last_map(model: Any, x: Tensor, norm: bool = True) -> Tensor:
+    """The last feature map (B, channels, h, w) after the trunk's final norm."""
+    (dense,) = model.forward_intermediates(x, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)
+    # Some trunks keep their final norm in the classifier, to be used after pooling (ConvNeXt's ``head.norm``, BEiT's
+    # ``fc_norm``). It belongs to the features, so it is applied at every position.
+    last = getattr(getattr(model, "head", None), "norm", None) or getattr(model, "fc_norm", None)
+    if isinstance(last, LayerNorm2d | nn.GroupNorm):
+        return last(dense)
+    if isinstance(last, nn.LayerNorm) and last.normalized_shape == dense.shape[1:2]:
+        return last(dense.movedim(1, -1)).movedim(-1, 1)
+    return dense
+
+
+def _try_trunk(
+    name: str, model: nn.Module, inputs: int, image_size: int, channels: int, stride: int
+) -> tuple[bool, bool, int]:
+    """Whether a trunk takes any size, whether it can normalise its last map, and the map's true channel count."""
+    device = next(model.parameters()).device
+    reasons = []
+    training = model.training
+    model.eval()  # a trial must not move the statistics of batch norms
+    try:
+        for size in ((2 * stride, 3 * stride), (image_size, image_size)):
+            for norm in (True, False):
+                try:
+                    with torch.no_grad():
+                        dense = _last_map(model, torch.zeros(1, inputs, *size, device=device), norm)
+                except (AssertionError, RuntimeError, ValueError) as error:
+                    reasons.append(str(error))
+                    continue
+                if dense.shape[2:] == tuple(length // stride for length in size):
+                    return size[0] != size[1], norm, dense.shape[1]
+                reasons.append(f"map of {tuple(dense.shape)} for an image of {size}, stride {stride}")
+    finally:
+        model.train(training)
+    raise InputError(f"encoder {name} cannot be used at image_size={image_size}: {reasons[-1]}")
+
+
+for _name in TRUNKS:
+    register(_name, dims=2)(TimmEncoder)
+register("timm:", dims=2)(TimmEncoder)

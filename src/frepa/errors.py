@@ -1,0 +1,27 @@
+"""The one error type for wrong input, and the helper that suggests a near spelling."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """The user's input is wrong: the command line prints the message alone and exits with code 2.
+
+    The message is for a person: it names the file or option, what was found, what is expected, and what to do.
+    It never holds a patient's name, identifier or date.
+    """
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A sentence that suggests the nearest known names, or lists them when none is near.
+
+    ``nearest("vit_bsae", ["vit_base", "swin_base"])`` gives ``"Did you mean vit_base?"``.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    shown = ", ".join(known[:20])
+    return f"Known: {shown}{', ...' if len(known) > 20 else ''}."

@@ -1,0 +1,332 @@
+"""Sources made of files: folder, glob, single file, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from frepa.errors import InputError
+from frepa.images.dicom_files import grouped
+from frepa.images.finding import Found, find_files, manifest_files
+from frepa.images.readers.pixels import MAX_PIXELS
+from frepa.images.readers.registry import READERS, Reader, readable_suffixes, reader_at
+from frepa.images.resampling import per_axis, resample, resampled_header
+from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
+from frepa.images.source import Source
+from frepa.images.units import declared, scale_value
+
+_CHUNK = 65536
+_PARTS = pa.large_list(pa.large_string())
+
+
+@dataclass
+class _Columns:
+    """Lists that grow to one chunk and are then packed, so that finding millions of files stays small."""
+
+    names: list[str] = field(default_factory=list)
+    members: list[str | None] = field(default_factory=list)
+    parts: list[tuple[str, ...] | None] = field(default_factory=list)
+    rest: list[tuple[int, ...]] = field(default_factory=list)  # reader, size, count, manifest row, modality, group
+    packed: list[tuple[pa.Array, pa.Array, pa.Array, np.ndarray]] = field(default_factory=list)
+    modalities: dict[str, int] = field(default_factory=lambda: {"": 0})
+    groups: dict[str, int] = field(default_factory=lambda: {"": 0})
+
+    def add(self, entry: Found, reader: int) -> None:
+        self.names.append(entry.name)
+        self.members.append(entry.member)
+        self.parts.append(entry.parts or None)
+        modality = self.modalities.setdefault(entry.modality, len(self.modalities))
+        group = self.groups.setdefault(entry.group, len(self.groups))
+        self.rest.append((reader, entry.size, entry.count or 1, entry.row, modality, group))
+        if len(self.names) >= _CHUNK:
+            self.pack()
+
+    def pack(self) -> None:
+        if self.names:
+            self.packed.append(
+                (
+                    pa.array(self.names, pa.large_string()),
+                    pa.array(self.members, pa.large_string()),
+                    pa.array(self.parts, _PARTS),
+                    np.array(self.rest, np.int64),
+                )
+            )
+            self.names, self.members, self.parts, self.rest = [], [], [], []
+
+    def column(self, which: int, kind: pa.DataType) -> pa.Array:
+        return pa.concat_arrays([pa.array([], kind), *(part[which] for part in self.packed)])
+
+    def numbers(self) -> np.ndarray:
+        return np.concatenate([np.zeros((0, 6), np.int64), *(part[3] for part in self.packed)])
+
+
+class FileSource(Source):
+    """Records held in files. One row per file, member or series; ``_starts`` turns record numbers into rows.
+
+    Args:
+        root: folder the names are relative to.
+        location: what the user named.
+        found: the files.
+        dims, max_pixels, canonical, voi, spacing: as in `frepa.images.source.open_source`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        location: str,
+        found: Iterable[Found],
+        *,
+        dims: int,
+        max_pixels: int,
+        canonical: bool = True,
+        voi: bool = False,
+        spacing: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.dims, self.location, self.folder = dims, location, root
+        self._root, self._max_pixels, self._canonical, self._voi = root, max_pixels, canonical, voi
+        self._spacing = None if spacing is None else per_axis(spacing, dims)
+        columns = _Columns()
+        for entry in found:
+            self._take(entry, columns)
+        columns.pack()
+        self._names = columns.column(0, pa.large_string())
+        members, parts = columns.column(1, pa.large_string()), columns.column(2, _PARTS)
+        self._members = None if members.null_count == len(members) else members
+        self._parts = None if parts.null_count == len(parts) else parts
+        rest = columns.numbers()
+        self._readers = rest[:, 0].astype(np.uint8)
+        self._sizes = np.ascontiguousarray(rest[:, 1])
+        self._rows = np.ascontiguousarray(rest[:, 3])
+        self._starts = np.concatenate([[0], np.cumsum(rest[:, 2])]).astype(np.int64)
+        self._groups: np.ndarray | None = None
+        self._values: list[dict[str, Any]] = []
+        if len(columns.modalities) > 1:
+            self.modalities, self.modality_codes = self._per_record(list(columns.modalities), rest[:, 4])
+        if len(columns.groups) > 1:
+            names, codes = self._per_record(list(columns.groups), rest[:, 5])
+            self.group_codes = _alone_where_unknown(np.array(names, object), codes.astype(np.int64))
+
+    def _per_record(self, names: list[str], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+        """Sorted names that occur, and each record's place among them, from one code per row."""
+        values = np.asarray(names, dtype=object)
+        present, codes = np.unique(values[codes].astype(str), return_inverse=True)
+        return tuple(str(name) for name in present), np.repeat(codes, np.diff(self._starts)).astype(np.int32)
+
+    def _take(self, entry: Found, columns: _Columns) -> None:
+        """Check one file cheaply and add its row, or list it as skipped."""
+        shown = entry.name if entry.member is None else f"{entry.name}#{entry.member}"
+        reason = entry.reason
+        if not reason and entry.size <= 0:
+            reason = "empty file (0 bytes)" if entry.size == 0 else "file not found"
+        reader = None if reason else reader_at(self._root / (entry.parts or (entry.name,))[0])
+        if not reason and reader is None:
+            reason = f"no reader for this ending; known: {', '.join(readable_suffixes(self.dims))}"
+        elif reader is not None and self.dims not in reader.dims:
+            kind = "an image, not a volume" if self.dims == 3 else "a volume, not an image"
+            reason = f"{kind}; read it with dims {5 - self.dims}"
+        elif reader is not None and reader.many and entry.count is None:
+            try:
+                entry = self._from_header(entry, reader)
+            except UnreadableScan as error:
+                reason = error.reason
+            else:
+                reason = "" if entry.count else "holds no record"
+        if reason or reader is None:
+            self.skipped.append(Skipped(shown, reason))
+            return
+        self.notes.extend(Skipped(shown, note) for note in entry.notes)
+        columns.add(entry, READERS.index(reader))
+
+    def _from_header(self, entry: Found, reader: Reader) -> Found:
+        path = self._root / entry.name
+        header = reader.header(path, entry.member, dims=self.dims, max_pixels=self._max_pixels)
+        return entry.changed(
+            member=header.member or entry.member,
+            count=header.count,
+            modality=header.modality or "",
+            group=header.group or "",
+        )
+
+    def attach(self, table: dict[str, pa.DictionaryArray]) -> None:
+        """Give the records the manifest's columns, each one value per row.
+
+        ``label``, ``group``, ``modality``, ``split``, ``mask``, and ``unit``, ``slope``, ``intercept`` of the values.
+        """
+
+        def per_record(column: str) -> tuple[np.ndarray, np.ndarray]:
+            values = np.asarray(table[column].dictionary.to_pylist(), dtype=object)
+            order = np.argsort(values.astype(str), kind="stable")
+            place = np.empty(len(values), np.int64)
+            place[order] = np.arange(len(values))
+            codes = place[table[column].indices.to_numpy(zero_copy_only=False)]
+            return values[order], np.repeat(codes[self._rows], np.diff(self._starts))
+
+        if "label" in table:
+            values, codes = per_record("label")
+            self.labels = values[codes]
+        if "split" in table:
+            values, codes = per_record("split")
+            self.splits = values[codes]
+        if "mask" in table:
+            values, codes = per_record("mask")
+            self.masks = values[codes]
+        if "modality" in table:
+            values, codes = per_record("modality")
+            present, codes = np.unique(codes, return_inverse=True)
+            self.modalities = tuple(values[present])
+            self.modality_codes = codes.astype(np.int32)
+        if "group" in table:
+            self._groups, codes = per_record("group")
+            self.group_codes = _alone_where_unknown(self._groups, codes)
+        scale = {name: per_record(name) for name in ("unit", "slope", "intercept") if name in table}
+        if scale:
+            distinct, codes = np.unique(np.stack([codes for _, codes in scale.values()]), axis=1, return_inverse=True)
+            self._values = [
+                {name: scale_value(name, scale[name][0][code]) for name, code in zip(scale, row)} for row in distinct.T
+            ]
+            self._value_codes = codes.reshape(-1)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _row(self, index: int) -> tuple[int, int]:
+        """Row of the table, and number of the record within it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of a source with {len(self)}")
+        row = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return row, index - int(self._starts[row])
+
+    def _place(self, row: int) -> tuple[Path, str | None]:
+        member = None if self._members is None else self._members[row].as_py()
+        return self._root / self._names[row].as_py(), member
+
+    def _files(self, row: int) -> list[Path] | None:
+        """The files of a series, or None where the row is no series."""
+        if self._parts is None or not self._parts[row].is_valid:
+            return None
+        return [self._root / name for name in self._parts[row].as_py()]
+
+    def name(self, index: int) -> str:
+        row, within = self._row(index)
+        if self.dims == 2 and self._parts is not None and self._parts[row].is_valid:
+            return self._parts[row][within].as_py()
+        name = self._names[row].as_py()
+        if self._members is not None and self._members[row].is_valid:
+            name = f"{name}#{self._members[row].as_py()}"
+        return f"{name}[{within}]" if self._starts[row + 1] - self._starts[row] > 1 else name
+
+    def header(self, index: int) -> Header:
+        found = self._header(self._row(index)[0])
+        return found if self._spacing is None else resampled_header(found, self._spacing)
+
+    def _header(self, row: int) -> Header:
+        options: dict[str, Any] = {"dims": self.dims, "max_pixels": self._max_pixels, "canonical": self._canonical}
+        files = self._files(row)
+        if files is not None:
+            from frepa.images.readers.dicom import series_header
+
+            return series_header(files, **options)
+        return READERS[self._readers[row]].header(*self._place(row), **options)
+
+    def read(self, index: int) -> Scan:
+        row, within = self._row(index)
+        name = self.name(index)
+        try:
+            scan = self._read(row, within)
+        except UnreadableScan as error:
+            raise UnreadableScan(name, error.reason) from None
+        modality = None if self.modality_codes is None else self.modalities[self.modality_codes[index]]
+        values = self._values[self._value_codes[index]] if self._values else {}
+        scan = declared(scan, modality=modality, **values)
+        changes: dict[str, object] = {"id": anonymous(name)}
+        if self._groups is not None and self.group_codes is not None and self.group_codes[index] < len(self._groups):
+            changes["group"] = anonymous(self._groups[self.group_codes[index]])
+        scan = replace_scan(scan, **changes)
+        return scan if self._spacing is None else resample(scan, self._spacing)
+
+    def _read(self, row: int, within: int) -> Scan:
+        options: dict[str, Any] = {"dims": self.dims, "max_pixels": self._max_pixels, "canonical": self._canonical}
+        files = self._files(row)
+        if files is not None:
+            from frepa.images.readers.dicom import read_series
+
+            return read_series(files, within, voi=self._voi, **options)
+        return READERS[self._readers[row]].read(*self._place(row), within, voi=self._voi, **options)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"frepa files {self.dims}D {len(self)}\n".encode())
+        if not self._canonical or self._voi or self._spacing is not None:
+            digest.update(f"canonical {self._canonical} voi {self._voi} spacing {self._spacing}\n".encode())
+        for start in range(0, len(self._names), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            digest.update("\0".join(self._names[part].to_pylist()).encode("utf-8", "surrogateescape"))
+            if self._members is not None:
+                digest.update("\0".join(member or "" for member in self._members[part].to_pylist()).encode())
+            if self._parts is not None:
+                digest.update("\0".join("\1".join(files or ()) for files in self._parts[part].to_pylist()).encode())
+            digest.update(self._sizes[part].astype("<i8").tobytes())
+        if self.labels is not None:
+            for start in range(0, len(self), _CHUNK):
+                digest.update("\0".join(self.labels[start : start + _CHUNK]).encode())
+        return digest.hexdigest()
+
+
+def anonymous(text: str) -> str:
+    """A stable name that tells nothing: 16 hexadecimal digits of a sha256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _alone_where_unknown(names: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Group codes in which records of an unnamed group are a group of their own each: nothing is known of them."""
+    alone = np.flatnonzero(names[codes] == "")
+    codes[alone] = len(names) + np.arange(len(alone))
+    return codes
+
+
+def open_files(
+    text: str,
+    *,
+    dims: int,
+    max_pixels: int | None,
+    canonical: bool = True,
+    voi: bool = False,
+    spacing: float | Sequence[float] | None = None,
+) -> FileSource:
+    """A source from a folder, glob pattern, single file or manifest. See `frepa.images.source.open_source`."""
+    limit = MAX_PIXELS[dims] if max_pixels is None else max_pixels
+    options: dict[str, Any] = {"dims": dims, "max_pixels": limit, "canonical": canonical, "voi": voi}
+    options["spacing"] = spacing
+    if text.lower().endswith((".csv", ".parquet")):
+        root, found, table = manifest_files(text, dims)
+        source = FileSource(root, text, found, **options)
+        if len(source):
+            source.attach(table)
+    else:
+        root, found = find_files(text, dims)
+        source = FileSource(root, text, grouped(found, root, dims, limit), **options)
+    if len(source) == 0:
+        raise _nothing_readable(source)
+    return source
+
+
+def _nothing_readable(source: FileSource) -> InputError:
+    endings = ", ".join(readable_suffixes(source.dims))
+    if not source.skipped:
+        other = " Volumes are read with dims 3, images with dims 2." if source.dims in (2, 3) else ""
+        return InputError(
+            f"No {source.dims}D image found in {source.location}. Files with these endings are read: {endings}.{other}"
+        )
+    first = "; ".join(f"{entry.path}: {entry.reason}" for entry in source.skipped[:3])
+    return InputError(
+        f"None of the {len(source.skipped)} files found in {source.location} can be read as {source.dims}D images. "
+        f"The first: {first}"
+    )

@@ -1,0 +1,231 @@
+"""A source: every record of a folder, glob, file, manifest or store, numbered from 0, read one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frepa.errors import InputError
+from frepa.images.scan import Header, Scan, Skipped, replace_scan
+
+
+class Source(ABC):
+    """Records ``0 .. len - 1`` in an order that depends on the files alone.
+
+    Everything about the records is in columns (NumPy or Arrow arrays), so that tens of millions fit in memory and
+    cross into loader processes cheaply.
+
+    Attributes:
+        dims: 2 or 3.
+        location: what the user named, for messages.
+        skipped: records that could not be used, known from opening and added to by `add_skipped`.
+        notes: what is odd about records that can be used, known from opening: slices missing in a series, and the like.
+        modalities: names, ``()`` when unknown; ``modality_codes`` holds each record's place in it, ``(n,)`` int32,
+            or None when unknown.
+        group_codes: ``(n,)`` int64, equal where two records belong to one patient or study; None when unknown.
+        labels: ``(n,)`` of strings as the manifest gives them, or of integers; None when there are none.
+        folder: what the records' names are relative to; None where they are no files.
+        splits, masks: ``(n,)`` of strings as a manifest gives them, "" where empty; None when there are none.
+        by_modality: record numbers sorted by modality, then by number, and how many each modality has, where the source
+            keeps them at hand; None otherwise. Saves `sampling.modality_stream` a table of its own.
+    """
+
+    dims: int
+    location: str
+    modalities: tuple[str, ...] = ()
+    modality_codes: np.ndarray | None = None
+    group_codes: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    folder: Path | None = None
+    splits: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    by_modality: tuple[Any, np.ndarray] | None = None
+
+    def __init__(self) -> None:
+        self.skipped: list[Skipped] = []
+        self.notes: list[Skipped] = []
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of records."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Name of a record within the source, e.g. ``a/b.png`` or ``x.npz#train_images[12]``."""
+
+    @abstractmethod
+    def read(self, index: int) -> Scan:
+        """Decode a record. Raises `UnreadableScan` when it is broken."""
+
+    @abstractmethod
+    def header(self, index: int) -> Header:
+        """Size and channels of a record without its pixels. Raises `UnreadableScan`."""
+
+    def describe(self, index: int) -> Scan | None:
+        """A record without its pixels: ``array`` has the right shape and type but holds zeros and takes no memory.
+
+        None where a record is known only by reading it, which is so for plain files.
+        """
+        return None
+
+    def read_crop(self, index: int, start: Sequence[int], size: Sequence[int]) -> Scan:
+        """``size`` positions from ``start`` on, per axis of ``S``, all of them inside the record.
+
+        `Scan.limits` are those of the whole record where they are known; the affine is the whole record's. Raises
+        `UnreadableScan`.
+        """
+        scan = self.read(index)
+        cut = tuple(slice(first, first + n) for first, n in zip(start, size))
+        return replace_scan(scan, array=scan.array[(slice(None), *cut)])
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 over names, sizes and labels, in hexadecimal: another source gives another one."""
+
+    @cached_property
+    def channels(self) -> int:
+        """1 when the source is grey, 3 when any image looked at is colour.
+
+        Looks at the headers of up to 512 records spread evenly; in 3D the answer is 1. The answer depends on the
+        source alone, never on a batch.
+        """
+        if self.dims == 3:
+            return 1
+        from frepa.images.scan import UnreadableScan
+
+        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), 512)).astype(np.int64)):
+            try:
+                if self.header(int(index)).channels == 3:
+                    return 3
+            except UnreadableScan:
+                continue
+        return 1
+
+    def add_skipped(self, found: Iterable[Skipped]) -> None:
+        """Add records that turned out to be unreadable; each is listed once."""
+        known = {entry.path for entry in self.skipped}
+        for entry in found:
+            if entry.path not in known:
+                known.add(entry.path)
+                self.skipped.append(entry)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Source:
+        """The records at ``indices``, in that order, as a source of their own."""
+        return _Selection(self, np.asarray(indices, dtype=np.int64))
+
+
+class _Selection(Source):
+    def __init__(self, parent: Source, indices: np.ndarray) -> None:
+        super().__init__()
+        if indices.size and (indices.min() < 0 or indices.max() >= len(parent)):
+            raise IndexError(f"indices must lie in 0 .. {len(parent) - 1}")
+        self.dims, self.location = parent.dims, parent.location
+        self._parent, self._indices = parent, indices
+        self.modalities = parent.modalities
+        self.modality_codes, self.group_codes, self.labels = (
+            None if column is None else column[indices]
+            for column in (parent.modality_codes, parent.group_codes, parent.labels)
+        )
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._parent.name(int(self._indices[index]))
+
+    def read(self, index: int) -> Scan:
+        return self._parent.read(int(self._indices[index]))
+
+    def header(self, index: int) -> Header:
+        return self._parent.header(int(self._indices[index]))
+
+    def describe(self, index: int) -> Scan | None:
+        return self._parent.describe(int(self._indices[index]))
+
+    def read_crop(self, index: int, start: Sequence[int], size: Sequence[int]) -> Scan:
+        return self._parent.read_crop(int(self._indices[index]), start, size)
+
+    @cached_property
+    def channels(self) -> int:
+        # A selection of a colour source stays one: training and validation parts must agree
+        return self._parent.channels
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self._parent.fingerprint.encode())
+        digest.update(self._indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+    matches: Callable[[str, Path], bool]
+    open: Callable[..., Source]
+
+
+_KINDS: list[_Kind] = []
+
+
+def register_source(name: str, matches: Callable[[str, Path], bool], open: Callable[..., Source]) -> None:
+    """Add a kind of source. ``matches(text, path)`` is asked in order of registration, before plain files are.
+
+    ``open(text, dims=..., max_pixels=...)`` gives the `Source`.
+    """
+    _KINDS.append(_Kind(name, matches, open))
+
+
+def open_source(
+    source: str | Path | Source,
+    *,
+    dims: int = 2,
+    max_pixels: int | None = None,
+    canonical: bool = True,
+    voi: bool = False,
+    spacing: float | Sequence[float] | None = None,
+) -> Source:
+    """Find every record of ``source``.
+
+    Args:
+        source: a folder (searched recursively), a glob pattern, one file (``file.npz#member`` too), or a manifest
+            (.csv or .parquet with a ``path`` column, and ``label``, ``group``, ``modality``, ``dim``, ``unit``,
+            ``slope``, ``intercept`` if wanted). An open `Source` is handed back. DICOM files are grouped into series.
+        dims: 2 for images, 3 for volumes. Files that can only be the other are left out.
+        max_pixels: positions above which a file is refused before memory is asked for; None takes 2^28 pixels in 2D
+            and 2^30 voxels in 3D.
+        canonical: turn volumes of files to one orientation (slices from feet to head, rows from front to back, columns
+            from right to left), by exchanging and flipping axes; nothing is resampled. False: axes as stored.
+        voi: apply the display window or table that DICOM files carry, except to CT: for X-ray images whose stored
+            values are raw detector readings.
+        spacing: bring every scan of a file whose voxel size is known to this one (mm, one number or one per axis),
+            low-passed where that shrinks it; None leaves it as it is.
+
+    Raises:
+        InputError: nothing there, or nothing readable in it.
+    """
+    if isinstance(source, Source):
+        if source.dims != dims:
+            raise InputError(f"The source {source.location} was opened with dims {source.dims}, expected {dims}.")
+        return source
+    if dims not in (2, 3):
+        raise InputError(f"dims is {dims}, expected 2 (images) or 3 (volumes).")
+    text, path = str(source), Path(source)
+    if ":" in text:
+        importlib.import_module("frepa.images.catalogue.source")  # registers "dataset-id:folder"; few need its tables
+    if path.is_dir():
+        importlib.import_module("frepa.images.store.source")  # registers stores, which need blosc2
+    for kind in _KINDS:
+        if kind.matches(text, path):
+            return kind.open(text, dims=dims, max_pixels=max_pixels)
+    from frepa.images.files import open_files
+
+    return open_files(text, dims=dims, max_pixels=max_pixels, canonical=canonical, voi=voi, spacing=spacing)

@@ -1,0 +1,286 @@
+"""From the journals of the shards to the index: rows and columns to map, a parquet table, what was skipped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from frepa.errors import InputError
+from frepa.images.sampling import sorted_by_code
+from frepa.images.source import Source
+from frepa.images.store.layout import (
+    FORMAT,
+    VERSION,
+    StoreFolder,
+    dump,
+    file_digest,
+    row_type,
+    sync,
+    write_atomically,
+    write_text,
+)
+from frepa.images.store.records import anonymous_id, fill_row
+from frepa.images.store.shards import Shard, journal_lines
+
+_ROWS = 65536  # rows built, and written to parquet, at a time
+# Journal line of a record, place of its label, its name where names are kept
+_Kept = tuple[dict[str, Any], int | None, str | None]
+
+
+def write_index(
+    folder: StoreFolder, source: Source, shards: list[Shard], options: dict[str, Any], *, keep_names: bool
+) -> dict[str, Any]:
+    """Build everything but the shards of a store whose shards are complete; returns what ``store.json`` says.
+
+    Memory does not grow with the number of records, apart from a few bytes for each one's modality and label.
+
+    Raises:
+        InputError: no record could be used.
+        OSError: the disk is full.
+    """
+    building = StoreFolder(folder.unfinished / "store")
+    shutil.rmtree(building.root, ignore_errors=True)
+    building.index.mkdir(parents=True)
+    survey = _survey(folder, source, shards)
+    if survey.records == 0:
+        raise _nothing_usable(folder, source, survey)
+    _write_rows(folder, building, source, shards, survey, keep_names)
+    if survey.modalities:
+        codes = np.fromfile(building.modality, "<i4")
+        order, counts = sorted_by_code(codes, len(survey.modalities))
+        order.astype("<i4" if order.itemsize == 4 else "<i8").tofile(building.by_modality)
+    else:
+        building.modality.unlink()
+        counts = np.zeros(0, np.int64)
+    if not survey.groups:
+        building.group.unlink()
+    if survey.labels is None:
+        building.label.unlink()
+    _write_skipped(folder, source, survey.skipped, keep_names)
+
+    for path in sorted(building.index.iterdir()):
+        sync(path)
+    shutil.rmtree(folder.index, ignore_errors=True)
+    building.index.rename(folder.index)
+    building.parquet.replace(folder.parquet)
+    files = {
+        path.relative_to(folder.root).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in [*sorted(folder.index.iterdir()), folder.parquet]
+    }
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dims": source.dims,
+        "records": survey.records,
+        "skipped": len(survey.skipped) + len(source.skipped),
+        "channels": source.channels,
+        "affine": survey.affine,
+        "modalities": {name: int(count) for name, count in zip(survey.modalities, counts)},
+        "labels": survey.labels,
+        "shards": len(shards),
+        "shard_bytes": survey.bytes,
+        "source": source.fingerprint,
+        "options": options,
+        "files": files,
+    }
+    identity = {name: facts[name] for name in ("dims", "channels", "modalities", "labels")}
+    identity["content"] = {name: file["sha256"] for name, file in files.items() if not name.endswith(".parquet")}
+    facts["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    write_text(folder.facts, dump(facts))
+    return facts
+
+
+class _Survey:
+    """What has to be known of all records before the first row can be written."""
+
+    def __init__(self) -> None:
+        self.records = self.bytes = 0
+        self.affine = self.groups = False
+        self.modalities: tuple[str, ...] = ()
+        self.labels: list[Any] | None = None
+        self.skipped: dict[int, str] = {}
+
+
+def _survey(folder: StoreFolder, source: Source, shards: list[Shard]) -> _Survey:
+    survey, modalities, labels = _Survey(), Counter[str | None](), set()
+    for line, _ in _lines(folder, shards):
+        if "skipped" in line:
+            survey.skipped[line["record"]] = line["skipped"]
+            continue
+        survey.records += 1
+        survey.bytes += line["length"]
+        survey.affine |= "affine" in line
+        survey.groups |= "group" in line
+        modalities[line.get("modality")] += 1
+        if source.labels is not None:
+            labels.add(_plain(source.labels[line["record"]]))
+    if set(modalities) - {None}:
+        survey.modalities = tuple(sorted(name or "" for name in modalities))
+    if source.labels is not None:
+        survey.labels = sorted(labels, key=lambda label: (isinstance(label, str), label))
+    return survey
+
+
+def _lines(folder: StoreFolder, shards: list[Shard]) -> Iterator[tuple[dict[str, Any], Shard]]:
+    for shard in shards:
+        for line in journal_lines(folder.journal(shard.number)):
+            yield line, shard
+
+
+def _write_rows(
+    folder: StoreFolder,
+    building: StoreFolder,
+    source: Source,
+    shards: list[Shard],
+    survey: _Survey,
+    keep_names: bool,
+) -> None:
+    kind = row_type(source.dims, affine=survey.affine)
+    modality_place = {name: place for place, name in enumerate(survey.modalities)}
+    label_place = {label: place for place, label in enumerate(survey.labels or [])}
+    tables = _Tables(building, kind, survey, keep_names)
+    rows = np.zeros(_ROWS, kind)
+    kept: list[_Kept] = []
+    offset, current = 0, -1
+    with tables:
+        for line, shard in _lines(folder, shards):
+            if "skipped" in line:
+                continue
+            if shard.number != current:
+                offset, current = 0, shard.number
+            modality = modality_place.get(line.get("modality") or "", -1)
+            row = rows[len(kept)]
+            fill_row(row, line, shard=current, offset=offset, modality=modality)
+            offset += line["length"]
+            label = None if source.labels is None else label_place[_plain(source.labels[line["record"]])]
+            kept.append((line, label, source.name(line["record"]) if keep_names else None))
+            if len(kept) == _ROWS:
+                tables.add(rows, kept)
+                rows, kept = np.zeros(_ROWS, kind), []
+        if kept:
+            tables.add(rows[: len(kept)], kept)
+
+
+class _Tables:
+    """The files of the index, filled a batch of rows at a time."""
+
+    def __init__(self, building: StoreFolder, kind: np.dtype, survey: _Survey, keep_names: bool) -> None:
+        self._folder, self._survey, self._keep_names = building, survey, keep_names
+        self._schema = _schema(survey, keep_names)
+        self._name_end = 0
+
+    def __enter__(self) -> _Tables:
+        folder = self._folder
+        paths = [folder.records, folder.modality, folder.group, folder.label]
+        paths += [folder.names, folder.name_ends] if self._keep_names else []
+        self._files: dict[Path, BinaryIO] = {path: open(path, "wb") for path in paths}  # noqa: SIM115
+        self._parquet = parquet.ParquetWriter(folder.parquet, self._schema, compression="zstd")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parquet.close()
+        for file in self._files.values():
+            file.close()
+
+    def add(self, rows: np.ndarray, kept: list[_Kept]) -> None:
+        folder, files = self._folder, self._files
+        files[folder.records].write(rows.tobytes())
+        files[folder.modality].write(rows["modality"].astype("<i4").tobytes())
+        files[folder.group].write(rows["group"].tobytes())
+        if self._survey.labels is not None:
+            files[folder.label].write(np.array([label for _, label, _ in kept], "<i4").tobytes())
+        if self._keep_names:
+            encoded = [(name or "").encode("utf-8", "surrogateescape") for _, _, name in kept]
+            files[folder.names].write(b"".join(encoded))
+            ends = self._name_end + np.cumsum([len(name) for name in encoded])
+            self._name_end = int(ends[-1])
+            files[folder.name_ends].write(ends.astype("<i8").tobytes())
+        self._parquet.write_table(self._table(rows, kept))
+
+    def _table(self, rows: np.ndarray, kept: list[_Kept]) -> pa.Table:
+        columns: dict[str, Any] = {name: rows[name] for name in ("shard", "offset")}
+        for name in self._schema.names:
+            if name == "label":
+                columns[name] = [self._survey.labels[place] for _, place, _ in kept]  # type: ignore[index]
+            elif name == "name":
+                columns[name] = [text.encode("utf-8", "replace").decode() for _, _, text in kept]  # type: ignore[union-attr]
+            elif name == "affine":
+                columns[name] = [np.ravel(line["affine"]) if "affine" in line else None for line, _, _ in kept]
+            elif name not in columns:
+                columns[name] = [line.get(name) for line, _, _ in kept]
+        return pa.table([pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema)
+
+
+def _schema(survey: _Survey, keep_names: bool) -> pa.Schema:
+    """Columns for people and other tools, in the words of the journal lines."""
+    fields = [("id", pa.string())]
+    fields += [("name", pa.string())] if keep_names else []
+    fields += [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int64()), ("chunks", pa.int32())]
+    fields += [("sha256", pa.string()), ("crc32", pa.uint32())]
+    fields += [("channels", pa.uint8()), ("size", pa.list_(pa.int32())), ("dtype", pa.string()), ("unit", pa.string())]
+    fields += [("spacing", pa.list_(pa.float64()))]
+    fields += [("affine", pa.list_(pa.float64()))] if survey.affine else []
+    fields += [("modality", pa.string()), ("group", pa.string())]
+    if survey.labels is not None:
+        whole = all(isinstance(label, int) for label in survey.labels)
+        fields += [("label", pa.int64() if whole else pa.string())]
+    fields += [("low", pa.float64()), ("high", pa.float64()), ("padding", pa.float64())]
+    fields += [("slope", pa.float32()), ("intercept", pa.float32())]
+    return pa.schema(fields)
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, np.generic) else label
+
+
+def _write_skipped(folder: StoreFolder, source: Source, skipped: dict[int, str], keep_names: bool) -> None:
+    """Two lists: one in the store that names nobody, one beside it with the names of the files to mend."""
+    known = [(entry.path, entry.reason) for entry in source.skipped]
+    names = sorted({*known, *((source.name(record), reason) for record, reason in skipped.items())})
+    inside = sorted((anonymous_id(name), without_name(reason, name)) for name, reason in names)
+    if keep_names:
+        _write_csv(folder.skipped, ("path", "reason"), names)
+    else:
+        _write_csv(folder.skipped, ("id", "reason"), inside)
+    if names:
+        _write_csv(folder.skipped_names, ("path", "reason"), names)
+    else:
+        folder.skipped_names.unlink(missing_ok=True)
+
+
+def without_name(reason: str, name: str) -> str:
+    """A reason that does not repeat the file's name or any folder of its path."""
+    file = name.partition("#")[0]
+    parts = {name, file, *file.split("/"), file.rpartition("/")[2].partition(".")[0]}
+    for part in sorted(parts, key=len, reverse=True):
+        if len(part) > 2:
+            reason = reason.replace(part, "(file)")
+    return reason
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows((name.encode("utf-8", "replace").decode(), reason) for name, reason in rows)
+    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
+
+
+def _nothing_usable(folder: StoreFolder, source: Source, survey: _Survey) -> InputError:
+    _write_skipped(folder, source, survey.skipped, keep_names=False)
+    first = next(iter(survey.skipped.items()))
+    return InputError(
+        f"None of the {len(source)} records of {source.location} can be used; {folder.skipped_names} says why. "
+        f"The first: {source.name(first[0])}: {first[1]}"
+    )

@@ -1,0 +1,187 @@
+"""Where things are in a store, what one row of its index holds, and whether a folder is a store at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frepa.errors import InputError
+from frepa.images.scan import ARBITRARY, HU
+
+FORMAT, VERSION = "frepa-store", 1
+#: Array types a record may have; the index holds the place in this list.
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "uint64", "int64", "float64")
+UNITS = (ARBITRARY, HU)
+#: Bits of a row's ``has``: which optional values it holds.
+HAS_GROUP, HAS_SPACING, HAS_AFFINE, HAS_PADDING, IS_QUANTIZED = 1, 2, 4, 8, 16
+
+
+def row_type(dims: int, *, affine: bool) -> np.dtype:
+    """One record of ``index/records.bin``: all there is to know of it side by side, so that one page holds it.
+
+    ``sha256`` are the first 16 bytes of the digest and ``crc32`` the checksum of the record's bytes in its shard;
+    ``group`` is the anonymous group, or the record's own id where there is none, so that equal means same group;
+    ``slope`` and ``intercept`` turn a quantized record back: ``slope * stored + intercept``.
+    """
+    fields: list[Any] = [
+        ("offset", "<i8"),
+        ("length", "<i8"),
+        ("shard", "<i4"),
+        ("chunks", "<i4"),
+        ("crc32", "<u4"),
+        ("modality", "<i4"),
+        ("sha256", "u1", 16),
+        ("id", "<u8"),
+        ("group", "<u8"),
+        ("size", "<i4", dims),
+        ("channels", "u1"),
+        ("dtype", "u1"),
+        ("unit", "u1"),
+        ("has", "u1"),
+        ("low", "<f8"),
+        ("high", "<f8"),
+        ("padding", "<f8"),
+        ("slope", "<f4"),
+        ("intercept", "<f4"),
+        ("spacing", "<f8", dims),
+    ]
+    return np.dtype([*fields, ("affine", "<f8", (3, 4))] if affine else fields)
+
+
+class StoreFolder:
+    """Paths inside a store."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.facts = self.root / "store.json"
+        self.parquet = self.root / "index.parquet"
+        self.index = self.root / "index"
+        self.records = self.index / "records.bin"
+        self.modality = self.index / "modality.bin"
+        self.by_modality = self.index / "by_modality.bin"
+        self.group = self.index / "group.bin"
+        self.label = self.index / "label.bin"
+        self.name_ends = self.index / "name_ends.bin"
+        self.names = self.index / "names.bin"
+        self.shards = self.root / "shards"
+        self.skipped = self.root / "skipped.csv"
+        self.damaged = self.root / "damaged.csv"
+        self.unfinished = self.root / "unfinished"
+        self.plan = self.unfinished / "plan.json"
+        self.lock = self.unfinished / "lock"
+        #: File names of what was skipped; beside the store, since names may tell who was scanned.
+        self.skipped_names = self.root.with_name(f"{self.root.name}.skipped.csv")
+
+    def shard(self, number: int) -> Path:
+        return self.shards / f"{number:05}.b2"
+
+    def part(self, number: int) -> Path:
+        """A shard that is still being written."""
+        return self.unfinished / f"{number:05}.part"
+
+    def journal(self, number: int) -> Path:
+        return self.unfinished / f"{number:05}.jsonl"
+
+    def exists(self) -> bool:
+        """Whether this is a store, finished or not, or the remains of one."""
+        if not self.root.is_dir():
+            return False
+        if self.plan.is_file() or (self.shards.is_dir() and self.index.is_dir()):
+            return True
+        return self.facts.is_file() and (self.shards.is_dir() or FORMAT.encode() in _head(self.facts))
+
+    def is_finished(self) -> bool:
+        return self.facts.is_file()
+
+
+def read_facts(folder: StoreFolder) -> dict[str, Any]:
+    """``store.json`` of a finished store.
+
+    Raises:
+        InputError: unfinished, damaged, of another format or from a newer version.
+    """
+    remedy = "Pack it again with frepa prepare and --overwrite."
+    if not folder.facts.is_file():
+        if folder.plan.is_file():
+            raise InputError(
+                f"The store {folder.root} is not finished: give the frepa prepare command that began it once more, and "
+                "it continues where it stopped."
+            )
+        if not folder.exists():
+            raise InputError(f"{folder.root} is no store. Name a folder that frepa prepare has made.")
+        raise InputError(f"The store {folder.root} has lost its store.json and cannot be read. {remedy}")
+    try:
+        facts = json.loads(folder.facts.read_text("utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("not an object")
+    except (ValueError, UnicodeDecodeError):
+        raise InputError(f"{folder.facts} is damaged: it is no JSON text. {remedy}") from None
+    if facts.get("format") != FORMAT:
+        raise InputError(
+            f"{folder.facts} says format {facts.get('format')!r}, expected {FORMAT!r}: this folder was not made by "
+            "frepa prepare. Name the folder of a store, or of images."
+        )
+    if facts.get("version") != VERSION:
+        raise InputError(
+            f"The store {folder.root} has format version {facts.get('version')!r}, and this frepa reads version "
+            f"{VERSION}. Update frepa, or pack the store again with frepa prepare."
+        )
+    missing = {"dims", "records", "fingerprint", "affine", "modalities", "channels", "files"} - facts.keys()
+    if missing:
+        raise InputError(f"{folder.facts} is damaged: it lacks {', '.join(sorted(missing))}. {remedy}")
+    return facts
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, with the permissions the umask gives."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, bring it to disk and rename it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if path.is_dir():  # some network file systems cannot sync a folder
+            return
+        raise error
+    finally:
+        os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def dump(facts: Mapping[str, Any]) -> str:
+    """JSON for people: indented, one trailing newline."""
+    return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4096)

@@ -1,0 +1,333 @@
+"""`frepa prepare`: a source into a store, by several processes, continued where an earlier attempt ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from frepa.errors import InputError
+from frepa.images.source import Source
+from frepa.images.store.index import write_index
+from frepa.images.store.layout import StoreFolder, dump, read_facts, write_text
+from frepa.images.store.records import pack_scan
+from frepa.images.store.shards import DiskFull, Shard, Stopped, full_disk, lock, write_shard
+
+# Raw bytes a shard aims at; fewer records where there are few, so that several processes have something to do
+_SHARD_BYTES, _MANY_SHARDS = 2**28, 64
+_LEAST_RECORDS, _MOST_RECORDS = {2: 16, 3: 1}, 4096
+_PROBES = {2: 8, 3: 3}  # records packed beforehand to foretell the size of the store
+_OUT_OF_MEMORY = (
+    "{}. What is packed so far is kept: give the same command with fewer than {} --num-workers, and it continues "
+    "where it stopped."
+)
+_PATIENCE = 20.0  # seconds to wait for another process to let go of the store
+_INDEX_BYTES = 500  # of one record, generously
+
+
+class WorkerLost(RuntimeError):
+    """Memory ran out, or a process was ended from outside."""
+
+    plain = True  # the command line shows the sentence, not a traceback
+
+
+@dataclass
+class _Shared:
+    """What a worker process keeps between shards. ``done`` counts records, ``stop`` is set to end early."""
+
+    source: Source
+    folder: StoreFolder
+    quantize: bool
+    done: Any
+    stop: Any
+    parent: int
+
+
+_shared: _Shared | None = None
+
+
+def pack_source(
+    source: Source,
+    out: str | Path,
+    *,
+    quantize: bool = False,
+    keep_names: bool = False,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Pack every record of ``source`` into a store at ``out``; continue one that was begun with the same options.
+
+    Returns:
+        What ``store.json`` says.
+
+    Raises:
+        InputError: ``out`` is something else or another store, nothing can be used, or the disk is full.
+        WorkerLost: the system ended a worker, usually for want of memory.
+    """
+    folder = StoreFolder(out)
+    plan = _plan(source, quantize=quantize, keep_names=keep_names)
+    if _is_complete(folder, plan, source, overwrite):
+        tell(f"The store {folder.root} is complete; nothing is left to do.")
+        _clean(folder)
+        return read_facts(folder)
+    try:
+        shards = _begin(folder, plan, source)
+        with _alone(folder):
+            folder.shards.mkdir(exist_ok=True)
+            remaining = _remaining(folder, shards)
+            _check_room(folder, source, shards, remaining)
+            done = len(source) - sum(remaining.values())
+            with progress_bar("prepare", len(source), done, quiet=quiet) as bar:
+                _write_shards(source, folder, [s for s in shards if s.number in remaining], quantize, num_workers, bar)
+            facts = write_index(folder, source, shards, plan, keep_names=keep_names)
+    except PermissionError as error:
+        raise InputError(
+            f"--out {folder.root}: it cannot be written there ({error.strerror}). Name another folder."
+        ) from None
+    except MemoryError:
+        raise WorkerLost(_OUT_OF_MEMORY.format("Memory ran out", num_workers)) from None
+    except BrokenProcessPool:
+        cause = "The system ended a worker process, most likely for want of memory"
+        raise WorkerLost(_OUT_OF_MEMORY.format(cause, num_workers)) from None
+    except (OSError, DiskFull) as error:
+        if not full_disk(error):
+            raise
+        free = shutil.disk_usage(folder.root).free
+        raise InputError(
+            f"The disk of {folder.root} is full ({_size(free)} left). What is packed so far is kept: make room, give "
+            "the same command again, and it continues where it stopped."
+        ) from None
+    _clean(folder)
+    if facts["skipped"]:
+        whole = facts["skipped"] + facts["records"]
+        tell(f"{facts['skipped']} of {whole} scans were left out; {folder.skipped_names} lists them.")
+    return facts
+
+
+def _plan(source: Source, *, quantize: bool, keep_names: bool) -> dict[str, Any]:
+    """What decides the bytes of a store: an attempt with another plan is not continued."""
+    return {"source": source.fingerprint, "dims": source.dims, "quantize": quantize, "keep_names": keep_names}
+
+
+def _clean(folder: StoreFolder) -> None:
+    shutil.rmtree(folder.unfinished, ignore_errors=True)
+
+
+def tell(sentence: str) -> None:
+    """One line for the user, clear of the progress bar."""
+    tqdm.write(sentence, file=sys.stderr)
+
+
+def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, overwrite: bool) -> bool:
+    """Make sure ``out`` may be written; True when it already holds what is asked for."""
+    root = folder.root
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--out {root}: this is a file. Name a folder.")
+    with contextlib.suppress(OSError):
+        if root.exists() and os.path.samefile(root, source.location):
+            raise InputError(f"--out {root}: this is the source itself. Name another folder.")
+    if not root.is_dir() or not any(root.iterdir()):
+        return False
+    if {path.name for path in root.iterdir()} == {folder.unfinished.name} and not folder.plan.is_file():
+        return False  # ended before anything was planned
+    if not folder.exists():
+        raise InputError(
+            f"--out {root}: the folder holds files but no store, and nothing in it will be touched. Name another one."
+        )
+    if overwrite:
+        with _alone(folder) if folder.unfinished.is_dir() else contextlib.nullcontext():
+            shutil.rmtree(root)
+        return False
+    found = read_facts(folder)["options"] if folder.is_finished() else _read_plan(folder)["options"]
+    if found == plan:
+        return folder.is_finished()
+    differs = [name for name in plan if found.get(name) != plan[name]]
+    state = "holds a store" if folder.is_finished() else "holds an unfinished store"
+    cause = "from another source, or its files have changed" if "source" in differs else "with other options: "
+    cause += "" if "source" in differs else ", ".join(f"{name} was {found.get(name)}" for name in differs)
+    raise InputError(f"--out {root}: it {state} made {cause}. Add --overwrite to replace it, or name another folder.")
+
+
+def _read_plan(folder: StoreFolder) -> dict[str, Any]:
+    try:
+        plan = json.loads(folder.plan.read_text("utf-8"))
+        return {"options": dict(plan["options"]), "shards": [list(map(int, ends)) for ends in plan["shards"]]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"--out {folder.root}: the unfinished store there has lost its plan. Add --overwrite to begin again."
+        ) from None
+
+
+def _begin(folder: StoreFolder, plan: dict[str, Any], source: Source) -> list[Shard]:
+    """The shards of the plan, made now or when the store was begun."""
+    if folder.plan.is_file():
+        return [Shard(number, *ends) for number, ends in enumerate(_read_plan(folder)["shards"])]
+    shards = plan_shards(source)
+    folder.unfinished.mkdir(parents=True, exist_ok=True)
+    write_text(folder.plan, dump({"options": plan, "shards": [[s.first, s.last] for s in shards]}))
+    return shards
+
+
+def plan_shards(source: Source) -> list[Shard]:
+    """Which records go to which shard: equal numbers of consecutive ones, decided by the source alone."""
+    raw = []
+    for index in _spread(len(source), 64):
+        with contextlib.suppress(Exception):  # whatever is wrong with a scan is told when its turn comes
+            header = source.header(index)
+            raw.append(header.channels * float(np.prod(header.size)) * (source.dims - 1))
+    per_shard = _SHARD_BYTES / max(1.0, float(np.mean(raw))) if raw else 1.0
+    several = max(_LEAST_RECORDS[source.dims], len(source) / _MANY_SHARDS)
+    step = max(1, int(min(per_shard, several, _MOST_RECORDS)))
+    firsts = range(0, len(source), step)
+    return [Shard(number, first, min(first + step, len(source))) for number, first in enumerate(firsts)]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    return [int(i) for i in np.unique(np.linspace(0, length - 1, min(length, count)).astype(np.int64))]
+
+
+@contextlib.contextmanager
+def _alone(folder: StoreFolder) -> Iterator[None]:
+    """Keep a second command from packing the same store."""
+    with open(folder.lock, "w") as file:
+        patience = time.monotonic() + _PATIENCE
+        while not lock(file.fileno(), wait=False):
+            # Workers of a killed command finish the record they are at
+            if time.monotonic() > patience:
+                raise InputError(
+                    f"--out {folder.root}: another frepa prepare is at work there. Wait for it, or end it first."
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _remaining(folder: StoreFolder, shards: list[Shard]) -> dict[int, int]:
+    """Records still to do of each shard that is not complete."""
+    remaining = {}
+    for shard in shards:
+        if not folder.shard(shard.number).exists():
+            journal = folder.journal(shard.number)
+            done = journal.read_bytes().count(b"\n") if journal.exists() else 0
+            remaining[shard.number] = max(0, shard.last - shard.first - done)
+    return remaining
+
+
+def _check_room(folder: StoreFolder, source: Source, shards: list[Shard], remaining: dict[int, int]) -> None:
+    """Foretell the size of the store from what is there, or from a few records, and compare with the free space."""
+    left = sum(remaining.values())
+    if left == 0:
+        return
+    written = sum(path.stat().st_size for path in folder.shards.iterdir())
+    whole = sum(s.last - s.first for s in shards if s.number not in remaining)
+    if written:
+        each = written / whole
+    else:
+        sizes = []
+        for index in _spread(len(source), _PROBES[source.dims]):
+            with contextlib.suppress(Exception):
+                sizes.append(len(pack_scan(source.read(index))[0]))
+        each = float(np.mean(sizes)) if sizes else 0.0
+    needed = left * (each + _INDEX_BYTES)
+    free = shutil.disk_usage(folder.root).free
+    numbers = f"about {_size(needed)} more are needed for {left} records and {_size(free)} are free"
+    if free < needed / 2:  # the estimate may well be off by a third
+        raise InputError(f"--out {folder.root}: {numbers}. Make room, or name a folder on another disk.")
+    if free < needed * 1.1:
+        tell(
+            f"The disk of {folder.root} may not be large enough: {numbers}. A full disk does no harm to what is packed."
+        )
+
+
+def _write_shards(
+    source: Source, folder: StoreFolder, shards: list[Shard], quantize: bool, num_workers: int, bar: tqdm
+) -> None:
+    """Write shards here, or spread them over processes; the bytes are the same."""
+    workers = min(num_workers, len(shards))
+    if workers <= 1:
+        for shard in shards:
+            write_shard(source, folder, shard, quantize=quantize, progress=bar.update, go_on=lambda: True)
+        return
+    context = multiprocessing.get_context()
+    done, stop = context.Value("q", 0), context.Value("b", 0, lock=False)
+    shared = _Shared(source, folder, quantize, done, stop, os.getpid())
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
+    pending: set[Future[None]] = set()
+    shown = 0
+    try:
+        pending = {executor.submit(_work, shard) for shard in shards}
+        while pending:
+            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            bar.update(done.value - shown)
+            shown = done.value
+            for future in finished:
+                future.result()
+    finally:
+        stop.value = 1
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(shared: _Shared) -> None:
+    global _shared
+    _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells the workers
+    threading.Thread(target=_end_with_parent, args=(shared.parent,), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A killed parent cannot say stop, and a worker that waits for its next shard would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _work(shard: Shard) -> None:
+    shared = _shared
+    assert shared is not None
+
+    def progress(records: int) -> None:
+        with shared.done.get_lock():
+            shared.done.value += records
+
+    def go_on() -> bool:
+        return not shared.stop.value and os.getppid() == shared.parent
+
+    with contextlib.suppress(Stopped):
+        write_shard(shared.source, shared.folder, shard, quantize=shared.quantize, progress=progress, go_on=go_on)
+
+
+def progress_bar(what: str, total: int, done: int = 0, *, quiet: bool) -> tqdm:
+    """A bar with time left, counting scans."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="scan",
+        desc=what,
+        disable=quiet,
+        dynamic_ncols=terminal,
+        mininterval=0.5 if terminal else 30.0,  # in a log file a line every 30 s is enough
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

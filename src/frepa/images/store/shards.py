@@ -1,0 +1,189 @@
+"""Writing one shard: records in the order of the source, a journal line each, continued where it was cut."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frepa.images.scan import UnreadableScan
+from frepa.images.source import Source
+from frepa.images.store.layout import StoreFolder, sync
+from frepa.images.store.records import anonymous_id, pack_scan
+
+#: Left free on the disk, so that the index, other programs and the user's shell still work.
+RESERVE_BYTES = 2**26
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskFull(Exception):
+    """There is no room for the next record. What was written so far stays and is continued from."""
+
+
+class Stopped(Exception):
+    """The writer was asked to end before the next record."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records ``first .. last - 1`` of the source, to be written to shard ``number``."""
+
+    number: int
+    first: int
+    last: int
+
+
+def write_shard(
+    source: Source,
+    folder: StoreFolder,
+    shard: Shard,
+    *,
+    quantize: bool,
+    progress: Callable[[int], None],
+    go_on: Callable[[], bool],
+) -> None:
+    """Write a shard, or what is missing of it.
+
+    Args:
+        source: where records come from.
+        folder: of the store; its ``unfinished`` and ``shards`` folders exist.
+        shard: which records.
+        quantize: as in `frepa.images.store.records.pack_scan`.
+        progress: called with the number of records done since the last call.
+        go_on: asked before each record.
+
+    Raises:
+        DiskFull: the file system has no room, or would have none left for anything else.
+        Stopped: ``go_on`` said no.
+    """
+    with _locked(folder.journal(shard.number)) as journal:
+        # Asked under the lock: a worker that outlived its killed parent may just have finished this shard
+        if folder.shard(shard.number).exists():
+            return
+        part = folder.part(shard.number)
+        done, end = _continue(part, journal, shard)
+        with open(part, "r+b", buffering=0) as data:
+            data.truncate(end)
+            data.seek(end)
+            for index in range(shard.first + done, shard.last):
+                if not go_on():
+                    raise Stopped
+                packed, line = _record(source, index, quantize)
+                _check_space(folder.root, len(packed))
+                _write(data.fileno(), packed)
+                _write(journal, (json.dumps(line) + "\n").encode())
+                progress(1)
+        sync(part)
+        os.fsync(journal)
+        os.replace(part, folder.shard(shard.number))
+        sync(folder.shards)
+
+
+def journal_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a journal, one per record of the shard in order; a torn last line is left out."""
+    try:
+        with open(path, "rb") as file:
+            for text in file:
+                if not text.endswith(b"\n"):
+                    return
+                yield json.loads(text)
+    except FileNotFoundError:
+        return
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written there."""
+    return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def _record(source: Source, index: int, quantize: bool) -> tuple[bytes, dict[str, Any]]:
+    """Bytes and journal line of a record; no bytes and the reason for one that cannot be used."""
+    try:
+        scan = source.read(index)
+        packed, facts = pack_scan(scan, quantize=quantize)
+    except UnreadableScan as error:
+        return b"", {"record": index, "skipped": error.reason, "id": anonymous_id(source.name(index))}
+    except MemoryError:
+        raise
+    except Exception as error:
+        # One odd file must not end a job of days; what a library said may hold a name, so only its kind is kept
+        reason = f"could not be packed ({type(error).__name__})"
+        return b"", {"record": index, "skipped": reason, "id": anonymous_id(source.name(index))}
+    return packed, {"record": index, **facts}
+
+
+def _continue(part: Path, journal: int, shard: Shard) -> tuple[int, int]:
+    """How many records of the shard are done, and the bytes they take; cuts the journal behind the last good one.
+
+    Every record is compared with its hash: after a power failure a journal may be ahead of the data it tells of.
+    """
+    part.touch()
+    done, end, journal_end = 0, 0, 0
+    with open(part, "rb") as data, os.fdopen(os.dup(journal), "rb") as lines:
+        lines.seek(0)
+        for text in lines:
+            try:
+                line = json.loads(text) if text.endswith(b"\n") else None
+            except ValueError:
+                line = None
+            if line is None or line.get("record") != shard.first + done:
+                break
+            if "skipped" not in line:
+                packed = data.read(line["length"])
+                if hashlib.sha256(packed).hexdigest()[:32] != line["sha256"]:
+                    break
+                end += len(packed)
+            done += 1
+            journal_end += len(text)
+    os.ftruncate(journal, journal_end)
+    return done, end
+
+
+def _check_space(root: Path, needed: int) -> None:
+    if shutil.disk_usage(root).free < needed + RESERVE_BYTES:
+        raise DiskFull("the disk is nearly full")
+
+
+def _write(handle: int, data: bytes) -> None:
+    """Write all of ``data``; a file opened for appending or positioned at its end."""
+    view = memoryview(data)
+    try:
+        while len(view):
+            view = view[os.write(handle, view) :]
+    except OSError as error:
+        if full_disk(error):
+            raise DiskFull("no space left on the disk") from None
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """An appending handle to a file that only one process holds at a time."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        lock(handle, wait=True)
+        yield handle
+    finally:
+        os.close(handle)  # gives the lock back
+
+
+def lock(handle: int, *, wait: bool) -> bool:
+    """Take the lock of an open file; False where another process has it. True where locks are not known."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - not a POSIX system
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        return True
+    return True

@@ -1,0 +1,169 @@
+"""What a run tells while it trains: progress bar, metrics.jsonl, speed.jsonl, TensorBoard, skipped files."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning_fabric
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from frepa.pretraining.run_folder import RunFolder
+
+_SHOWN = ("loss", "rmse", "gradient", "hfl", "consistency")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became infinite or not a number."""
+
+    plain = True  # the command line shows the sentence, not a traceback
+
+
+class Journal:
+    """Collects each step's terms on the device and brings them to the host every ``every`` steps, all at once.
+
+    ``metrics.jsonl`` holds only what the training decides (terms, learning rate), so that it is the same however
+    fast the machine was and however often the run was interrupted; times go to ``speed.jsonl``.
+    """
+
+    def __init__(
+        self, fabric: lightning_fabric.Fabric, run: RunFolder, *, batch_size: int, every: int = 10, quiet: bool = False
+    ) -> None:
+        self.fabric, self.run = fabric, run
+        self.batch_size, self.every, self.quiet = batch_size, every, quiet
+        self.skipped: dict[str, str] = {}
+        self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self._since_step = 0
+        self._bar: tqdm | None = None
+        self._board = _tensorboard(run) if fabric.is_global_zero else None
+
+    def tell(self, sentence: str) -> None:
+        """Print one line for the user (rank 0, also when quiet: it is never about progress)."""
+        if self.fabric.is_global_zero:
+            tqdm.write(sentence, file=sys.stderr)
+
+    def rewind(self, step: int) -> None:
+        """Cut the logs back to the state training continues from."""
+        if self.fabric.is_global_zero:
+            self.run.cut_logs(step)
+            if step:
+                self.tell(f"Continuing {self.run.root} after step {step}.")
+
+    def begin(self, step: int, steps: int) -> None:
+        self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
+        if self.fabric.is_global_zero and not self.quiet:
+            terminal = sys.stderr.isatty()
+            # In a log file a line every 30 s is enough; on a terminal the bar redraws itself.
+            self._bar = tqdm(
+                total=steps,
+                initial=step,
+                unit="step",
+                desc="pretrain",
+                dynamic_ncols=terminal,
+                mininterval=0.5 if terminal else 30.0,
+                smoothing=0.05,
+            )
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside counts as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def saw(self, batch: dict[str, Any]) -> None:
+        """Remember the files of this batch that could not be used."""
+        for item in batch.get("skipped", ()):
+            if item.path not in self.skipped:
+                self.skipped[item.path] = item.reason
+                self.tell(f"Skipped {item.path}: {item.reason}")
+
+    def step(self, step: int, terms: dict[str, Tensor], *, lr: float) -> None:
+        self._pending.append((step, lr, terms))
+        if self._bar is not None:
+            self._bar.update()
+        if step % self.every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the pending terms to the host, check them, write them."""
+        if not self._pending:
+            return
+        flat = torch.stack([value.float() for _, _, terms in self._pending for value in terms.values()])
+        reduced = self.fabric.all_reduce(flat, reduce_op="mean") if self.fabric.world_size > 1 else flat
+        assert isinstance(reduced, Tensor)
+        local, values = flat.tolist(), iter(reduced.tolist())
+        rows = []
+        for step, lr, terms in self._pending:
+            row = {"step": step, "lr": lr, **{name: next(values) for name in terms}}
+            rows.append(row)
+        self._check(rows, local)
+        if self.fabric.is_global_zero:
+            self.run.append(self.run.metrics, rows)
+            self._speed(rows[-1])
+            self.run.write_skipped(self.skipped)
+            if self._board is not None:
+                for row in rows:
+                    for name, value in row.items():
+                        if name != "step":
+                            self._board.add_scalar(name, value, row["step"])
+        self._pending.clear()
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Write one more line to ``metrics.jsonl`` (validation terms)."""
+        if self.fabric.is_global_zero:
+            self.run.append(self.run.metrics, [row])
+
+    def end(self) -> None:
+        self.flush()
+        if self._bar is not None:
+            self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _check(self, rows: list[dict[str, float]], local: list[float]) -> None:
+        for row in rows:
+            bad = [name for name, value in row.items() if not math.isfinite(value) and name != "gradient_norm"]
+            if bad:
+                here = any(not math.isfinite(value) for value in local)
+                raise TrainingDiverged(
+                    f"{', '.join(bad)} became {row[bad[0]]} at step {row['step']}"
+                    + (f" on rank {self.fabric.global_rank}" if here else " on another rank")
+                    + ". The newest checkpoint is from before it. Lower --lr, add --warmup-steps, or use "
+                    "--precision fp32, and continue with --resume in a new run or from this checkpoint."
+                )
+
+    def _speed(self, row: dict[str, float]) -> None:
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        steps = int(row["step"]) - self._since_step
+        speed = {
+            "step": int(row["step"]),
+            "images_per_second": round(steps * self.batch_size / seconds, 3),
+            "waiting_share": round(self._waited / seconds, 4),
+        }
+        self.run.append(self.run.speed, [speed])
+        if self._bar is not None:
+            shown = {name: f"{row[name]:.4f}" for name in _SHOWN if name in row}
+            self._bar.set_postfix(
+                shown | {"img/s": f"{speed['images_per_second']:.1f}", "wait": f"{speed['waiting_share']:.0%}"},
+                refresh=False,
+            )
+        self._since, self._since_step, self._waited = now, int(row["step"]), 0.0
+
+
+def _tensorboard(run: RunFolder) -> Any:
+    """A TensorBoard writer where the package is installed, else None: the files above hold everything."""
+    try:
+        writer: Callable[..., Any] = __import__("torch.utils.tensorboard", fromlist=["SummaryWriter"]).SummaryWriter
+    except ImportError:
+        return None
+    return writer(str(run.root / "tensorboard"))

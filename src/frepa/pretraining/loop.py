@@ -1,0 +1,200 @@
+"""The pretraining loop, top to bottom on one page: one or many devices, exact resume, no host sync per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning_fabric
+import numpy as np
+import torch
+from torch import Tensor
+
+from frepa.pretraining.ema import Ema
+from frepa.pretraining.journal import Journal
+from frepa.pretraining.methods import Method
+from frepa.pretraining.run_folder import RunFolder
+from frepa.pretraining.stopping import StopRequest
+
+if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
+    from frepa.pretraining.adversarial import Adversary
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers that decide the result of a run.
+
+    rates: learning rate of every step, ``(steps,)``. batch_size: samples per optimizer step over all devices.
+    samples: length of the source, so that ``step * batch_size / samples`` is the epoch.
+    clip: largest gradient norm, 0 for none.
+    ema_decay: 0 for none. epochs_between: from one validation to the next.
+    """
+
+    rates: np.ndarray
+    batch_size: int
+    samples: int
+    seed: int
+    accumulate: int = 1
+    clip: float = 1.0
+    ema_decay: float = 0.0
+    epochs_between: int = 1
+
+
+def fit(
+    fabric: lightning_fabric.Fabric,
+    method: Method,
+    make_batches: Callable[[int, int], Iterator[Batch]],
+    plan: Plan,
+    run: RunFolder,
+    journal: Journal,
+    *,
+    adversary: Adversary | None = None,
+    checkpoint_every: int = 500,
+    on_epoch: Callable[[Method, int, int], None] | None = None,
+    stop: StopRequest | None = None,
+) -> bool:
+    """Train ``method`` by ``plan``; continue from the newest sound checkpoint in ``run`` if there is one.
+
+    Nothing random lives between steps: corruption and augmentation are keyed by a sample's position in the stream,
+    dropout by step and rank, the learning rate is an array. A state is therefore weights, optimizer moments and the
+    step number, and a run that was killed ends as the one that was not.
+
+    Args:
+        make_batches: ``(first_micro_batch, last_micro_batch) -> iterator`` of this rank's micro-batches.
+        on_epoch: called on rank 0 after every ``epochs_between`` epochs with the method (EMA weights if used), epoch
+            and step; the ranks wait for each other around it, so it is given to all of them or to none.
+        stop: asked after every step; when it says so the state is saved and the loop ends.
+
+    Returns:
+        Whether the run is complete (False: stopped on request, to be resumed).
+
+    Raises:
+        TrainingDiverged: the loss is not finite; names the step and the rank.
+    """
+    steps = len(plan.rates)
+    method.to(fabric.device)
+    optimizer = torch.optim.Adam(method.parameters(), lr=float(plan.rates[0]))
+    ema = Ema(method, plan.ema_decay) if plan.ema_decay else None
+    states: dict[str, Any] = {"method": method, "optimizer": optimizer, "ema": ema, "scaler": _scaler(fabric)}
+    if adversary is not None:
+        adversary.to(fabric.device)
+        judge_optimizer = torch.optim.Adam(adversary.parameters(), lr=float(plan.rates[0]))
+        states |= {"adversary": adversary, "adversary_optimizer": judge_optimizer}
+    step = _restore(run, states, journal)
+    trained, optimizer = fabric.setup(method, optimizer)
+    if adversary is not None:
+        judge, judge_optimizer = fabric.setup(adversary, judge_optimizer)
+    trained.train()
+    journal.begin(step, steps)
+    batches = make_batches(step * plan.accumulate, steps * plan.accumulate)
+
+    while step < steps:
+        for group in optimizer.param_groups:
+            group["lr"] = float(plan.rates[step])
+        torch.manual_seed(_key(plan.seed, step, fabric.global_rank))  # dropout and stochastic depth
+        epoch_before = step * plan.batch_size // plan.samples
+        generator_loss = adversary.generator_loss if adversary is not None and adversary.active(epoch_before) else None
+        terms: dict[str, Tensor] = {}
+        for micro in range(plan.accumulate):
+            with journal.waiting():
+                batch = next(batches)
+            image, weight = _to_device(batch, fabric.device)
+            with fabric.no_backward_sync(trained, enabled=micro < plan.accumulate - 1):
+                result = trained(
+                    image,
+                    batch["grey"],
+                    batch["position"],
+                    generator_loss=generator_loss,
+                )
+                fabric.backward(result.loss * (weight / plan.accumulate))
+            for name, value in {"loss": result.loss.detach(), **result.terms}.items():
+                terms[name] = terms.get(name, 0.0) + value / plan.accumulate
+            journal.saw(batch)
+        if plan.clip:
+            norm = fabric.clip_gradients(trained, optimizer, max_norm=plan.clip)
+            if norm is not None:
+                terms["gradient_norm"] = norm
+        optimizer.step()
+        optimizer.zero_grad()
+        if generator_loss is not None:
+            terms["discriminator"] = _train_discriminator(fabric, judge, judge_optimizer, result, plan.rates[step])
+        if ema is not None:
+            ema.update(method)
+        step += 1
+        journal.step(step, terms, lr=float(plan.rates[step - 1]))
+
+        epoch = step * plan.batch_size // plan.samples
+        due = epoch // plan.epochs_between > epoch_before // plan.epochs_between
+        if on_epoch is not None and (due or step == steps):
+            journal.flush()
+            with ema.applied_to(method) if ema is not None else nullcontext():
+                if fabric.is_global_zero:
+                    on_epoch(method, epoch, step)
+            fabric.barrier()
+        stopping = stop is not None and stop.agreed(fabric, step)
+        if step % checkpoint_every == 0 or step == steps or stopping:
+            journal.flush()  # the metrics up to a state are on disk before the state is
+            if fabric.is_global_zero:
+                run.checkpoints.save(step, _capture(states, step))
+            fabric.barrier()
+        if stopping:
+            break
+    journal.end()
+    if ema is not None and step == steps:
+        ema.copy_to(method)
+    return step == steps
+
+
+def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, float]:
+    """The images on the device, and the weight of the batch: 0 where every file in it was unreadable.
+
+    An empty batch still goes through the model, as one blank image of no weight, because with several devices every
+    rank has to take part in every step.
+    """
+    image = batch["image"]
+    if len(image):
+        return image.to(device, non_blocking=True), 1.0
+    batch["grey"], batch["position"] = torch.ones(1, dtype=torch.bool), [0]
+    return torch.zeros(1, *image.shape[1:], device=device), 0.0
+
+
+def _train_discriminator(fabric: lightning_fabric.Fabric, judge: Any, optimizer: Any, result: Any, lr: float) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = float(lr)
+    views = len(result.prediction) // len(result.target)
+    loss = judge(result.target.repeat(views, *[1] * (result.target.ndim - 1)), result.prediction.detach())
+    fabric.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def _capture(states: dict[str, Any], step: int) -> dict[str, Any]:
+    kept = {name: part.state_dict() for name, part in states.items() if part is not None}
+    return {"step": step, "states": kept}
+
+
+def _restore(run: RunFolder, states: dict[str, Any], journal: Journal) -> int:
+    found = run.checkpoints.load_newest(journal.tell)
+    if found is None:
+        journal.rewind(0)
+        return 0
+    step, state = found
+    for name, part in states.items():
+        if part is not None:
+            part.load_state_dict(state["states"][name])
+    journal.rewind(step)
+    return step
+
+
+def _scaler(fabric: lightning_fabric.Fabric) -> Any:
+    """The loss scaler of fp16, which is part of the state; None in other precisions."""
+    return getattr(fabric.strategy.precision, "scaler", None)
+
+
+def _key(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,239 @@
+"""One pretraining run from options to folder: open the source, build the parts, train, write the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning_fabric
+import numpy as np
+import torch
+
+from frepa.corruption.dual import Corruption
+from frepa.encoders.files import save_encoder
+from frepa.encoders.registry import build_encoder
+from frepa.encoders.specs import split_options
+from frepa.errors import InputError
+from frepa.images.loading import load_images, make_loader
+from frepa.images.sampling import SampleStream
+from frepa.images.source import Source, open_source
+from frepa.pretraining.augment import Augmentation
+from frepa.pretraining.held_out import WithoutHeldOut, held_out_indices
+from frepa.pretraining.journal import Journal
+from frepa.pretraining.loop import Batch, Plan, fit
+from frepa.pretraining.methods import Method, build_method
+from frepa.pretraining.objective import Objective
+from frepa.pretraining.run_folder import RunFolder
+from frepa.pretraining.run_report import write_report
+from frepa.pretraining.schedules import learning_rates
+from frepa.pretraining.stopping import StopRequest
+from frepa.pretraining.validation import Validation
+
+if TYPE_CHECKING:
+    from frepa.pretraining.adversarial import Adversary
+
+_MOST_PICTURES = 100
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def run_pretraining(options: Mapping[str, Any]) -> Path:
+    """Run ``frepa pretrain`` with its resolved options and return the run folder.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    config = {name: value for name, value in options.items() if name not in ("resume", "overwrite", "quiet")}
+    config["precision"] = _precision(options["precision"])
+    fabric = lightning_fabric.Fabric(
+        accelerator="auto",
+        devices=_devices(options["devices"]),
+        num_nodes=options["num_nodes"],
+        precision=_PRECISIONS[config["precision"]],  # type: ignore[arg-type]
+        strategy="auto",
+    )
+    fabric.launch()
+    run = RunFolder(options["out"])
+    source, plan, held_out = _open(options, fabric.world_size)
+    method, adversary = _build(options, source)
+    _on_first_rank(fabric, lambda: run.open(config, resume=options["resume"], overwrite=options["overwrite"]))
+
+    lent = plan.samples == len(source)
+    stream = WithoutHeldOut(SampleStream(plan.samples, seed=plan.seed), held_out[:0] if lent else held_out)
+    shape = {"size": options["image_size"], "mode": options["fit"], "window": options["window"], "seed": plan.seed}
+    share = plan.batch_size // (fabric.world_size * plan.accumulate)
+
+    def batches(first: int, last: int) -> Iterator[Batch]:
+        per_step = share * fabric.world_size
+        return iter(
+            make_loader(
+                source,
+                stream=stream,
+                batch_size=share,
+                start_position=first * per_step,
+                stop_position=last * per_step,
+                rank=fabric.global_rank,
+                world_size=fabric.world_size,
+                num_workers=options["num_workers"],
+                pin_memory=fabric.device.type == "cuda",
+                **shape,
+            )
+        )
+
+    journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=options["quiet"])
+    if source.skipped:
+        journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")
+        journal.skipped |= {item.path: item.reason for item in source.skipped}
+    # Every rank gets one, because the ranks wait for each other around it; only the first one does anything.
+    validation = (
+        Validation(load_images(source, held_out.tolist(), **shape), fabric, run, journal) if len(held_out) else None
+    )
+    journal.tell(_announcement(options, source, plan, method, fabric, run))
+    with StopRequest() as stop:
+        complete = fit(
+            fabric,
+            method,
+            batches,
+            plan,
+            run,
+            journal,
+            adversary=adversary,
+            checkpoint_every=options["checkpoint_every"],
+            on_epoch=validation,
+            stop=stop,
+        )
+    if not complete:
+        journal.tell(
+            f"Stopped on request after saving the state. Continue with the same command and --resume ({run.root})."
+        )
+    elif fabric.is_global_zero:
+        facts = {
+            "method": options["method"],
+            "pretraining": {"source": source.fingerprint, "images": len(source), "steps": len(plan.rates)},
+            "image_size": options["image_size"],
+        }
+        save_encoder(run.root, method.encoder, facts)
+        write_report(run, config, method, source)
+    fabric.barrier()
+    return run.root
+
+
+def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, np.ndarray]:
+    for name in ("image_size", "batch_size", "accumulate", "checkpoint_every"):
+        if options[name] < 1:
+            raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
+    if not options["lr"] > 0:
+        raise InputError(f"--lr {options['lr']}: expected a number above 0.")
+    source = open_source(options["source"], dims=options["dims"])
+    # A few images nothing is learnt from; in a small source every image counts, and they are lent from training.
+    held_out = held_out_indices(len(source), options["val_images"], options["seed"])
+    lent = len(source) < 10 * options["val_images"]
+    samples = len(source) - (0 if lent else len(held_out))
+    parts = world_size * options["accumulate"]
+    if options["batch_size"] % parts:
+        raise InputError(
+            f"--batch-size {options['batch_size']}: it is the total over all devices and has to divide by devices x "
+            f"accumulate = {world_size} x {options['accumulate']} = {parts}."
+        )
+    steps = options["max_steps"]
+    if steps is None:
+        steps = max(1, math.ceil(options["epochs"] * samples / options["batch_size"]))
+    if steps < 1:
+        raise InputError(f"--max-steps {steps}: expected 1 or more.")
+    rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=options["warmup_steps"])
+    plan = Plan(
+        rates=rates,
+        batch_size=options["batch_size"],
+        samples=samples,
+        seed=options["seed"],
+        accumulate=options["accumulate"],
+        clip=options["clip"],
+        ema_decay=options["ema_decay"],
+        # With few images an epoch is over in seconds, and looking at it would take longer than training.
+        epochs_between=max(1, math.ceil(steps * options["batch_size"] / samples / _MOST_PICTURES)),
+    )
+    return source, plan, held_out
+
+
+def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversary | None]:
+    torch.manual_seed(options["seed"])  # initial weights; nothing after this draws from the global generator
+    name, encoder_options = split_options(options["encoder"])
+    encoder = build_encoder(name, dims=options["dims"], **{"guide": options["guide"], **encoder_options})
+    method = build_method(
+        options["method"],
+        encoder=encoder,
+        channels=source.channels,
+        seed=options["seed"],
+        corruption=Corruption(
+            frequency_patch=options["spectrum_patch"],
+            cutoff=options["spectrum_cutoff"],
+            sigma=options["noise_sigma"],
+            high_mask=options["high_mask"],
+            low_noise=options["low_noise"],
+            patch=options["image_patch"],
+            mask_ratio=options["mask_ratio"],
+            noise=options["mask_noise"],
+            frequency_probability=options["frequency_probability"],
+        ),
+        objective=Objective(
+            rmse=options["rmse_weight"],
+            gradient=options["gradient_weight"],
+            hfl=options["hfl_weight"],
+            consistency=options["consistency_weight"],
+            focal_frequency=options["focal_frequency_weight"],
+            adversarial=options["adversarial_weight"],
+        ),
+        augmentation=Augmentation() if options["augment"] else None,
+    )
+    adversary = None
+    if options["adversarial_weight"]:
+        from frepa.pretraining.adversarial import Adversary
+
+        adversary = Adversary(options["dims"], source.channels, start_epoch=options["adversarial_start_epoch"])
+    return method, adversary
+
+
+def _precision(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _devices(asked: str) -> Any:
+    if asked == "auto":
+        # On a machine without a GPU one process with all threads beats several.
+        return "auto" if torch.cuda.is_available() else 1
+    try:
+        return [int(part) for part in asked.split(",")] if "," in asked else int(asked)
+    except ValueError:
+        raise InputError(f'--devices {asked}: expected "auto", a number, or numbers such as 0,3.') from None
+
+
+def _on_first_rank(fabric: lightning_fabric.Fabric, act: Callable[[], None]) -> None:
+    """Let rank 0 act on the run folder; where it refuses, every rank refuses with it instead of waiting for ever."""
+    message = None
+    if fabric.is_global_zero:
+        try:
+            act()
+        except InputError as error:
+            message = str(error)
+    message = fabric.broadcast(message)
+    if message is not None:
+        raise InputError(message)
+
+
+def _announcement(
+    options: Mapping[str, Any],
+    source: Source,
+    plan: Plan,
+    method: Method,
+    fabric: lightning_fabric.Fabric,
+    run: RunFolder,
+) -> str:
+    size = sum(p.numel() for p in method.encoder.parameters()) / 1e6
+    return (
+        f"{options['method']}: {options['encoder']} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
+        f"{len(source):,} images, {len(plan.rates):,} steps of {plan.batch_size} at {options['image_size']} px, "
+        f"{fabric.world_size} x {fabric.device.type}. Results go to {run.root}."
+    )

@@ -1,0 +1,78 @@
+"""The page of a pretraining run: curves, reconstructions, speed, skipped files, configuration, versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from frepa.images.source import Source
+from frepa.pretraining.methods import Method
+from frepa.pretraining.run_folder import RunFolder
+from frepa.report.figures import loss_curves
+from frepa.report.page import Page
+
+_VERSIONS = ("frepa", "torch", "timm", "monai", "lightning-fabric", "numpy")
+
+
+def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, source: Source) -> Path:
+    """Write ``report.html`` from what the run has left in its folder."""
+    rows = read_lines(run.metrics)
+    trained = [row for row in rows if "loss" in row]
+    validated = [row for row in rows if "val_loss" in row]
+    speed = read_lines(run.speed)
+    skipped = run.skipped.read_text().splitlines()[1:] if run.skipped.is_file() else []
+    page = Page(f"Pretraining of {config['encoder']}", f"{config['method']} on {len(source):,} images")
+    page.facts(
+        {
+            "Encoder parameters": f"{sum(p.numel() for p in method.encoder.parameters()) / 1e6:.2f} M",
+            "Guide channel": method.encoder.guide,
+            "Image size": f"{config['image_size']} px",
+            "Steps": len(trained),
+            "Final loss": trained[-1]["loss"] if trained else None,
+            "Validation loss": validated[-1]["val_loss"] if validated else None,
+            "Images/s (median)": _median([row["images_per_second"] for row in speed]),
+            "Waiting for data (median)": f"{100 * (_median([row['waiting_share'] for row in speed]) or 0):.1f} %",
+            "Files skipped": len(skipped),
+        }
+    )
+    page.section("Reconstructions")
+    pictures = sorted(run.pictures.glob("epoch-*.png")) if run.pictures.is_dir() else []
+    for picture in dict.fromkeys([*pictures[:1], *pictures[-1:]]):
+        epoch = int(picture.stem.split("-")[1])
+        page.figure(
+            picture.read_bytes(), f"Held-out images after epoch {epoch}, corrupted the same way each time.", wide=True
+        )
+    page.section("Losses")
+    names = [name for name in trained[-1] if name not in ("step", "lr", "gradient_norm")] if trained else []
+    curves = {n: ([r["step"] for r in trained if n in r], [r[n] for r in trained if n in r]) for n in names}
+    if validated:
+        curves["validation loss"] = ([r["step"] for r in validated], [r["val_loss"] for r in validated])
+    page.figure(
+        loss_curves(curves, log=True, smooth=max(1, len(trained) // 50)),
+        "Terms of the objective, unweighted, and their sum.",
+    )
+    if skipped:
+        page.code(f"{len(skipped)} files skipped", "\n".join(skipped[:200]))
+    page.section("How it was made")
+    page.code("Configuration", yaml.safe_dump(dict(config), sort_keys=False))
+    page.code("Versions", "\n".join([*(f"{n} {version(n)}" for n in _VERSIONS), f"Python {platform.python_version()}"]))
+    page.text(
+        f"Device: {torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'}."
+    )
+    return page.save(run.report)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none where it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None

@@ -1,0 +1,205 @@
+"""Figures from plain arrays. Every function returns a matplotlib Figure; no state is shared between calls."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, plane
+
+
+def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG bytes, without a date, so that equal figures have equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def loss_curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str = "step",
+    ylabel: str = "loss",
+    log: bool = False,
+    smooth: int = 1,
+) -> Figure:
+    """Curves over training, for example the terms of a loss.
+
+    Args:
+        series: name to ``(x, y)``, each of any length; NaN leaves a gap.
+        log: logarithmic vertical axis; values that are not positive are left out.
+        smooth: width of a centred moving average in points; above 1 the raw curve stays visible behind it.
+    """
+    figure = new_figure(7.2, 3.6)
+    axes = figure.add_subplot()
+    for (name, (x, y)), colour in zip(series.items(), _cycle(len(series))):
+        xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        if log:
+            ys = np.where(ys > 0, ys, np.nan)
+        width = min(smooth, len(ys))
+        if width > 1:
+            axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.25)
+            ys = _moving_average(ys, width)
+        marker = "o" if len(ys) == 1 else None
+        axes.plot(xs, ys, color=colour, linewidth=1.7, label=name, marker=marker, markersize=4)
+    if log:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    dress(axes, xlabel, ylabel, legend=len(series) > 1)
+    return figure
+
+
+def bar_chart(
+    groups: Mapping[str, Mapping[str, tuple[float, float]]], *, ylabel: str = "", low: float | None = None
+) -> Figure:
+    """Bars side by side with error bars.
+
+    Args:
+        groups: label under the group -> name of the bar -> ``(height, half length of the error bar)``.
+            A NaN height leaves the bar out.
+        low: lower end of the vertical axis; 0 by default, so that lengths can be compared.
+    """
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    figure = new_figure(max(4.5, 1.2 + 0.45 * len(groups) * (len(names) + 1)), 3.6)
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(names))
+    for j, (name, colour) in enumerate(zip(names, _cycle(len(names)))):
+        present = [(i, bars[name]) for i, bars in enumerate(groups.values()) if name in bars]
+        at = [i + (j - (len(names) - 1) / 2) * width for i, _ in present]
+        heights = [mean for _, (mean, _) in present]
+        errors = np.nan_to_num([std for _, (_, std) in present])
+        axes.bar(at, heights, width * 0.92, color=colour, label=name)
+        axes.errorbar(at, heights, yerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylim(bottom=0 if low is None else low)
+    dress(axes, "", ylabel, legend=len(names) > 1)
+    axes.grid(False, axis="x")
+    return figure
+
+
+def histograms(
+    samples: Mapping[str, np.ndarray],
+    *,
+    bins: int = 64,
+    span: tuple[float, float] | None = None,
+    xlabel: str = "intensity",
+    log: bool = False,
+) -> Figure:
+    """Densities of one or more sets of values over the same bins.
+
+    Args:
+        samples: name to values of any shape; values that are not finite are left out.
+        span: first and last edge; by default the smallest and largest value of all sets.
+        log: logarithmic vertical axis.
+    """
+    values = {name: (v := np.asarray(array, dtype=float).ravel())[np.isfinite(v)] for name, array in samples.items()}
+    if span is None:
+        lows, highs = zip(*[(v.min(), v.max()) for v in values.values() if v.size]) if values else ((0.0,), (1.0,))
+        span = (min(lows), max(highs)) if min(lows) < max(highs) else (min(lows) - 0.5, min(lows) + 0.5)
+    edges = np.linspace(*span, bins + 1)
+    figure = new_figure(6.4, 3.4)
+    axes = figure.add_subplot()
+    for (name, v), colour in zip(values.items(), _cycle(len(values))):
+        counts, _ = np.histogram(v, edges)
+        density = counts / max(1, v.size) / (edges[1] - edges[0])
+        axes.stairs(density, edges, color=colour, linewidth=1.6, label=name)
+        axes.stairs(density, edges, color=colour, alpha=0.12, fill=True)
+    if log:
+        axes.set_yscale("log")
+    dress(axes, xlabel, "density", legend=len(values) > 1)
+    return figure
+
+
+def relative_error(prediction: np.ndarray, original: np.ndarray) -> float:
+    """Relative mean absolute error: mean |prediction - original| over mean |original|."""
+    return float(np.abs(prediction - original).mean() / max(float(np.abs(original).mean()), 1e-12))
+
+
+def root_mean_square_error(prediction: np.ndarray, original: np.ndarray) -> float:
+    """Root of the mean squared difference, in the images' unit."""
+    return float(np.sqrt(np.square(prediction - original).mean()))
+
+
+def log_spectrum(image: np.ndarray) -> np.ndarray:
+    """Centred log magnitude ``log(1 + |F|)`` of a plane ``(H, W)``."""
+    return np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(np.asarray(image, dtype=np.float64)))))
+
+
+_ERRORS = {"rmae": ("RMAE", relative_error), "rmse": ("RMSE", root_mean_square_error)}
+
+
+def reconstruction_grid(
+    original: np.ndarray,
+    corrupted: np.ndarray,
+    reconstruction: np.ndarray,
+    guide: np.ndarray | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    error: str = "rmae",
+    spectra: bool = True,
+) -> Figure:
+    """One row per image: original, guide, corrupted, reconstruction, difference, and spectra (as Frepa Fig. 5).
+
+    Args:
+        original, corrupted, reconstruction: ``(N, C, *S)`` in [0, 1], C = 1 or 3, S = (H, W) or (D, H, W); of
+            volumes the middle slice is shown. The error is over all of the array.
+        guide: ``(N, 1, *S)``, any range; None leaves the column out.
+        labels: one per row.
+        error: ``rmae`` or ``rmse``, written on the corrupted image and on the reconstruction.
+        spectra: add the log magnitude spectra (mean over channels) of original, corrupted and reconstruction, all on
+            the original's colour scale.
+    """
+    if error not in _ERRORS:
+        raise ValueError(f"error must be one of {sorted(_ERRORS)}, found {error!r}")
+    name, measure = _ERRORS[error]
+    titles = ["Original", *(["Guide"] if guide is not None else []), "Corrupted", "Reconstruction", "|Difference|"]
+    titles += ["Spectrum of original", "of corrupted", "of reconstruction"] if spectra else []
+    rows, columns = len(original), len(titles)
+    figure = new_figure(1.75 * columns, 1.75 * rows + 0.3)
+    grid = np.asarray(figure.subplots(rows, columns, squeeze=False))
+    for i in range(rows):
+        x, c, r = (np.asarray(a[i], dtype=float) for a in (original, corrupted, reconstruction))
+        planes: list[tuple[np.ndarray, dict[str, Any], str]] = [(plane(x), _GREY, "")]
+        if guide is not None:
+            planes.append((plane(np.asarray(guide[i], dtype=float)), {"cmap": "gray"}, ""))
+        planes.append((plane(c), _GREY, f"{name} {measure(c, x):.3f}"))
+        planes.append((plane(r), _GREY, f"{name} {measure(r, x):.3f}"))
+        difference = plane(np.abs(r - x))
+        difference = difference.mean(-1) if difference.ndim == 3 else difference
+        planes.append((difference, {"cmap": "magma", "vmin": 0}, f"max {difference.max():.2f}"))
+        if spectra:
+            shown = [log_spectrum(p.mean(-1) if p.ndim == 3 else p) for p in (plane(x), plane(c), plane(r))]
+            scale = {"cmap": "viridis", "vmin": float(shown[0].min()), "vmax": float(shown[0].max())}
+            planes += [(s, scale, "") for s in shown]
+        for axes, (shown_plane, style, note) in zip(grid[i], planes):
+            axes.imshow(np.clip(shown_plane, 0, 1) if style is _GREY else shown_plane, interpolation="nearest", **style)
+            bare(axes)
+            if note:
+                axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=8, color="white",
+                          bbox={"facecolor": "black", "alpha": 0.6, "pad": 2, "linewidth": 0})  # fmt: skip
+        if labels is not None:
+            grid[i][0].set_ylabel(labels[i], fontsize=9, color=INK)
+    for axes, title in zip(grid[0], titles):
+        axes.set_title(title, fontsize=9, color=INK)
+    return figure
+
+
+_GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
+
+
+def _moving_average(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred average over up to ``width`` points; windows are shorter at the ends, NaN are left out."""
+    known = np.isfinite(values)
+    kernel = np.ones(width)
+    total = np.convolve(np.where(known, values, 0.0), kernel, "same")
+    count = np.convolve(known.astype(float), kernel, "same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

@@ -1,0 +1,98 @@
+"""Where a segmentation is right and where it is wrong, drawn over the image."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from frepa.report.canvas import bare, new_figure, plane
+
+# Sky blue, vermillion, yellow and reddish purple of Okabe and Ito: distinct with every common colour blindness on grey.
+HIT, FALSE_ALARM, MISS, CONFUSED = "#56B4E9", "#D55E00", "#F0E442", "#CC79A7"
+
+
+def segmentation_overlay(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, *, title: str = "", inside: np.ndarray | None = None
+) -> Figure:
+    """The image, and beside it what was found, wrongly found and missed.
+
+    Args:
+        image: ``(C, *S)`` in [0, 1], C = 1 or 3, S = (H, W) or (D, H, W).
+        truth, prediction: ``(*S)`` labels, 0 = background. Of a volume the slice with the most labelled voxels is
+            shown.
+        inside: ``(*S)`` bool, the field of view; outside it the overlay is darkened and nothing is marked.
+    """
+    image = np.asarray(image, dtype=float)
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    if truth.shape != prediction.shape or truth.shape != image.shape[1:]:
+        raise ValueError(
+            f"image {image.shape[1:]}, truth {truth.shape} and prediction {prediction.shape} differ in size"
+        )
+    if truth.ndim == 3:
+        z = int(np.argmax((truth > 0).sum(axis=(1, 2))))
+        image, truth, prediction = image[:, z], truth[z], prediction[z]
+        inside = None if inside is None else inside[z]
+    picture = np.clip(plane(image), 0, 1)
+    marks, names = mark_errors(truth, prediction, inside)
+    base = picture.mean(-1) if picture.ndim == 3 else picture
+    canvas = np.repeat((0.75 * base)[..., None], 3, axis=-1)
+    if inside is not None:
+        canvas[~np.asarray(inside, dtype=bool)] *= 0.4
+    for value, colour in enumerate((HIT, FALSE_ALARM, MISS, CONFUSED), start=1):
+        rgb = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        canvas[marks == value] = 0.2 * canvas[marks == value] + 0.8 * rgb
+
+    height, width = base.shape
+    scale = 4.6 / max(height, width)
+    figure = new_figure(2 * width * scale + 0.2, height * scale + 0.75)
+    left, right = figure.subplots(1, 2)
+    left.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    right.imshow(canvas, interpolation="nearest")
+    for axes in (left, right):
+        bare(axes)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    handles = [Patch(facecolor=colour, label=name) for colour, name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    return figure
+
+
+def mark_errors(
+    truth: np.ndarray, prediction: np.ndarray, inside: np.ndarray | None = None
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Each pixel's mark, ``(*S)`` uint8, and the legend as ``(colour, name)``.
+
+    1 = true positive (the right class), 2 = false positive, 3 = false negative, 4 = a wrong class on labelled ground
+    (only with several classes); 0 = background in both, or outside.
+    """
+    found, there = prediction > 0, truth > 0
+    marks = np.zeros(truth.shape, dtype=np.uint8)
+    marks[found & there & (prediction == truth)] = 1
+    marks[found & ~there] = 2
+    marks[~found & there] = 3
+    marks[found & there & (prediction != truth)] = 4
+    if inside is not None:
+        marks[~np.asarray(inside, dtype=bool)] = 0
+    names = [(HIT, "true positive"), (FALSE_ALARM, "false positive"), (MISS, "false negative")]
+    if max(int(truth.max(initial=0)), int(prediction.max(initial=0))) > 1:
+        names.append((CONFUSED, "wrong class"))
+    return marks, names
+
+
+def prediction_overlay(image: np.ndarray, prediction: np.ndarray) -> Figure:
+    """An image without truth, and beside it what was found.
+
+    Args:
+        image: ``(H, W)`` in [0, 1]. prediction: ``(H, W)`` labels, 0 = background.
+    """
+    height, width = image.shape
+    scale = 4.6 / max(height, width)
+    figure = new_figure(2 * width * scale + 0.2, height * scale + 0.2)
+    canvas = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=-1)
+    colour = np.array([int(HIT[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+    canvas[prediction > 0] = 0.2 * canvas[prediction > 0] + 0.8 * colour
+    for axes, shown in zip(figure.subplots(1, 2), (image, canvas)):
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        bare(axes)
+    return figure

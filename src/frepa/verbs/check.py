@@ -1,0 +1,71 @@
+"""`frepa check`: look at scans before a GPU hour is spent on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def check(
+    source: str,
+    *,
+    out: str | None = None,
+    dims: Literal[2, 3] = 2,
+    max_pixels: int | None = None,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path | None:
+    """Read every scan once and report what is wrong with it: before a GPU hour is spent, not after.
+
+    Looks for files that are unreadable, truncated, empty or hold NaN; scans that are constant or stored twice; voxel
+    sizes, extents, orientations and ranges of values unlike the others'; DICOM series with slices missing or at the
+    same place; CT that is not in Hounsfield units; label files that do not fit their image or lie among the images; and
+    the same patient or pixels on two sides of a split (columns "split" and "group" of a manifest, or a dataset of the
+    catalogue).
+
+    Prints a summary. With --out, writes a folder with findings.parquet (every finding, with the file's name) and
+    report.html (the same for people, with pictures of what is suspicious). Nothing that names a patient is taken from
+    the files' headers; file names appear as they are.
+
+    Args:
+        source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), dataset-id:folder, or a
+            store.
+        out: folder for the findings and the report; without it, the summary is all.
+        dims: 2 for images, and for volumes slice by slice; 3 for volumes.
+        max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in
+            3D.
+        num_workers: processes that read, by default one per processor; they never change the result.
+        overwrite: replace the report in --out.
+        quiet: no progress bar.
+    """
+    import os
+
+    from frepa.errors import InputError
+
+    folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not overwrite and any(folder.iterdir() if folder.is_dir() else [1]):
+        raise InputError(f"{out} is not empty. Name another folder, or replace the report in it with --overwrite.")
+    if num_workers is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if num_workers < 0:
+        raise InputError(f"--num-workers {num_workers}: expected 0 or more.")
+
+    from tqdm import tqdm
+
+    from frepa.images.checks.findings import write_findings
+    from frepa.images.checks.report import summary, write_page
+    from frepa.images.checks.run import check_source
+    from frepa.images.source import open_source
+
+    opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
+    with tqdm(total=len(opened), unit="scan", desc="check", disable=quiet or None) as bar:
+        checked = check_source(opened, num_workers=num_workers, progress=bar.update)
+    print(summary(checked.findings, checked.facts))
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_findings(checked.findings, folder / "findings.parquet")
+    write_page(folder / "report.html", opened, checked.findings, checked.records, checked.facts)
+    return folder

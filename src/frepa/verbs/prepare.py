@@ -1,0 +1,104 @@
+"""`frepa prepare`: pack scans into a store that training reads fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def prepare(
+    source: str,
+    *,
+    out: str | None = None,
+    dims: Literal[2, 3] = 2,
+    quantize: bool = False,
+    keep_names: bool = False,
+    max_pixels: int | None = None,
+    num_workers: int | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Read scans of any format once, check them, and pack them into a store that training reads fast.
+
+    A store is a folder that stands wherever a source is asked for. Pixels are kept without loss: CT as whole Hounsfield
+    units in 16 bits, 8-bit images in 8 bits, deeper ones in 16, floats that are not whole numbers as 32-bit floats.
+    Spacing, orientation, modality, label, anonymous group and the percentiles that scale each scan are kept with them.
+
+    If the command is killed or the disk runs full, give it again: it continues where it stopped and ends with the same
+    bytes. Scans that cannot be used are left out and listed with the reason, by anonymous id in skipped.csv and by file
+    name in STORE.skipped.csv beside the store. The store itself holds no file names and nothing that names a patient.
+
+    Args:
+        source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), dataset-id:folder, or
+            another store. With --verify, the store to verify.
+        out: folder of the store. One begun with the same source and options is continued; another store is never
+            touched without --overwrite.
+        dims: 2 for images, and for volumes slice by slice; 3 for volumes.
+        quantize: make floats smaller, with loss: CT is rounded to whole Hounsfield units, anything else to 65,536 equal
+            steps between its minimum and maximum.
+        keep_names: keep each scan's name within the source in the store, so that a record can be traced to its file.
+            Names may identify patients.
+        max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in
+            3D.
+        num_workers: processes that read and pack, by default one per processor; they never change the result.
+        verify: instead of packing, compare every record of the store with its hash, and list damaged ones on the screen
+            and in damaged.csv.
+        overwrite: replace the store in --out.
+        quiet: no progress bar.
+    """
+    import os
+
+    from frepa.errors import InputError
+
+    if num_workers is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if num_workers < 0:
+        raise InputError(f"--num-workers {num_workers}: expected 0 or more.")
+    if verify:
+        if out is not None or overwrite:
+            raise InputError(
+                "--verify looks at a store and writes none: give the store's folder, without --out or --overwrite."
+            )
+        return _verify(source, num_workers, quiet)
+    if out is None:
+        raise InputError("--out is missing: name the folder of the store to write.")
+
+    from frepa.images.source import open_source
+    from frepa.images.store.packing import pack_source, tell
+
+    opened = open_source(source, dims=dims, max_pixels=max_pixels)
+    facts = pack_source(
+        opened,
+        out,
+        quantize=quantize,
+        keep_names=keep_names,
+        num_workers=num_workers,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    train = f"frepa pretrain {out}" + (" --dims 3" if dims == 3 else "")
+    tell(f"{facts['records']} scans in {facts['shard_bytes'] / 1e6:.1f} MB. Train on them with {train}.")
+    return Path(out)
+
+
+def _verify(store: str, num_workers: int, quiet: bool) -> Path:
+    from frepa.errors import InputError
+    from frepa.images.store.packing import progress_bar, tell
+    from frepa.images.store.source import StoreSource
+    from frepa.images.store.verify import verify_store
+
+    count = len(StoreSource(store))
+    with progress_bar("verify", count, quiet=quiet) as bar:
+        damaged = verify_store(store, num_workers=num_workers, progress=bar.update)
+    if damaged:
+        shown = "\n".join(f"  record {item.record} ({item.name}, {item.shard}): {item.reason}" for item in damaged[:20])
+        more = f"\n  and {len(damaged) - 20} more" if len(damaged) > 20 else ""
+        raise InputError(
+            f"{len(damaged)} of {count} records of {store} are damaged; {Path(store) / 'damaged.csv'} lists them.\n"
+            f"{shown}{more}\nTraining skips them. Copy the shards again from where they are whole, or pack the store "
+            "again with --overwrite."
+        )
+    tell(f"All {count} records of {store} are as they were packed.")
+    return Path(store)

@@ -1,0 +1,116 @@
+"""`frepa pretrain`: train an encoder on unlabelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def pretrain(
+    source: str,
+    *,
+    out: str,
+    method: str = "frepa",
+    encoder: str = "vit_base",
+    dims: Literal[2, 3] = 2,
+    image_size: int = 512,
+    fit: Literal["resize", "crop"] = "resize",
+    window: Literal["lung", "abdomen", "brain", "bone", "any"] = "any",
+    guide: Literal["frangi", "hessian", "none"] = "frangi",
+    epochs: float = 100,
+    max_steps: int | None = None,
+    batch_size: int = 16,
+    accumulate: int = 1,
+    lr: float = 1e-4,
+    schedule: Literal["constant", "step", "cosine"] = "constant",
+    warmup_steps: int = 0,
+    clip: float = 1.0,
+    ema_decay: float = 0.0,
+    augment: bool = True,
+    spectrum_patch: int = 16,
+    spectrum_cutoff: float = 0.2,
+    noise_sigma: float = 0.002,
+    high_mask: bool = True,
+    low_noise: bool = True,
+    image_patch: int | None = None,
+    mask_ratio: float = 0.7,
+    mask_noise: Literal["gaussian", "permute", "zero"] = "gaussian",
+    frequency_probability: float = 0.5,
+    rmse_weight: float = 1.0,
+    gradient_weight: float = 1.0,
+    hfl_weight: float = 1.0,
+    consistency_weight: float = 0.5,
+    focal_frequency_weight: float = 0.0,
+    adversarial_weight: float = 0.0,
+    adversarial_start_epoch: int = 5,
+    val_images: int = 8,
+    checkpoint_every: int = 500,
+    seed: int = 0,
+    num_workers: int = 2,
+    devices: str = "auto",
+    num_nodes: int = 1,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Pretrain an encoder on unlabelled images, so that fine detail survives.
+
+    Writes a run folder: encoder.safetensors and encoder.json, config.yaml, metrics.jsonl, speed.jsonl, skipped.csv, a
+    picture of reconstructions per epoch (100 in a run at most), checkpoints, and report.html. A run that was killed
+    continues with the same command and --resume, and ends with the same weights as one that was not.
+
+    Args:
+        source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
+        out: folder of the run; an existing run is never touched without --resume or --overwrite.
+        method: what the encoder is trained by.
+        encoder: architecture by name (vit_tiny, vit_base, swin_base, convnext_base, ..., timm:NAME), with options after
+            a question mark: "convnext_atto?output_stride=8".
+        dims: 2 for images, 3 for volumes.
+        image_size: side in pixels (voxels) of what the encoder sees.
+        fit: "resize" keeps the aspect and pads with zeros; "crop" takes a random crop at native resolution.
+        window: CT window for images in HU; "any" draws one of the four per image. Others are scaled by percentiles.
+        guide: what the guide channel holds; the encoder is fed the same downstream.
+        epochs: passes over the source.
+        max_steps: optimizer steps instead of epochs.
+        batch_size: images per optimizer step, over all devices together.
+        accumulate: parts a device's share of a batch is worked through in, to save memory.
+        lr: highest learning rate.
+        schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
+        warmup_steps: steps of linear warm-up.
+        clip: largest gradient norm; 0 for no clipping.
+        ema_decay: decay of an average of the weights, which is then what is saved; 0 for none.
+        augment: random flips, rotation, affine maps and histogram shifts.
+        spectrum_patch: side, in bins, of the patches masked in the spectrum. The paper's 16 is for 512 pixels.
+        spectrum_cutoff: cut-off distance of masking and perturbation, as a share of the shorter side.
+        noise_sigma: standard deviation of the low-frequency perturbation, as a share of the spectrum's maximum.
+        high_mask: mask the spectrum in the frequency strategy.
+        low_noise: perturb the low frequencies in the frequency strategy.
+        image_patch: side, in pixels, of the patches masked in the image; by default 32 in 2D and 16 in 3D.
+        mask_ratio: share of the image patches masked in the image strategy.
+        mask_noise: what a masked image patch becomes: gaussian (its mean and variance), permute (its own pixels
+            shuffled) or zero.
+        frequency_probability: how often a view is corrupted in the spectrum rather than in the image.
+        rmse_weight: weight of the RMSE.
+        gradient_weight: weight of the gradient loss.
+        hfl_weight: weight of the hierarchical frequency-to-spatial loss.
+        consistency_weight: weight of the consistency between the two views' embeddings; 0 trains on one view.
+        focal_frequency_weight: weight of the focal frequency loss, for comparison.
+        adversarial_weight: weight of an optional patch discriminator.
+        adversarial_start_epoch: epochs before the discriminator takes part.
+        val_images: images held out for the pictures and the validation loss; a source with fewer than ten times as
+            many lends them from training.
+        checkpoint_every: steps between checkpoints; the two newest are kept.
+        seed: decides every random draw of the run.
+        num_workers: processes per device that read and scale images; they never change the result.
+        devices: "auto", or how many (or which, "0,3") GPUs or CPU processes to use.
+        num_nodes: machines taking part, as the scheduler started them.
+        precision: fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp32.
+        resume: continue the run in --out; starts it when there is none yet.
+        overwrite: replace the run in --out.
+        quiet: no progress bar.
+    """
+    options = dict(locals())
+    from frepa.pretraining.run import run_pretraining
+
+    return run_pretraining(options)

@@ -1,0 +1,79 @@
+"""`frepa segment`: a segmentation head on a frozen encoder, trained and tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def segment(
+    source: list[str],
+    *,
+    encoder: str,
+    out: str,
+    split: Literal["official", "random"] = "official",
+    mask_threshold: float | None = None,
+    image_size: int | None = None,
+    crop_size: int | None = None,
+    window: str | None = None,
+    batch_size: int = 8,
+    epochs: float = 100,
+    max_steps: int | None = None,
+    lr: float = 1e-3,
+    schedule: Literal["constant", "step", "cosine"] = "cosine",
+    warmup_steps: int = 0,
+    loss: Literal["dice", "dice_ce"] = "dice",
+    foreground: float = 1 / 3,
+    augment: bool = True,
+    val_every: int | None = None,
+    overlap: float = 0.5,
+    cldice: bool = False,
+    seed: int = 0,
+    num_workers: int = 2,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train a segmentation head on a frozen encoder and test it, in 2D or 3D as the encoder is.
+
+    Writes a run folder: the head (head.safetensors and head.json, with a reference to its encoder), results.json,
+    cases.csv (a line per test case), predictions, overlays of the best, median and worst case, metrics.jsonl,
+    config.yaml and report.html. Sets given together are trained on together and reported apart. The encoder's guide
+    channel is computed from each clean image and named in all results, because it helps a head by itself.
+
+    Args:
+        source: one or more labelled sets: a folder in a known layout (DRIVE, CHASE_DB1, HRF, STARE, OCTA-500, Medical
+            Decathlon, or images/ and masks/), a manifest (CSV or parquet with the columns image and mask, and fov,
+            split, group if wanted), or LAYOUT:FOLDER.
+        encoder: a run folder, an encoder file, random:NAME or timm:NAME[@checkpoint].
+        out: folder of the run; an existing run is never touched without --overwrite.
+        split: "official" keeps a set's own split and completes it; "random" is 7:1:2 by patient for every set.
+        mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
+        image_size: longer side, in pixels, that images are resized to before the encoder; by default they keep their
+            own resolution. Scores are always taken at the image's own resolution.
+        crop_size: side, in pixels, of the training crops and of the windows at prediction; by default 256 in 2D and
+            96 in 3D, and never more than the largest image.
+        window: CT window for images in HU: lung, abdomen, brain or bone.
+        batch_size: crops per optimizer step, and windows per forward pass at prediction.
+        epochs: passes over the training images; one pass is as many crops as cover them once.
+        max_steps: optimizer steps instead of epochs.
+        lr: highest learning rate of the head.
+        schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
+        warmup_steps: steps of linear warm-up.
+        loss: dice, or dice_ce for Dice plus cross entropy.
+        foreground: share of the crops centred on a labelled pixel, its class drawn evenly.
+        augment: random flips and quarter turns of the crops. Turn it off where classes tell left from right.
+        val_every: steps between validations; by default 20 validations in all. The head with the best validation DSC
+            is kept.
+        overlap: share of a window that its neighbour covers too, at prediction.
+        cldice: also score the centrelines (clDice), for vessels.
+        seed: decides every random draw of the run, and the parts of the split that are not official.
+        num_workers: threads that read and scale images ahead; they never change the result.
+        precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        overwrite: replace the run in --out.
+        quiet: no progress bars.
+    """
+    options = dict(locals())
+    from frepa.downstream.segmentation import run_segmentation
+
+    return run_segmentation(options)

@@ -1,0 +1,27 @@
+"""Fixtures every test may use. Real images are read from a folder beside the clone when there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# A clone made by a user has no such folder: tests that need it skip and say so.
+_SHARED_DATA = Path(os.environ.get("FREPA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real labelled images, or a skip where it is absent."""
+    if not _SHARED_DATA.is_dir():
+        pytest.skip(f"real images not found at {_SHARED_DATA}; set FREPA_TEST_DATA to a folder that holds them")
+    return _SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    """Tests share small machines: two threads are enough and keep timings alike."""
+    import torch
+
+    torch.set_num_threads(2)

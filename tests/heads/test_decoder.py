@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from frepa.errors import InputError
+from frepa.heads.decoder import ReconstructionDecoder
+from frepa.heads.segmenter import SegmentationHead
+
+
+@pytest.mark.parametrize(
+    ("stride", "dims", "positions", "size"),
+    [
+        (1, 2, (9, 7), (9, 7)),
+        (2, 2, (5, 4), (9, 7)),
+        (8, 2, (4, 5), (31, 40)),
+        (16, 2, (3, 2), (45, 17)),
+        (32, 2, (1, 2), (20, 64)),
+        (14, 2, (3, 2), (42, 27)),
+        (6, 2, (3, 3), (18, 13)),
+        (1, 3, (4, 5, 6), (4, 5, 6)),
+        (16, 3, (1, 2, 1), (16, 30, 9)),
+        ((1, 16, 16), 3, (5, 2, 1), (5, 32, 11)),
+        ((2, 8, 4), 3, (2, 2, 3), (3, 15, 12)),
+        ((1, 14, 14), 3, (3, 2, 2), (3, 20, 28)),
+    ],
+)
+def test_output_has_the_size_asked_for(stride, dims: int, positions: tuple[int, ...], size: tuple[int, ...]) -> None:
+    decoder = ReconstructionDecoder(24, stride, 2, dims)
+    dense = torch.randn(2, 24, *positions, requires_grad=True)
+    output = decoder(dense, size)
+    assert output.shape == (2, 2, *size)
+    output.square().mean().backward()
+    assert [key for key, value in decoder.named_parameters() if value.grad is None] == []
+    assert dense.grad is not None
+    assert dense.grad.abs().amax((0, 1)).min() > 0
+
+
+def test_a_position_answers_for_its_own_pixels() -> None:
+    """No axis is transposed or flipped on the way up: change one position, and the pixels it covers change most."""
+    torch.manual_seed(0)
+    decoder = ReconstructionDecoder(8, (1, 4, 8), 1, 3).eval()
+    dense = torch.randn(1, 8, 5, 6, 7)
+    changed = dense.clone()
+    changed[0, :, 3, 1, 5] += 3
+    with torch.no_grad():
+        # Group norm spreads a little of any change everywhere; what remains is local.
+        difference = (decoder(changed, (5, 24, 56)) - decoder(dense, (5, 24, 56))).abs()[0, 0]
+    peak = [int(index) for index in torch.unravel_index(difference.argmax(), difference.shape)]
+    # The pixels of position (3, 1, 5), or of a neighbour that the 3 x 3 convolutions reach.
+    assert 2 <= peak[0] < 5
+    assert 0 <= peak[1] < 12
+    assert 32 <= peak[2] < 56
+
+
+def test_no_checkerboard_at_the_start() -> None:
+    """A map without structure must give an image without a grid, whatever the stage's weights."""
+    torch.manual_seed(0)
+    decoder = ReconstructionDecoder(32, 16, 1, 2).eval()
+    with torch.no_grad():
+        image = decoder(torch.randn(1, 32, 1, 1).expand(1, 32, 8, 8), (128, 128))[0, 0]
+    inner = image[40:-40, 40:-40]
+    assert inner.std() < 1e-5
+
+
+def test_brightness_survives_the_norms() -> None:
+    """Group norm could wash out how bright an image is: the head must be able to learn it."""
+    torch.manual_seed(0)
+    decoder = ReconstructionDecoder(16, 2, 1, 2)
+    brightness = torch.linspace(0.1, 0.9, 5).view(5, 1, 1, 1)
+    dense = torch.randn(1, 16, 1, 1) * brightness + torch.randn(1, 16, 1, 1)
+    optimizer = torch.optim.Adam(decoder.parameters(), 3e-3)
+    for _ in range(80):
+        loss = (decoder(dense.expand(5, 16, 2, 2), (4, 4)) - brightness).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.004, "five brightness levels have variance 0.1"
+
+
+def test_it_is_light_beside_the_encoder() -> None:
+    with torch.device("meta"):
+        decoder = ReconstructionDecoder(768, 16, 3, 2)
+        with FlopCounterMode(display=False) as counter:
+            decoder(torch.empty(1, 768, 32, 32), (512, 512))
+    # ViT-B/16 at 512 x 512: 1025 tokens through 12 blocks of 12 * 768^2 weights, and attention between all pairs.
+    encoder_flops = 2 * 12 * (1025 * 12 * 768**2 + 2 * 1025**2 * 768)
+    assert sum(p.numel() for p in decoder.parameters()) < 0.015 * 86.6e6
+    assert counter.get_total_flops() < 0.05 * encoder_flops
+
+
+def test_segmentation_head_is_the_same_body() -> None:
+    head = SegmentationHead(24, 8, 5, 2)
+    assert head(torch.randn(1, 24, 3, 3), (20, 24)).shape == (1, 5, 20, 24)
+    assert head.classes == 5
+    assert set(head.state_dict()) == set(ReconstructionDecoder(24, 8, 5, 2).state_dict())
+
+
+@pytest.mark.parametrize("size", [(17, 16), (16,), (16, 16, 1)])
+def test_more_than_the_map_covers_is_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"covers \(16, 16\)"):
+        ReconstructionDecoder(8, 8, 1, 2)(torch.randn(1, 8, 2, 2), size)

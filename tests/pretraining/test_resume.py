@@ -1,0 +1,138 @@
+"""A run that was killed, stopped or spread over processes ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frepa.images.angiograms import angiogram
+
+_OPTIONS = [
+    "--encoder=timm:test_convnext", "--image-size=32", "--batch-size=4", "--max-steps=12", "--spectrum-patch=4",
+    "--image-patch=8", "--checkpoint-every=4", "--ema-decay=0.9", "--schedule=cosine", "--warmup-steps=2",
+    "--val-images=2", "--seed=3", "--quiet",
+]  # fmt: skip
+
+# Kills itself as the scheduler of a failing machine would: no handler runs, nothing is flushed.
+_KILLED = """
+import os, signal, sys
+from frepa import cli
+from frepa.pretraining import journal, state_files
+where, count = sys.argv[1], int(sys.argv[2])
+def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
+if where == "step":
+    whole = journal.Journal.step
+    def step(self, number, *args, **kwargs):
+        whole(self, number, *args, **kwargs)
+        if number == count: die()
+    journal.Journal.step = step
+else:
+    rename, seen = os.replace, []
+    def replace(source, target):
+        if str(target).endswith(".safetensors"):
+            seen.append(target)
+            if len(seen) == count: die()
+        rename(source, target)
+    state_files.os.replace = replace
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(10):
+        image, _ = angiogram(48, seed)
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{seed}.png")
+    return folder
+
+
+def _command(images: Path, run: Path, *more: str) -> list[str]:
+    return ["pretrain", str(images), f"--out={run}", *_OPTIONS, *more]
+
+
+def _start(words: list[str], *, code: list[str] | None = None) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = code + words if code else ["-m", "frepa.cli", *words]
+    return subprocess.Popen(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def _without_threads_of_the_test(run: Path) -> tuple[bytes, list[str]]:
+    return (run / "encoder.safetensors").read_bytes(), (run / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def untouched(images, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("run") / "untouched"
+    code, out, err = _finish(_start(_command(images, run, "--num-workers=0")))
+    assert code == 0, err
+    assert out.strip().splitlines()[-1] == str(run)
+    return run
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_is_bit_identical(images, untouched, tmp_path, workers):
+    run = tmp_path / "run"
+    words = _command(images, run, f"--num-workers={workers}")
+    # Before the first checkpoint; while the second one is being written; between two.
+    for where, count in (("step", 3), ("checkpoint", 2), ("step", 10)):
+        code, _, err = _finish(_start([where, str(count), *words, "--resume"], code=["-c", _KILLED]))
+        assert code == -signal.SIGKILL, err
+    code, _, err = _finish(_start([*words, "--resume"]))
+    assert code == 0, err
+    assert "Continuing" in err
+    weights, metrics = _without_threads_of_the_test(run)
+    expected_weights, expected_metrics = _without_threads_of_the_test(untouched)
+    assert metrics == expected_metrics
+    assert weights == expected_weights
+
+
+def test_sigterm_saves_and_ends_cleanly(images, untouched, tmp_path):
+    run = tmp_path / "run"
+    words = _command(images, run, "--num-workers=0", "--checkpoint-every=1000")
+    process = _start(words)
+    end = time.monotonic() + 200
+    while not (run / "metrics.jsonl").is_file() and not (run / "reconstructions").is_dir():
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = _finish(process)
+    assert code == 0, err
+    assert out.strip().splitlines()[-1] == str(run)
+    if "--resume" in err:  # stopped in the middle, as meant; a very fast machine may have finished
+        assert not (run / "encoder.safetensors").exists()
+        assert list((run / "checkpoints").glob("*.safetensors"))
+        code, _, err = _finish(_start([*words, "--resume"]))
+        assert code == 0, err
+    assert _without_threads_of_the_test(run) == _without_threads_of_the_test(untouched)
+
+
+def test_two_processes_see_the_same_samples_and_agree(images, untouched, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = _finish(_start(_command(images, run, "--num-workers=0", "--devices=2", "--overwrite")))
+    assert code == 0, err
+    alone = [json.loads(line) for line in (untouched / "metrics.jsonl").read_text().splitlines()]
+    together = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in alone] == [row["step"] for row in together]
+    # The same samples with the same corruption: the mean over two halves of a batch is the mean over the batch.
+    for a, b in zip(alone[:4], together[:4]):
+        for name in ("rmse", "gradient", "hfl", "consistency"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=2e-3), (a["step"], name)

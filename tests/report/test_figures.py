@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frepa.report import figures
+from frepa.report.overlays import mark_errors, segmentation_overlay
+
+
+def decode(figure: figures.Figure) -> np.ndarray:
+    data = figures.png_bytes(figure, dpi=80)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert pixels.std() > 1  # something is drawn
+    return pixels
+
+
+def test_loss_curves_smooth_and_leave_out_what_a_log_axis_cannot_show() -> None:
+    x = np.arange(5)
+    figure = figures.loss_curves({"rmse": (x, [1, 2, 3, 4, 5]), "con": (x, [1, 0, 1, 1, np.nan])}, log=True, smooth=3)
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "log"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["rmse", "con"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [1.5, 2, 3, 4, 4.5])
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), [1, np.nan, 1, 1, np.nan])
+    np.testing.assert_allclose(axes.lines[3].get_ydata(), [1, 1, 1, 1, 1])
+    decode(figure)
+
+
+def test_figures_have_equal_bytes_for_equal_input_and_share_no_state() -> None:
+    def draw() -> bytes:
+        return figures.png_bytes(figures.loss_curves({"a": ([0, 1], [1, 2])}))
+
+    first = draw()
+    figures.bar_chart({"x": {"a": (1, 0)}})
+    assert draw() == first
+
+
+def test_bars_have_the_given_heights_and_error_bars() -> None:
+    groups = {"DRIVE": {"frepa": (80.0, 2.0), "mae": (78.0, 3.0)}, "HRF": {"mae": (70.0, float("nan"))}}
+    axes = figures.bar_chart(groups, ylabel="DSC (%)").axes[0]
+    assert [bar.get_height() for bars in axes.containers[::2] for bar in bars] == [80.0, 78.0, 70.0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["DRIVE", "HRF"]
+    segments = [s for c in axes.collections for s in c.get_segments()]
+    assert sorted(round(float(s[1][1] - s[0][1]), 6) for s in segments) == [0.0, 4.0, 6.0]
+    decode(axes.figure)
+
+
+def test_histograms_are_densities_over_common_bins() -> None:
+    rng = np.random.default_rng(0)
+    samples = {"before": rng.uniform(0, 1, (4, 50)), "after": np.array([0.5, np.nan, 0.5])}
+    axes = figures.histograms(samples, bins=10, span=(0, 1)).axes[0]
+    for patch in axes.patches:
+        values, edges, _ = patch.get_data()
+        assert np.sum(values * np.diff(edges)) == pytest.approx(1.0)
+    decode(axes.figure)
+    decode(figures.histograms({"flat": np.full(7, 0.25)}))
+
+
+def test_errors_match_their_definitions() -> None:
+    original, prediction = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 1.0])
+    assert figures.relative_error(prediction, original) == pytest.approx(3 / 6)
+    assert figures.root_mean_square_error(prediction, original) == pytest.approx((5 / 3) ** 0.5)
+
+
+def test_spectrum_is_centred() -> None:
+    spectrum = figures.log_spectrum(np.ones((8, 10)))
+    assert spectrum[4, 5] == pytest.approx(np.log1p(80))
+    assert np.count_nonzero(spectrum > 1e-9) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 12), (1, 3, 16, 16), (1, 1, 6, 16, 16)])
+def test_reconstruction_grid_shows_every_column_and_writes_the_error(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    original, corrupted, guide = (rng.uniform(size=shape) for _ in range(3))
+    figure = figures.reconstruction_grid(original, corrupted, original, guide[:, :1], error="rmse")
+    assert len(figure.axes) == 8 * shape[0]
+    notes = [text.get_text() for text in figure.axes[2].texts + figure.axes[3].texts]
+    assert notes == [f"RMSE {np.sqrt(np.mean((corrupted[0] - original[0]) ** 2)):.3f}", "RMSE 0.000"]
+    decode(figure)
+    assert len(figures.reconstruction_grid(original, corrupted, original, spectra=False).axes) == 4 * shape[0]
+
+
+def test_marks_count_what_is_right_and_wrong() -> None:
+    truth = np.array([[0, 1, 1, 2], [0, 0, 2, 2]])
+    prediction = np.array([[1, 1, 0, 1], [0, 0, 2, 2]])
+    marks, names = mark_errors(truth, prediction)
+    np.testing.assert_array_equal(marks, [[2, 1, 3, 4], [0, 0, 1, 1]])
+    assert [name for _, name in names] == ["true positive", "false positive", "false negative", "wrong class"]
+    inside = np.ones_like(truth, dtype=bool)
+    inside[:, 0] = False
+    assert mark_errors(truth, prediction, inside)[0][0, 0] == 0
+    assert len(mark_errors(truth > 0, prediction > 0)[1]) == 3
+
+
+def test_overlay_of_a_volume_shows_the_slice_with_most_labels_and_has_a_legend() -> None:
+    truth = np.zeros((4, 8, 8), dtype=int)
+    truth[2, 2:6, 2:6] = 1
+    image = np.zeros((1, 4, 8, 8))
+    image[:, 2] = 0.5
+    figure = segmentation_overlay(
+        image, truth, np.zeros_like(truth), title="worst", inside=np.ones_like(truth, dtype=bool)
+    )
+    assert float(figure.axes[0].images[0].get_array().max()) == 0.5
+    assert figure.legends[0].get_texts()[0].get_text() == "true positive"
+    drawn = np.asarray(figure.axes[1].images[0].get_array())
+    assert drawn[3, 3, 0] > 0.8 > drawn[3, 3, 2] + 0.3  # missed: yellow
+    decode(figure)
+    with pytest.raises(ValueError, match="differ in size"):
+        segmentation_overlay(image, truth, truth[:, :4])

@@ -1,0 +1,59 @@
+"""Every code block of the documentation runs, in the order of the pages, in one folder with a few images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frepa import cli
+from frepa.images.angiograms import angiogram
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def _blocks(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def _write_images(folder: Path) -> None:
+    for kind in ("images", "vessels/images", "vessels/masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(10):
+        image, mask = angiogram(64, number)
+        grey = Image.fromarray((image * 255).astype(np.uint8))
+        grey.save(folder / "images" / f"{number}.png")
+        grey.save(folder / "vessels/images" / f"{number}.png")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "vessels/masks" / f"{number}.png")
+
+
+def test_blocks_of_the_pages_run(tmp_path, monkeypatch):
+    _write_images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    ran = 0
+    for page in ("pretraining.md", "segmentation.md"):
+        for language, code in _blocks(page):
+            if language == "python":
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    exec(compile(code, page, "exec"), names)
+                assert out.getvalue()
+            else:
+                for line in code.replace("\\\n", " ").strip().splitlines():
+                    words = shlex.split(line)
+                    assert words[0] == "frepa", f"{page}: {line}"
+                    assert cli.main([*words[1:], "--num-workers", "0", "--quiet"]) == 0, line
+            ran += 1
+    assert ran == 4
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (DOCS / page).read_text()):
+        assert ((DOCS / page).parent / target).exists(), f"{page} links to {target}"
