@@ -6,48 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_encoders  # noqa: F401 (registers them)
 import torch
 import yaml
 from PIL import Image
 
 from frepa.cli import main
-from frepa.downstream.encoder_reference import open_encoder, weights_hash
+from frepa.downstream.encoder_reference import open_encoder
+from frepa.downstream.frozen import weights_hash
 from frepa.downstream.segmenter import load_segmenter, predict_case
-from frepa.encoders.contract import Encoder, Features
-from frepa.encoders.registry import register
 from frepa.errors import InputError
 from frepa.verbs.segment import segment
 
 ENCODER = "random:tiny_for_tests"
 QUICK = {"batch_size": 4, "max_steps": 60, "lr": 1e-2, "crop_size": 32, "quiet": True, "val_every": 20}
-
-
-class TinyEncoder(Encoder):
-    """Stride 2, with dropout and batch statistics, which a frozen encoder must not use or change."""
-
-    def __init__(self, name: str, dims: int, image_channels: int, guide: str) -> None:
-        super().__init__(
-            name=name, dims=dims, image_channels=image_channels, guide=guide, channels=8, embedding_channels=8,
-            stride=2, size_multiple=2, options={},
-        )  # fmt: skip
-        conv, norm = (torch.nn.Conv2d, torch.nn.BatchNorm2d) if dims == 2 else (torch.nn.Conv3d, torch.nn.BatchNorm3d)
-        self.trunk = torch.nn.Sequential(
-            conv(image_channels + 1, 8, 4, stride=2, padding=1), norm(8), torch.nn.ReLU(), torch.nn.Dropout(0.5)
-        )
-
-    def extract(self, x: torch.Tensor) -> Features:
-        y = self.trunk(x)
-        return Features(y, y)
-
-
-@register("tiny_for_tests", dims=2)
-def _tiny2(name: str, *, image_channels: int, guide: str) -> Encoder:
-    return TinyEncoder(name, 2, image_channels, guide)
-
-
-@register("tiny3d_for_tests", dims=3)
-def _tiny3(name: str, *, image_channels: int, guide: str) -> Encoder:
-    return TinyEncoder(name, 3, image_channels, guide)
 
 
 def discs(size: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:

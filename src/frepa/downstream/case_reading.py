@@ -49,6 +49,15 @@ def read_header(path: Path, dims: int, *, canonical: bool = True) -> Header:
         raise InputError(f"{error}. Repair the file or take it out of the set.") from None
 
 
+def refuse_stack(path: Path, count: int, dims: int) -> None:
+    """Raise InputError for a file of many slices that is to be read as one 2D image."""
+    if dims == 2 and count > 1:
+        raise InputError(
+            f"{path}: holds {count} slices, and the encoder takes single 2D images. To carry it to volumes put slices: "
+            'before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
+        )
+
+
 def _reader(path: Path, dims: int) -> Reader:
     reader = reader_for(path.name)
     if reader is None or dims not in reader.dims:

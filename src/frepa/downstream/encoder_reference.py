@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from frepa.downstream.frozen import trained_names, weights_hash
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import find_weights, load_encoder, read_description
-from frepa.encoders.specs import is_spec
+from frepa.encoders.slice_transfer import SliceTransfer
+from frepa.encoders.specs import join_options, split_spec
 from frepa.errors import InputError
 
 
@@ -20,11 +19,14 @@ class EncoderReference:
     """A frozen encoder as a run records it.
 
     Attributes:
-        source: run folder or file as an absolute path, or a specification such as ``random:vit_tiny``.
-        weights: hash of all its weights (see :func:`weights_hash`).
-        name: architecture. dims: 2 or 3. parameters: their number.
+        source: run folder or file as an absolute path, or a specification such as ``random:vit_tiny``; paths in a
+            specification are absolute too.
+        weights: hash of its frozen weights (see :func:`frepa.downstream.frozen.weights_hash`).
+        name: architecture; of a slice transfer with its 2D encoder's. dims: 2 or 3. parameters: their number.
         guide: what its guide channel holds; a factor of its own in every comparison.
         method: what it was pretrained by; None when the file does not say.
+        trained: parameters among them that train with the head: the blocks of a slice transfer.
+        untrained: the specification of the same architecture at random initialisation: the floor.
     """
 
     source: str
@@ -34,20 +36,20 @@ class EncoderReference:
     parameters: int
     guide: str
     method: str | None
+    trained: int = 0
+    untrained: str = ""
+
+    def sentence(self, device: str) -> str:
+        """What the encoder is and what is frozen of it, for the user to check."""
+        state = "frozen"
+        if self.trained:
+            state = f"of which {self.trained / 1e6:.2f} M in blocks that train with the head and the rest is frozen"
+        size = f"{self.parameters / 1e6:.1f} M parameters"
+        return f"Encoder {self.name}, {size}, {state}; guide channel: {self.guide}; on {device}."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """BLAKE2b over names, types, shapes and values of all parameters and buffers: 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
 
 
 def open_encoder(source: str) -> tuple[Encoder, EncoderReference]:
@@ -56,23 +58,52 @@ def open_encoder(source: str) -> tuple[Encoder, EncoderReference]:
     Raises:
         InputError: nothing there, or not an encoder.
     """
-    encoder = load_encoder(source).eval().requires_grad_(False)
-    method = None
-    if not is_spec(source):
-        method = read_description(find_weights(source)).get("extra", {}).get("method")
-        source = str(Path(source).resolve())
-    elif source.startswith("random:"):
-        method = "random"
+    encoder = load_encoder(source).freeze()
+    trained = trained_names(encoder)
+    sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
+    inner = encoder.encoder2d if isinstance(encoder, SliceTransfer) else None
     reference = EncoderReference(
-        source=source,
+        source=absolute(source),
         weights=weights_hash(encoder),
-        name=encoder.name,
+        name=encoder.name if inner is None else f"{encoder.name} of {inner.name}",
         dims=encoder.dims,
-        parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        parameters=sum(sizes.values()),
         guide=encoder.guide,
-        method=method,
+        method=method_of(source),
+        trained=sum(sizes[name] for name in trained),
+        untrained=_untrained(encoder),
     )
     return encoder, reference
+
+
+def _untrained(encoder: Encoder) -> str:
+    options = {name: value for name, value in encoder.options.items() if value is not None and name != "trunk"}
+    if isinstance(encoder, SliceTransfer):
+        own = join_options("", options).removeprefix("?")
+        inner = _untrained(encoder.encoder2d)
+        return f"slices:{inner}{'&' if '?' in inner else '?'}{own}"
+    return join_options(f"random:{encoder.name}", {**options, "guide": encoder.guide})
+
+
+def absolute(source: str) -> str:
+    """``source`` with every path in it absolute, so that it means the same from another folder."""
+    kind, rest, query = split_spec(source)
+    if kind == "slices":
+        return f"slices:{absolute(rest)}{query}"
+    if kind == "timm" and "@" in rest:
+        name, _, checkpoint = rest.partition("@")
+        return f"timm:{name}@{Path(checkpoint).resolve()}{query}"
+    return f"{kind}:{rest}{query}" if kind else str(Path(rest).resolve())
+
+
+def method_of(source: str) -> str | None:
+    """What an encoder was pretrained by: "random" for none, None where nobody says."""
+    kind, rest, _ = split_spec(source)
+    if kind == "slices":
+        return method_of(rest)
+    if kind:
+        return "random" if kind == "random" else None
+    return read_description(find_weights(rest)).get("extra", {}).get("method")
 
 
 def reopen_encoder(reference: EncoderReference, source: str | None = None) -> Encoder:

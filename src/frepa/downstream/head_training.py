@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from frepa.downstream.case_reading import LabelledImage, read_case
 from frepa.downstream.crops import CaseCache, CropPlan, CropStream, draw_crops, working_case
+from frepa.downstream.devices import deterministic, memory_of
 from frepa.downstream.metrics import case_mean, count, dice, summarise
 from frepa.downstream.run_folder import append_json_line
 from frepa.downstream.segmentation_data import LabelledCase
@@ -68,15 +67,16 @@ def train_head(
     workers: int,
     quiet: bool,
 ) -> HeadTraining:
-    """Train ``segmenter.head`` and leave in it the weights with the best validation DSC (the earliest of equals).
+    """Train the head, and what of the encoder trains with it; leave the weights with the best validation DSC in them.
 
-    Every random number is keyed by seed and position, and threads only read: the result does not depend on ``workers``.
+    Of equal ones the earliest. Every random number is keyed by seed and position, and threads only read: the result
+    does not depend on ``workers``.
     ``metrics`` gets one line per step (step, loss, lr) and one per validation (step, val_dsc, at working resolution).
 
     Raises:
         TrainingDiverged: the loss is not finite.
     """
-    optimizer = torch.optim.Adam(segmenter.head.parameters(), lr=float(plan.rates[0]))
+    optimizer = torch.optim.Adam(segmenter.trained_parameters(), lr=float(plan.rates[0]))
     cache = make_cache(segmenter, [*train, *val], workers)
     size, steps = plan.batch_size, len(plan.rates)
     pending: list[tuple[int, Tensor]] = []
@@ -85,7 +85,7 @@ def train_head(
     validating, shown = 0.0, {}
     start = time.perf_counter()
     bar = tqdm(total=steps, unit="step", desc="Training the head", disable=quiet, dynamic_ncols=True)
-    with bar, contextlib.closing(cache), _deterministic(segmenter.device):
+    with bar, contextlib.closing(cache), deterministic(segmenter.device):
         for step in range(1, steps + 1):
             positions = range((step - 1) * size, step * size)
             cases = [cache[index] for index in stream.cases(positions)]
@@ -112,12 +112,12 @@ def train_head(
                 # Strictly better only: of equal heads the earliest stays. Copies, since training goes on in place.
                 if dsc > best_dsc:
                     best_step, best_dsc = step, dsc
-                    best_head = {name: tensor.clone() for name, tensor in segmenter.head.state_dict().items()}
+                    best_head = segmenter.trained_state()
                 validating += time.perf_counter() - since
             bar.set_postfix(shown, refresh=False)
             bar.update()
     if best_head is not None:
-        segmenter.head.load_state_dict(best_head)
+        segmenter.load_trained_state(best_head)
     segmenter.eval()
     seconds = time.perf_counter() - start
     speed = steps * size / max(seconds - validating, 1e-9)
@@ -148,7 +148,7 @@ def make_cache(segmenter: Segmenter, cases: list[LabelledCase], workers: int) ->
     return CaseCache(
         read,
         lambda labelled: working_case(labelled, segmenter.guide, segmenter.device),
-        limit=int(_MEMORY_SHARE * _memory(segmenter.device)),
+        limit=int(_MEMORY_SHARE * memory_of(segmenter.device)),
         workers=workers,
     )
 
@@ -162,27 +162,3 @@ def _log(pending: list[tuple[int, Tensor]], rates: np.ndarray, metrics: Path) ->
         append_json_line(metrics, {"step": step, "loss": loss, "lr": float(rates[step - 1])})
     pending.clear()
     return losses[-1]
-
-
-@contextlib.contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Convolutions whose backward pass gives the same bits in every run."""
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on this system
-        return 8 * 2**30

@@ -16,7 +16,9 @@ import torch
 from tqdm import tqdm
 
 from frepa.downstream.crops import CropPlan, CropStream
-from frepa.downstream.encoder_reference import EncoderReference, open_encoder, weights_hash
+from frepa.downstream.devices import autocast_dtype, default_device, device_name
+from frepa.downstream.encoder_reference import EncoderReference, open_encoder
+from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.head_training import HeadPlan, HeadTraining, train_head
 from frepa.downstream.metrics import DDOF, summarise_cases
 from frepa.downstream.run_folder import check_out, start_run, write_csv, write_json
@@ -56,9 +58,12 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
         return tqdm(items, total=total, unit="case", desc="Checking images and masks", disable=quiet, leave=False)
 
     data = check_sets(sets, dims=encoder.dims, threshold=options["mask_threshold"], workers=workers, progress=progress)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     segmenter = build_segmenter(encoder, data, options, device)
     stream, plan = plan_training(segmenter, data, options)
+    segmenter.cache = open_cache(options["feature_cache"], encoder)
+    if segmenter.cache is not None:
+        _check_cacheable(segmenter, data, plan)
 
     start_run(root, {name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
     for sentence in _announce(reference, data, stream, plan, device):
@@ -114,7 +119,7 @@ def build_segmenter(
     steps = per_axis(encoder.size_multiple, encoder.dims)
     largest = [-(-max(extents) // step) * step for extents, step in zip(zip(*sizes), steps)]
     settings = SegmentationSettings(**{**asdict(settings), "crop": tuple(min(asked, top) for top in largest)})
-    return Segmenter(encoder, head, settings, labels, autocast=_autocast(options["precision"], device)).to(device)
+    return Segmenter(encoder, head, settings, labels, autocast=autocast_dtype(options["precision"], device)).to(device)
 
 
 def plan_training(
@@ -168,7 +173,7 @@ def summarise_run(
         },
         "training": asdict(training),
         "test_seconds": test_seconds,
-        "device": _device_name(device),
+        "device": device_name(device),
         "versions": {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()},
     }
 
@@ -189,13 +194,19 @@ def _check(options: Mapping[str, Any]) -> None:
     check_window(options["window"])
 
 
-def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    known = {"fp32": None, "bf16": torch.bfloat16}
-    if precision not in known:
-        raise InputError(f"--precision {precision}: not known. {nearest(precision, ['auto', *known])}")
-    return known[precision]
+def _check_cacheable(segmenter: Segmenter, data: SegmentationData, plan: HeadPlan) -> None:
+    """Raise InputError where no two epochs would look at the same window: the cache would only grow."""
+    if plan.crops.augment:
+        raise InputError("--feature-cache: augmented crops are never the same twice. Add --no-augment.")
+    for image, size in data.sizes.items():
+        working = segmenter.working_size(size)
+        if any(n > to for n, to in zip(working, plan.crops.size)):
+            shown, crop = (" x ".join(map(str, extent)) for extent in (working, plan.crops.size))
+            raise InputError(
+                f"--feature-cache: crops of {crop} are drawn at random from volumes such as {image} ({shown}), so no "
+                f"two epochs see the same one. Give --crop-size {max(working)} or more, so that a crop is the whole "
+                "volume, or leave the option out."
+            )
 
 
 def _announce(
@@ -208,10 +219,7 @@ def _announce(
         if item.unpaired:
             shown = ", ".join(item.unpaired[:5])
             yield f"{item.name}: {len(item.unpaired)} images without a mask are left out: {shown}"
-    yield (
-        f"Encoder {reference.name}, {reference.parameters / 1e6:.1f} M parameters, frozen; guide channel: "
-        f"{reference.guide}; on {_device_name(device)}."
-    )
+    yield reference.sentence(device_name(device))
     crop = " x ".join(map(str, plan.crops.size))
     steps = len(plan.rates)
     yield (
@@ -226,7 +234,3 @@ def _verdict(name: str, scores: Mapping[str, Any], guide: str) -> str:
     if "dsc_fov" in scores:
         text += f"; inside the field of view {100 * scores['dsc_fov'].mean:.2f} %"
     return text + (f"; {dsc.skipped} cases have nothing to find and are left out." if dsc.skipped else ".")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or "CPU")

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frepa.downstream.case_reading import check_fit, read_header, read_mask
-from frepa.downstream.cases import SPLITS, Case, SegmentationSet
+from frepa.downstream.case_reading import check_fit, read_header, read_mask, refuse_stack
+from frepa.downstream.cases import Case, SegmentationSet
 from frepa.downstream.labels import LabelMap, agreed_maps, label_map
 from frepa.downstream.layouts.pairing import stem
 from frepa.downstream.layouts.registry import find_layout
-from frepa.downstream.splits import SHARES, split_groups
+from frepa.downstream.splits import SHARES, complete_split, split_groups
 from frepa.errors import InputError
 
 SPLIT_RULES = ("official", "random")
@@ -100,6 +100,7 @@ def check_sets(
 
     def look(case: Case) -> tuple[Case, tuple[int, ...], set[float]]:
         header = read_header(case.image, dims)
+        refuse_stack(case.image, header.count, dims)
         mask = read_mask(case.mask, dims)
         check_fit(case.image, header, case.mask, mask, "mask")
         return case, tuple(header.size), _values(mask.array)
@@ -126,7 +127,11 @@ def _values(mask: np.ndarray) -> set[float]:
 
 def _check_found(path: Path, layout: str, found: int, unpaired: Sequence[str], dims: int) -> None:
     if not found and not unpaired:
-        raise InputError(f"{path}: read as a {layout} set, but no {dims}D images were found in it.")
+        kind = "3D ones (volumes)" if dims == 3 else "2D ones"
+        raise InputError(
+            f"{path}: read as a {layout} set, but no {dims}D images were found in it, and the encoder takes {kind}. "
+            f"Give {dims}D images, or an encoder for {5 - dims}D ones."
+        )
     if len(unpaired) > _MOST_UNPAIRED * (found + len(unpaired)):
         shown = ", ".join(unpaired[:3])
         raise InputError(
@@ -170,28 +175,7 @@ def _with_splits(name: str, cases: list[Case], rule: str, seed: int) -> tuple[li
             parts: list[str] = split_groups(groups, SHARES, seed)
             note = f"random, 7:1:2 by group, seed {seed}"
         else:
-            parts, note = _complete([part or "" for part in given], groups, seed)
+            parts, note = complete_split([part or "" for part in given], groups, seed)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     return [replace(case, split=part) for case, part in zip(cases, parts)], note
-
-
-def _complete(parts: list[str], groups: list[str], seed: int) -> tuple[list[str], str]:
-    """Add the parts that an official split leaves out."""
-    notes = ["official"]
-    if "train" not in parts:
-        raise InputError(f"the set has a split, but no training part (only {', '.join(sorted(set(parts)))}).")
-    if "test" not in parts:
-        if "val" not in parts:
-            raise InputError("the set has a training part only. Add test cases, or divide it with --split random.")
-        parts = ["test" if part == "val" else part for part in parts]
-        notes.append("its validation part is used for testing, since it has no test part")
-    if "val" not in parts:
-        members = [i for i, part in enumerate(parts) if part == "train"]
-        inner = split_groups([groups[i] for i in members], {"train": 7.0, "val": 1.0}, seed)
-        parts = list(parts)
-        for i, part in zip(members, inner):
-            parts[i] = part
-        notes.append(f"an eighth of the training groups is used for validation, seed {seed}")
-    assert set(parts) <= set(SPLITS)
-    return parts, "; ".join(notes)

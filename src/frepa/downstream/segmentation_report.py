@@ -62,7 +62,7 @@ def write_report(
     if summary["guide"] != "none":
         page.note(
             "The guide channel shows ridges to the head directly. Compare with encoders that were given the same "
-            f"channel; the floor is an untrained one: `random:{encoder['name']}`."
+            f"channel; the floor is an untrained one: `{encoder['untrained']}`."
         )
     for name, item in summary["sets"].items():
         if classes := [key for key in item["test"] if key.startswith("dsc_") and key[4:].isdigit()]:

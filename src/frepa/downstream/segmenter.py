@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,25 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from frepa.corruption.guide import hessian_guide
-from frepa.downstream.case_reading import read_scan
+from frepa.downstream.case_reading import read_header, read_scan, refuse_stack
 from frepa.downstream.encoder_reference import EncoderReference, reopen_encoder
+from frepa.downstream.frozen import PREFIX, load_trained_state, trained_state
+from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.downstream.labels import LabelMap
 from frepa.encoders.contract import Encoder
-from frepa.errors import InputError
+from frepa.encoders.feature_cache import FeatureCache
 from frepa.heads.segmenter import SegmentationHead
 from frepa.images.geometry import placement, resize
 from frepa.images.intensity import Window, to_unit
 from frepa.images.orientation import axis_codes, reorient, reorient_array
 from frepa.images.scan import Scan
 
-WEIGHTS = "head.safetensors"
-DESCRIPTION = "head.json"
-FORMAT = 1
+TASK = "segmentation"
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,8 @@ class Prediction(NamedTuple):
 class Segmenter(nn.Module):
     """Encoder (frozen, always in evaluation mode) and head.
 
-    Only ``head.parameters()`` train. ``labels`` says what a class is written as.
+    Only ``trained_parameters()`` train: the head's, and of a slice transfer its blocks'. ``labels`` says what a class
+    is written as. ``cache`` keeps what the 2D encoder of a slice transfer makes of each window; None keeps nothing.
     """
 
     def __init__(
@@ -74,16 +70,30 @@ class Segmenter(nn.Module):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False)
+        self.encoder = encoder.freeze()
         self.head = head
         self.settings = settings
         self.labels = labels
         self.autocast = autocast
+        self.cache: FeatureCache | None = None
         self.eval()
 
     @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer changes."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of all tensors that training changes."""
+        return {name: t.clone() for name, t in {**self.head.state_dict(), **trained_state(self.encoder)}.items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what ``trained_state`` gave."""
+        load_trained_state(self.encoder, {name: t for name, t in state.items() if name.startswith(PREFIX)})
+        self.head.load_state_dict({name: t for name, t in state.items() if not name.startswith(PREFIX)})
 
     def train(self, mode: bool = True) -> Segmenter:
         """Training mode of the head; the encoder stays in evaluation mode (no dropout, frozen statistics)."""
@@ -94,9 +104,18 @@ class Segmenter(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, in_channels, *S) as ``encoder.prepare_input`` makes them -> logits (B, K, *S)."""
         with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            with torch.no_grad():
-                dense = self.encoder(inputs).dense
-            return self.head(dense, tuple(inputs.shape[2:]))
+            return self.head(self.dense(inputs), tuple(inputs.shape[2:]))
+
+    def dense(self, inputs: Tensor) -> Tensor:
+        """The encoder's map of a batch of inputs, with gradients only for what of the encoder trains."""
+        if self.cache is not None:
+            transfer = self.cache.transfer
+            features = torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
+            return transfer.transform(features).dense
+        # The frozen part of a slice transfer sees to itself.
+        trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            return self.encoder(inputs).dense
 
     def working_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Extent an image of ``size`` is worked on at."""
@@ -106,7 +125,7 @@ class Segmenter(nn.Module):
 
     def guide(self, image: Tensor) -> Tensor:
         """Guide channel (1, *S) of a whole clean image (C, *S) in [0, 1], by the encoder's own kind."""
-        return hessian_guide(image[None].float(), kind=self.encoder.guide)[0]
+        return self.encoder.make_guide(image[None].float())[0]
 
     @torch.no_grad()
     def window_probabilities(self, image: Tensor, guide: Tensor) -> Tensor:
@@ -139,8 +158,7 @@ class Segmenter(nn.Module):
     def save(self, folder: Path, reference: EncoderReference, extra: dict[str, Any] | None = None) -> Path:
         """Write the head alone: ``head.safetensors`` (which explains itself) and ``head.json`` (the same, to read)."""
         description = {
-            "format": FORMAT,
-            "task": "segmentation",
+            "task": TASK,
             "head": {
                 "channels": self.encoder.channels,
                 "stride": self.encoder.stride,
@@ -152,17 +170,7 @@ class Segmenter(nn.Module):
             "encoder": reference.as_dict(),
             "extra": extra or {},
         }
-        text = json.dumps(description, indent=2) + "\n"
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        partial = folder / f".{WEIGHTS}.{os.getpid()}"
-        try:
-            # Not save_file: it makes files that only their owner can read, whatever the umask says.
-            partial.write_bytes(save(weights, metadata={"frepa": text}))
-            os.replace(partial, folder / WEIGHTS)
-        finally:
-            partial.unlink(missing_ok=True)
-        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
-        return folder / WEIGHTS
+        return save_head(folder, self.encoder, self.head, description)
 
 
 def load_segmenter(run: str | Path, *, encoder: str | None = None, device: str | torch.device = "cpu") -> Segmenter:
@@ -176,24 +184,13 @@ def load_segmenter(run: str | Path, *, encoder: str | None = None, device: str |
     Raises:
         InputError: no segmentation head there, or the encoder is gone or another one.
     """
-    path = Path(run) / WEIGHTS if Path(run).is_dir() else Path(run)
-    if not path.is_file():
-        raise InputError(f"{run}: no {WEIGHTS} here. Give the folder of a finished segmentation run.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {}).get("frepa", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable head file ({error}).") from None
-    if description.get("task") != "segmentation":
-        raise InputError(f"{path}: holds no segmentation head of this program.")
-    if description["format"] > FORMAT:
-        raise InputError(f"{path}: written by a newer frepa (format {description['format']}). Install that one.")
+    path, description = read_head(run, TASK)
     frozen = reopen_encoder(EncoderReference(**description["encoder"]), encoder)
     stride = description["head"]["stride"]
     shape = description["head"] | {"stride": tuple(stride) if isinstance(stride, list) else stride}
     with torch.random.fork_rng(devices=[]):
         head = SegmentationHead(**shape)
-    head.load_state_dict(load_file(path))
+    load_weights(path, frozen, head)
     settings = dict(description["settings"])
     settings["crop"] = tuple(settings["crop"])
     if isinstance(settings["window"], list):
@@ -208,7 +205,9 @@ def predict_case(segmenter: Segmenter, path: str | Path) -> tuple[Prediction, Sc
     Raises:
         InputError: the file is damaged or has another number of axes than the encoder.
     """
-    scan = read_scan(Path(path), segmenter.encoder.dims, canonical=False)
+    dims = segmenter.encoder.dims
+    refuse_stack(Path(path), read_header(Path(path), dims, canonical=False).count, dims)
+    scan = read_scan(Path(path), dims, canonical=False)
     turned = reorient(scan)
     found = segmenter.predict(to_unit(turned, window=segmenter.settings.window))
     probabilities = turn_back(found.probabilities, turned.affine, scan.affine)

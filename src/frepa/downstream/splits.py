@@ -48,3 +48,30 @@ def split_groups(groups: Sequence[str], shares: Mapping[str, float], seed: int) 
             held += sizes[group]
     part_of |= dict.fromkeys(order, rest)
     return [part_of[group] for group in groups]
+
+
+def complete_split(parts: list[str], groups: Sequence[str], seed: int) -> tuple[list[str], str]:
+    """Add the parts that an official split leaves out, and say in words what was done.
+
+    Without a test part the validation part becomes that; without a validation part an eighth of the training groups.
+
+    Raises:
+        InputError: there is no training part, or nothing but it.
+    """
+    notes = ["official"]
+    if "train" not in parts:
+        raise InputError(f"the set has a split, but no training part (only {', '.join(sorted(set(parts)))}).")
+    if "test" not in parts:
+        if "val" not in parts:
+            raise InputError("the set has a training part only. Add test cases, or divide it with --split random.")
+        parts = ["test" if part == "val" else part for part in parts]
+        notes.append("its validation part is used for testing, since it has no test part")
+    if "val" not in parts:
+        members = [i for i, part in enumerate(parts) if part == "train"]
+        inner = split_groups([groups[i] for i in members], {"train": 7.0, "val": 1.0}, seed)
+        parts = list(parts)
+        for i, part in zip(members, inner):
+            parts[i] = part
+        notes.append(f"an eighth of the training groups is used for validation, seed {seed}")
+    assert set(parts) <= set(SHARES)
+    return parts, "; ".join(notes)

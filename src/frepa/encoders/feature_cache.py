@@ -44,7 +44,11 @@ class FeatureCache:
 
     def path(self, volume: Tensor) -> Path:
         """Where the features of this volume are, or will be."""
-        digest = hashlib.sha256(f"{self._encoder} {self.dtype} {volume.dtype} {tuple(volume.shape)}".encode())
+        # Reduced precision changes what the encoder gives, so a run in bf16 must not feed one in fp32.
+        kind = self.transfer.project.weight.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
+        key = f"{self._encoder} {self.dtype} {precision} {volume.dtype} {tuple(volume.shape)}"
+        digest = hashlib.sha256(key.encode())
         digest.update(_raw_bytes(volume))
         return self.folder / f"{digest.hexdigest()[:40]}.safetensors"
 

@@ -43,6 +43,18 @@ def load_spec(text: str) -> Encoder:
     return _SCHEMES[kind](rest, options)
 
 
+def split_spec(text: str) -> tuple[str, str, str]:
+    """Scheme, what follows it, and its options with their question mark; ``("", text, "")`` for anything else.
+
+    ``"slices:runs/a?width=64"`` gives ``("slices", "runs/a", "?width=64")``.
+    """
+    if not is_spec(text):
+        return "", text, ""
+    kind, rest = text.split(":", 1)
+    name, mark, query = rest.partition("?")
+    return kind, name, mark + query
+
+
 def split_options(text: str) -> tuple[str, dict[str, Any]]:
     """``"convnext_atto?output_stride=8"`` as ``("convnext_atto", {"output_stride": 8})``."""
     name, _, query = text.partition("?")

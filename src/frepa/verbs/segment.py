@@ -25,6 +25,7 @@ def segment(
     loss: Literal["dice", "dice_ce"] = "dice",
     foreground: float = 1 / 3,
     augment: bool = True,
+    feature_cache: str | None = None,
     val_every: int | None = None,
     overlap: float = 0.5,
     cldice: bool = False,
@@ -36,6 +37,7 @@ def segment(
 ) -> Path:
     """Train a segmentation head on a frozen encoder and test it, in 2D or 3D as the encoder is.
 
+    Of a slice transfer ("slices:ENCODER2D") the 2D encoder is frozen, and its blocks train with the head.
     Writes a run folder: the head (head.safetensors and head.json, with a reference to its encoder), results.json,
     cases.csv (a line per test case), predictions, overlays of the best, median and worst case, metrics.jsonl,
     config.yaml and report.html. Sets given together are trained on together and reported apart. The encoder's guide
@@ -45,7 +47,8 @@ def segment(
         source: one or more labelled sets: a folder in a known layout (DRIVE, CHASE_DB1, HRF, STARE, OCTA-500, Medical
             Decathlon, or images/ and masks/), a manifest (CSV or parquet with the columns image and mask, and fov,
             split, group if wanted), or LAYOUT:FOLDER.
-        encoder: a run folder, an encoder file, random:NAME or timm:NAME[@checkpoint].
+        encoder: a run folder, an encoder file, random:NAME, timm:NAME[@checkpoint], or slices:ENCODER2D, which
+            carries any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
         split: "official" keeps a set's own split and completes it; "random" is 7:1:2 by patient for every set.
         mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
@@ -63,6 +66,8 @@ def segment(
         loss: dice, or dice_ce for Dice plus cross entropy.
         foreground: share of the crops centred on a labelled pixel, its class drawn evenly.
         augment: random flips and quarter turns of the crops. Turn it off where classes tell left from right.
+        feature_cache: folder in which what the 2D encoder of a slice transfer makes of each volume is kept between
+            epochs and runs; for crops that are whole volumes, and with --no-augment.
         val_every: steps between validations; by default 20 validations in all. The head with the best validation DSC
             is kept.
         overlap: share of a window that its neighbour covers too, at prediction.

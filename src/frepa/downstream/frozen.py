@@ -1,0 +1,88 @@
+"""What of an encoder stays as it is under a head, and what trains with the head.
+
+Of most encoders everything is frozen. Of a slice transfer the 2D encoder is frozen, and its blocks train with the head
+(Frepa section 3.3.2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frepa.encoders.contract import Encoder
+from frepa.encoders.feature_cache import FeatureCache
+from frepa.encoders.slice_transfer import SliceTransfer
+from frepa.errors import InputError
+
+#: Names of an encoder's trained tensors in a head file begin with this.
+PREFIX = "encoder."
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """BLAKE2b over names, types, shapes and values of all frozen parameters and buffers: 32 hexadecimal digits.
+
+    Of an encoder as :meth:`Encoder.freeze` leaves it; parameters that ask for a gradient are left out, unless all do.
+    """
+    trained = trained_names(module) if isinstance(module, Encoder) else set()
+    if len(trained) == len(list(module.parameters())):  # nothing was frozen yet: all of it counts
+        trained = set()
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        if name in trained:
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def trained_names(encoder: Encoder) -> set[str]:
+    """Names of the parameters that train with the head, of a frozen encoder (see :meth:`Encoder.freeze`)."""
+    return {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+
+
+def trained_state(encoder: Encoder) -> dict[str, Tensor]:
+    """The tensors that train with the head, by name with ``PREFIX``; not copies."""
+    trained = trained_names(encoder)
+    return {PREFIX + name: tensor for name, tensor in encoder.state_dict().items() if name in trained}
+
+
+def load_trained_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
+    """Put back what ``trained_state`` gave.
+
+    Raises:
+        InputError: the tensors are not those of this encoder.
+    """
+    wanted = trained_state(encoder)
+    wrong = sorted(
+        set(wanted) ^ set(state) or {name for name in wanted if wanted[name].shape != state[name].shape},
+    )
+    if wrong:
+        raise InputError(
+            f"the trained blocks in the head file do not fit encoder {encoder.name}: {wrong[0]} differs. "
+            "Give the encoder, with its options, that the head was trained on."
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(state[name])
+
+
+def open_cache(folder: str | Path | None, encoder: Encoder) -> FeatureCache | None:
+    """Features of the frozen half of a slice transfer, kept in ``folder``; None without a folder.
+
+    Raises:
+        InputError: the encoder is no slice transfer, so nothing of it is worth keeping.
+    """
+    if folder is None:
+        return None
+    if not isinstance(encoder, SliceTransfer):
+        raise InputError(
+            f"--feature-cache keeps what the 2D encoder of a slice transfer makes of each volume; {encoder.name} has "
+            "none. Leave the option out, or give slices:ENCODER2D."
+        )
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"--feature-cache {folder}: this is a file. Name a folder.")
+    return FeatureCache(folder, encoder)
