@@ -20,6 +20,7 @@ from frepa.images.loading import load_images, make_loader
 from frepa.images.sampling import SampleStream
 from frepa.images.source import Source, open_source
 from frepa.pretraining.augment import Augmentation
+from frepa.pretraining.defaults import resolved
 from frepa.pretraining.held_out import WithoutHeldOut, held_out_indices
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Batch, Plan, fit
@@ -39,11 +40,12 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def run_pretraining(options: Mapping[str, Any]) -> Path:
-    """Run ``frepa pretrain`` with its resolved options and return the run folder.
+    """Run ``frepa pretrain`` with its options and return the run folder.
 
     Raises:
         InputError: anything the user can mend.
     """
+    options = resolved(options)
     config = {name: value for name, value in options.items() if name not in ("resume", "overwrite", "quiet")}
     config["precision"] = _precision(options["precision"])
     fabric = lightning_fabric.Fabric(
@@ -232,8 +234,9 @@ def _announcement(
     run: RunFolder,
 ) -> str:
     size = sum(p.numel() for p in method.encoder.parameters()) / 1e6
+    kind = "images" if source.dims == 2 else "volumes"
     return (
         f"{options['method']}: {options['encoder']} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
-        f"{len(source):,} images, {len(plan.rates):,} steps of {plan.batch_size} at {options['image_size']} px, "
+        f"{len(source):,} {kind}, {len(plan.rates):,} steps of {plan.batch_size} at {options['image_size']} px, "
         f"{fabric.world_size} x {fabric.device.type}. Results go to {run.root}."
     )

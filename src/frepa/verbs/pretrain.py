@@ -11,15 +11,15 @@ def pretrain(
     *,
     out: str,
     method: str = "frepa",
-    encoder: str = "vit_base",
+    encoder: str | None = None,
     dims: Literal[2, 3] = 2,
-    image_size: int = 512,
-    fit: Literal["resize", "crop"] = "resize",
+    image_size: int | None = None,
+    fit: Literal["resize", "crop"] | None = None,
     window: Literal["lung", "abdomen", "brain", "bone", "any"] = "any",
     guide: Literal["frangi", "hessian", "none"] = "frangi",
     epochs: float = 100,
     max_steps: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     accumulate: int = 1,
     lr: float = 1e-4,
     schedule: Literal["constant", "step", "cosine"] = "constant",
@@ -54,7 +54,7 @@ def pretrain(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Pretrain an encoder on unlabelled images, so that fine detail survives.
+    """Pretrain an encoder on unlabelled images or volumes, so that fine detail survives.
 
     Writes a run folder: encoder.safetensors and encoder.json, config.yaml, metrics.jsonl, speed.jsonl, skipped.csv, a
     picture of reconstructions per epoch (100 in a run at most), checkpoints, and report.html. A run that was killed
@@ -64,16 +64,18 @@ def pretrain(
         source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
         out: folder of the run; an existing run is never touched without --resume or --overwrite.
         method: what the encoder is trained by.
-        encoder: architecture by name (vit_tiny, vit_base, swin_base, convnext_base, ..., timm:NAME), with options after
-            a question mark: "convnext_atto?output_stride=8".
+        encoder: architecture by name, with options after a question mark: "convnext_atto?output_stride=8". In 2D
+            vit_base (the default), vit_tiny, swin_base, convnext_base, ..., timm:NAME; in 3D vit3d_base (the default),
+            vit3d_tiny, swinunetr_base, mednext_large, resenc_large, ...
         dims: 2 for images, 3 for volumes.
-        image_size: side in pixels (voxels) of what the encoder sees.
-        fit: "resize" keeps the aspect and pads with zeros; "crop" takes a random crop at native resolution.
+        image_size: side in pixels (voxels) of what the encoder sees; by default 512 in 2D and 128 in 3D.
+        fit: "resize" keeps the aspect and pads with zeros; "crop" takes a random crop at native resolution, padded with
+            zeros where the scan is smaller. By default "resize" in 2D and "crop" in 3D.
         window: CT window for images in HU; "any" draws one of the four per image. Others are scaled by percentiles.
         guide: what the guide channel holds; the encoder is fed the same downstream.
         epochs: passes over the source.
         max_steps: optimizer steps instead of epochs.
-        batch_size: images per optimizer step, over all devices together.
+        batch_size: images per optimizer step, over all devices together; by default 16 in 2D and 2 in 3D.
         accumulate: parts a device's share of a batch is worked through in, to save memory.
         lr: highest learning rate.
         schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.

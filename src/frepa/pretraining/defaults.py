@@ -1,0 +1,27 @@
+"""What an option of `frepa pretrain` is when it is not given and depends on the number of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from frepa.corruption.histogram import DEFAULT_PATCH
+from frepa.errors import InputError
+
+# The paper's settings; the batch sizes are ours. A crop of 128^3 has as many voxels as eight images of 512 x 512.
+BY_DIMS: dict[int, dict[str, Any]] = {
+    2: {"encoder": "vit_base", "image_size": 512, "fit": "resize", "batch_size": 16, "image_patch": DEFAULT_PATCH[2]},
+    3: {"encoder": "vit3d_base", "image_size": 128, "fit": "crop", "batch_size": 2, "image_patch": DEFAULT_PATCH[3]},
+}
+
+
+def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with those that are None and in ``BY_DIMS`` filled in, in the order given.
+
+    Raises:
+        InputError: a number of axes other than 2 and 3.
+    """
+    if options["dims"] not in BY_DIMS:
+        raise InputError(f"--dims {options['dims']}: expected 2 for images or 3 for volumes.")
+    defaults = BY_DIMS[options["dims"]]
+    return {name: defaults.get(name) if value is None else value for name, value in options.items()}
