@@ -107,12 +107,14 @@ class FileSource(Source):
         self._rows = np.ascontiguousarray(rest[:, 3])
         self._starts = np.concatenate([[0], np.cumsum(rest[:, 2])]).astype(np.int64)
         self._groups: np.ndarray | None = None
+        self._group_names = 0  # codes from here on are records of unknown groups
         self._values: list[dict[str, Any]] = []
         if len(columns.modalities) > 1:
             self.modalities, self.modality_codes = self._per_record(list(columns.modalities), rest[:, 4])
         if len(columns.groups) > 1:
             names, codes = self._per_record(list(columns.groups), rest[:, 5])
             self.group_codes = _alone_where_unknown(np.array(names, object), codes.astype(np.int64))
+            self._group_names = len(names)
 
     def _per_record(self, names: list[str], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         """Sorted names that occur, and each record's place among them, from one code per row."""
@@ -186,6 +188,7 @@ class FileSource(Source):
         if "group" in table:
             self._groups, codes = per_record("group")
             self.group_codes = _alone_where_unknown(self._groups, codes)
+            self._group_names = len(self._groups)
         scale = {name: per_record(name) for name in ("unit", "slope", "intercept") if name in table}
         if scale:
             distinct, codes = np.unique(np.stack([codes for _, codes in scale.values()]), axis=1, return_inverse=True)
@@ -222,6 +225,19 @@ class FileSource(Source):
         if self._members is not None and self._members[row].is_valid:
             name = f"{name}#{self._members[row].as_py()}"
         return f"{name}[{within}]" if self._starts[row + 1] - self._starts[row] > 1 else name
+
+    def file(self, index: int) -> str:
+        row, _ = self._row(index)
+        name = self._names[row].as_py()
+        if self._members is None or not self._members[row].is_valid:
+            return name
+        return f"{name}#{self._members[row].as_py()}"
+
+    @property
+    def groups(self) -> int | None:
+        if self.group_codes is None:
+            return None
+        return len(np.unique(self.group_codes[self.group_codes < self._group_names]))
 
     def header(self, index: int) -> Header:
         found = self._header(self._row(index)[0])

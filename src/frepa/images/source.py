@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Name of a record within the source, e.g. ``a/b.png`` or ``x.npz#train_images[12]``."""
 
+    def file(self, index: int) -> str:
+        """Name of the file, member or series a record is in: the same for all slices of a volume."""
+        return _ROW.sub("", self.name(index))
+
     @abstractmethod
     def read(self, index: int) -> Scan:
         """Decode a record. Raises `UnreadableScan` when it is broken."""
@@ -110,6 +115,11 @@ class Source(ABC):
                 continue
         return 1
 
+    @property
+    def groups(self) -> int | None:
+        """How many patients or studies are known; records of unknown ones are in none. None when nothing is known."""
+        return None if self.group_codes is None else len(np.unique(self.group_codes))
+
     def add_skipped(self, found: Iterable[Skipped]) -> None:
         """Add records that turned out to be unreadable; each is listed once."""
         known = {entry.path for entry in self.skipped}
@@ -121,6 +131,9 @@ class Source(ABC):
     def select(self, indices: Sequence[int] | np.ndarray) -> Source:
         """The records at ``indices``, in that order, as a source of their own."""
         return _Selection(self, np.asarray(indices, dtype=np.int64))
+
+
+_ROW = re.compile(r"\[\d+\]$")
 
 
 class _Selection(Source):
@@ -141,6 +154,9 @@ class _Selection(Source):
 
     def name(self, index: int) -> str:
         return self._parent.name(int(self._indices[index]))
+
+    def file(self, index: int) -> str:
+        return self._parent.file(int(self._indices[index]))
 
     def read(self, index: int) -> Scan:
         return self._parent.read(int(self._indices[index]))

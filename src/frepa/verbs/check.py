@@ -21,8 +21,8 @@ def check(
     Looks for files that are unreadable, truncated, empty or hold NaN; scans that are constant or stored twice; voxel
     sizes, extents, orientations and ranges of values unlike the others'; DICOM series with slices missing or at the
     same place; CT that is not in Hounsfield units; label files that do not fit their image or lie among the images; and
-    the same patient or pixels on two sides of a split (columns "split" and "group" of a manifest, or a dataset of the
-    catalogue).
+    the same patient or pixels on two sides of a split (columns "split" and "group" of a manifest, a dataset of the
+    catalogue, or folders named train, val and test).
 
     Prints a summary. With --out, writes a folder with findings.parquet (every finding, with the file's name) and
     report.html (the same for people, with pictures of what is suspicious). Nothing that names a patient is taken from
@@ -67,5 +67,5 @@ def check(
         return None
     folder.mkdir(parents=True, exist_ok=True)
     write_findings(checked.findings, folder / "findings.parquet")
-    write_page(folder / "report.html", opened, checked.findings, checked.records, checked.facts)
+    write_page(folder / "report.html", opened, checked)
     return folder

@@ -25,12 +25,17 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "crash": Kind(ERROR, "Reading it ends the process", "Take these files out, or convert them."),
-    "truncated": Kind(ERROR, "Truncated", "Copy or download these files again."),
+    "truncated": Kind(ERROR, "Truncated, or damaged inside", "Copy or download these files again."),
     "empty": Kind(ERROR, "Empty or missing", "Copy or download these files again, or take them off the list."),
     "damaged": Kind(ERROR, "Damaged", "Copy or download these files again."),
     "nan": Kind(ERROR, "NaN or infinite values", "Export again, or replace the values; these scans are skipped."),
     "undecodable": Kind(ERROR, "No decoder", "Install what is named, or decompress the files."),
     "too large": Kind(ERROR, "Larger than the limit", "Raise the limit if the files are genuine."),
+    "several arrays": Kind(
+        ERROR,
+        "Holds several arrays of images, and none is chosen for you",
+        "Name one, `file.npz#train_images`, as a source of its own or in a manifest: one of them may be the test part.",
+    ),
     "unreadable": Kind(ERROR, "Cannot be read", "See the reason of each file."),
     "split patient": Kind(
         ERROR, "One patient on two sides of a split", "Split by patient: scores on the test part would be too good."
@@ -49,13 +54,15 @@ KINDS: dict[str, Kind] = {
         "Label file stored in another orientation than its image",
         "Nothing if both are read in canonical orientation, as frepa does by default; never compare stored arrays.",
     ),
+    "looks like labels": Kind(
+        WARNING,
+        "Looks like a label map, not an image",
+        "Leave label files out of a source of images, by a glob pattern or a manifest.",
+    ),
     "constant": Kind(WARNING, "Constant: every value is the same", "These teach nothing; take them out."),
     "nearly constant": Kind(WARNING, "Nearly constant: 99 % of the values are equal", "Look at them."),
-    "blank slice": Kind(NOTE, "Blank slices of volumes", "Usual at the ends of a volume."),
+    "blank slice": Kind(NOTE, "Volumes with blank slices", "Usual at the ends of a volume."),
     "duplicate": Kind(WARNING, "Duplicates: the same pixels twice", "Keep one of each."),
-    "looks like labels": Kind(
-        WARNING, "Looks like a label map, not an image", "Leave label files out of a source of images."
-    ),
     "ct without hu": Kind(
         WARNING,
         "CT that is not in Hounsfield units",
@@ -73,10 +80,12 @@ KINDS: dict[str, Kind] = {
         "Give the modality in a manifest: otherwise some are scaled by windows and some by percentiles.",
     ),
     "hu values": Kind(WARNING, "CT with unlikely values", "Check the rescale slope and intercept of these files."),
-    "spacing": Kind(WARNING, "Voxel size unlike the others'", "Check the headers; resample if they are right."),
-    "size": Kind(WARNING, "Size unlike the others'", "Check that these are what the others are."),
+    "spacing": Kind(
+        WARNING, "Voxel size unlike the others' beside them", "Check the headers; resample if they are right."
+    ),
+    "size": Kind(WARNING, "Size unlike the others' beside them", "Check that these are what the others are."),
     "tiny": Kind(WARNING, "Tiny: a side of less than 16", "Too small for most encoders; check that these are images."),
-    "intensity": Kind(WARNING, "Range of values unlike the others'", "Check the export of these files."),
+    "intensity": Kind(WARNING, "Range of values unlike the others' beside them", "Check the export of these files."),
     "orientation": Kind(
         NOTE, "Stored in another orientation than the others", "Nothing: volumes are turned when read."
     ),
@@ -89,11 +98,13 @@ KINDS: dict[str, Kind] = {
 _WORDS = (
     (r"NaN or infinite", "nan"),
     (r"truncated|claims? (more|far more)|shorter than|ends before", "truncated"),
-    (r"empty file|file not found|nothing to read|holds no (record|page)", "empty"),
+    (r"empty file|file not found|which is not there|nothing to read|holds no (record|page)", "empty"),
     (r"which nothing|no decoder|pip install|compressed as", "undecodable"),
     (r"more than the limit|too large", "too large"),
+    (r"holds (several arrays|\d+ (arrays|pages|datasets))|name one, e\.g\.", "several arrays"),
+    (r"not an image of the kind|decodes to|the header says .* the compressed image", "damaged"),
     (r"left out|not an image|not a volume|no volume|read it with dims|holds no pixels|slice of a series", "left out"),
-    (r"damaged|not a[n]? .* file|not an image of the kind|unpacks to", "damaged"),
+    (r"damaged|not a[n]? .* file|unpacks to", "damaged"),
     (r"slices? missing|unevenly|orientations or sizes|without positions|shifted against", "geometry"),
     (r"same place|does not say how it lies|unknown thickness|geometry makes|pixel spacing", "geometry"),
     (r"taken for Hounsfield", "hu assumed"),

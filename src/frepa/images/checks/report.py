@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from frepa.images.checks.findings import KINDS, LEVELS, NOTE, Finding
-from frepa.images.checks.measures import Measured
+from frepa.images.checks.findings import ERROR, KINDS, LEVELS, NOTE, WARNING, Finding
+from frepa.images.checks.items import Item
+from frepa.images.checks.run import Checked
 from frepa.images.geometry import resize_pad
 from frepa.images.intensity import to_unit
 from frepa.images.scan import UnreadableScan
@@ -19,9 +20,11 @@ from frepa.report.canvas import bare, new_figure, plane
 from frepa.report.page import Page
 
 _SHOWN = 30  # findings of a kind that are listed
-_PICTURES, _PER_KIND, _PIXELS = 24, 4, 160
-_PICTURED = ["constant", "nearly constant", "looks like labels", "tiny", "intensity", "size", "spacing", "hu values"]
-_PICTURED += ["ct without hu", "duplicate", "split duplicate", "label conflict"]
+_PER_KIND, _PIXELS = 6, 160
+# Of these a picture tells more than the words
+_PICTURED = {"split duplicate", "label conflict", "looks like labels", "constant", "nearly constant", "duplicate"}
+_PICTURED |= {"tiny", "intensity", "size", "spacing", "hu values", "ct without hu", "hu mixed", "hu assumed"}
+_MOST_ROWS = 100
 
 
 def counts_by_kind(findings: Sequence[Finding]) -> list[tuple[str, int]]:
@@ -31,30 +34,31 @@ def counts_by_kind(findings: Sequence[Finding]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (LEVELS.index(KINDS[item[0]].level), order[item[0]]))
 
 
-def write_page(
-    path: Path, source: Source, findings: Sequence[Finding], records: Mapping[int, Measured], facts: Mapping[str, int]
-) -> Path:
-    """``report.html``: facts, findings by kind with what to do, what the scans are, pictures."""
+def write_page(path: Path, source: Source, checked: Checked) -> Path:
+    """``report.html``: the verdict, findings by kind with what to do and pictures, what the scans are."""
     page = Page("Scan report", f"{source.location}, read with dims {source.dims}")
-    page.facts(facts)
-    found = counts_by_kind(findings)
-    if not found:
-        page.note("Nothing was found that is wrong with these scans.")
-    else:
+    page.facts(checked.facts)
+    found = counts_by_kind(checked.findings)
+    text, level = verdict(checked.findings)
+    page.note(text, level=level)
+    if found:
         page.section("Findings")
         rows = [
             {"level": KINDS[kind].level, "finding": KINDS[kind].title, "count": n, "what to do": KINDS[kind].advice}
             for kind, n in found
         ]
         page.table(rows, caption="Gravest first. `findings.parquet`, beside this page, lists every single one.")
-    _pictures(page, source, findings)
-    _inventory(page, records)
     for kind, count in found:
         page.section(KINDS[kind].title)
         page.text(KINDS[kind].advice)
-        listed = [finding for finding in findings if finding.kind == kind][:_SHOWN]
-        caption = f"The first {_SHOWN} of {count:,}." if count > _SHOWN else ""
-        page.table([{"file": finding.file, "what was found": finding.message} for finding in listed], caption=caption)
+        of_kind = [finding for finding in checked.findings if finding.kind == kind]
+        if kind in _PICTURED:
+            _pictures(page, source, of_kind)
+        if count > _SHOWN:
+            _by_folder(page, of_kind)
+        else:
+            page.table([{"file": finding.file, "what was found": finding.message} for finding in of_kind])
+    _inventory(page, checked.items)
     page.section("What was not looked for")
     page.text(
         "Text burnt into the pixels, such as a patient's name on an ultrasound image or a scanned film, is not looked "
@@ -65,55 +69,105 @@ def write_page(
     return page.save(path)
 
 
-def _inventory(page: Page, records: Mapping[int, Measured]) -> None:
-    if not records:
-        return
-    kinds: dict[tuple[str, str, int], list[Measured]] = {}
-    for one in records.values():
-        unit = "HU" if one.hu else "arbitrary"
-        kinds.setdefault((one.modality or "not given", unit, len(one.size)), []).append(one)
+def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
+    """What it comes to in a sentence or two, and how grave that is: ``note`` or ``warning``."""
+    levels = Counter(KINDS[finding.kind].level for finding in findings)
+    if not findings:
+        return "Nothing was found that is wrong with these scans.", NOTE
+    if not levels[ERROR] and not levels[WARNING]:
+        return "Nothing was found that needs mending; the notes say what was assumed.", NOTE
+    parts = []
+    if levels[ERROR]:
+        parts.append(f"{levels[ERROR]:,} {_plural(levels[ERROR], 'error')}: data that is lost, or scores that lie.")
+    if levels[WARNING]:
+        words = "scan is" if levels[WARNING] == 1 else "scans are"
+        parts.append(f"{levels[WARNING]:,} {_plural(levels[WARNING], 'warning')}: {words} used, but look first.")
+    return " ".join(parts), WARNING
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else word + "s"
+
+
+def _spread(findings: Sequence[Finding], count: int) -> list[Finding]:
+    """``count`` of them from the first to the last, so that every folder has a chance to be seen."""
+    if len(findings) <= count:
+        return list(findings)
+    return [findings[int(i)] for i in np.unique(np.linspace(0, len(findings) - 1, count).astype(np.int64))]
+
+
+def _by_folder(page: Page, findings: Sequence[Finding]) -> None:
+    """Many findings of a kind: how many there are in each folder, and one of them."""
+    folders: dict[str, list[Finding]] = {}
+    for finding in findings:
+        folders.setdefault(posixpath.dirname(finding.file.partition("#")[0]) or ".", []).append(finding)
+    fullest = sorted(folders.items(), key=lambda item: -len(item[1]))[:_SHOWN]
+    rows = [
+        {
+            "folder": folder,
+            "count": len(members),
+            "for example": posixpath.basename(members[0].file),
+            "what was found": members[0].message,
+        }
+        for folder, members in fullest
+    ]
+    more = f" The fullest {_SHOWN} of {len(folders):,} folders." if len(folders) > _SHOWN else ""
+    page.table(rows, caption=f"{len(findings):,}, by folder.{more}")
+
+
+def _inventory(page: Page, items: Sequence[Item]) -> None:
+    kinds: dict[tuple[str, str, str, int], list[Item]] = {}
+    for item in items:
+        top = item.folder.partition("/")[0]
+        unit = "label map" if item.is_labels else "HU" if item.first.hu else "arbitrary"
+        key = (top or ".", item.first.modality, unit, len(item.first.size))
+        kinds.setdefault(key, []).append(item)
     rows = []
-    for (modality, unit, _), members in sorted(kinds.items()):
-        spacing = [one.spacing for one in members if one.spacing]
+    for (top, modality, unit, _), members in sorted(kinds.items())[:_MOST_ROWS]:
+        spacing = [item.first.spacing for item in members if item.first.spacing]
         rows.append(
             {
-                "modality": modality,
+                "folder": top,
+                "modality": modality or None,
                 "unit": unit,
-                "scans": len(members),
-                "smallest": _shown(np.min([one.size for one in members], axis=0)),
-                "usual": _shown(np.median([one.size for one in members], axis=0)),
-                "largest": _shown(np.max([one.size for one in members], axis=0)),
+                "files": len(members),
+                "scans": sum(len(item.records) for item in members),
+                "size": _range([item.first.size for item in members]),
                 "usual spacing (mm)": _shown(np.median(spacing, axis=0), 3) if spacing else None,
-                "types": ", ".join(sorted({one.dtype for one in members})),
+                "types": ", ".join(sorted({item.first.dtype for item in members})),
             }
         )
+    if not rows:
+        return
+    if all(row["files"] == row["scans"] for row in rows):
+        rows = [{name: cell for name, cell in row.items() if name != "files"} for row in rows]
     page.section("What the scans are")
-    page.table(rows, caption="Sizes per axis.")
+    more = f" The first {_MOST_ROWS} of {len(kinds):,}." if len(kinds) > _MOST_ROWS else ""
+    page.table(rows, caption=f"By top folder; sizes per axis.{more}")
+
+
+def _range(sizes: Sequence[tuple[int, ...]]) -> str:
+    least, usual, most = (_shown(act(sizes, axis=0)) for act in (np.min, np.median, np.max))
+    return least if least == most else f"{least} to {most}, usually {usual}"
 
 
 def _pictures(page: Page, source: Source, findings: Sequence[Finding]) -> None:
-    chosen: list[Finding] = []
-    for kind in _PICTURED:
-        chosen += [finding for finding in findings if finding.kind == kind and finding.record >= 0][:_PER_KIND]
     tiles = []
-    for finding in chosen[:_PICTURES]:
+    for finding in _spread([finding for finding in findings if finding.record >= 0], _PER_KIND):
         try:
             tiles.append((finding, thumbnail(source, finding.record)))
         except UnreadableScan:
             continue
     if not tiles:
         return
-    columns = min(6, len(tiles))
-    rows = math.ceil(len(tiles) / columns)
-    figure = new_figure(1.9 * columns, 2.35 * rows)
-    grid = np.atleast_1d(figure.subplots(rows, columns)).reshape(-1)
+    figure = new_figure(1.9 * _PER_KIND, 2.2)
+    grid = np.atleast_1d(figure.subplots(1, _PER_KIND)).reshape(-1)
     for axes in grid:
         bare(axes)
     for axes, (finding, tile) in zip(grid, tiles):
         axes.imshow(tile, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(f"{finding.kind}\n{_short(finding.file)}", fontsize=6.5)
-    page.section("Suspicious scans")
-    page.figure(figure, "Examples of what was found, scaled by their own percentiles.", wide=True)
+        axes.set_title(_short(finding.file), fontsize=6.5)
+    page.figure(figure, "", alt="Examples: " + ", ".join(finding.file for finding, _ in tiles), wide=True)
 
 
 def thumbnail(source: Source, index: int) -> np.ndarray:
@@ -132,7 +186,7 @@ def _shown(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:
     return " x ".join(f"{value:.{digits}g}" for value in values)
 
 
-def summary(findings: Sequence[Finding], facts: Mapping[str, int], *, examples: int = 3) -> str:
+def summary(findings: Sequence[Finding], facts: Mapping[str, int | str], *, examples: int = 3) -> str:
     """The report in a few lines for a terminal."""
     lines = [
         ", ".join(
@@ -142,7 +196,7 @@ def summary(findings: Sequence[Finding], facts: Mapping[str, int], *, examples: 
     for kind, count in counts_by_kind(findings):
         lines.append(f"{KINDS[kind].level:<8}{count:>8,}  {KINDS[kind].title}")
         if KINDS[kind].level != NOTE:
-            named = [finding for finding in findings if finding.kind == kind][:examples]
+            named = _spread([finding for finding in findings if finding.kind == kind], examples)
             lines += [f"{'':18}{finding.file}: {finding.message}" for finding in named]
     if len(lines) == 1:
         lines.append("Nothing was found that is wrong with these scans.")

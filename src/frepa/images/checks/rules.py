@@ -1,91 +1,109 @@
-"""Measurements to findings: what is constant, twice there, or unlike the rest."""
+"""Measurements to findings: what is constant, twice there, a label map, or not in the units it seems to be in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from frepa.images.checks.findings import Finding, kind_of
-from frepa.images.checks.measures import Measured
+from frepa.images.checks.items import LABEL_VALUES, Item, Records
 from frepa.images.units import ASSUMED_HU, is_ct
 
-# Below this many scans of a kind there is no telling which of them is odd
-_ENOUGH = 10
-# How far from the usual, as a factor, before anything is odd at all; and in robust standard deviations
-_FACTORS = {"spacing": 2.0, "size": 3.0, "intensity": 8.0}
-_DEVIATIONS = 6.0
 _LEAST_SIDE = 16
-_LABEL_VALUES = 16
-# Measured: label maps of nine sets 1.0, images of fifteen 0.91 and less
-_FLAT = 0.95
 # Hounsfield units that occur in patients, implants included
 _HU_LOWEST, _HU_HIGHEST = -4100.0, 32767.0
 
-Records = Mapping[int, Measured]
 Name = Callable[[int], str]
-_Words = Callable[[np.ndarray, np.ndarray], str]
 
 
-def single_findings(records: Records, name: Name) -> Iterable[Finding]:
+def single_findings(items: Iterable[Item]) -> Iterable[Finding]:
     """What can be said of a scan by itself."""
-    for index, one in records.items():
-        for kind, message in _of_one(one):
-            yield Finding(kind, name(index), message, record=index)
+    for item in items:
+        for kind, message in _of_one(item):
+            yield Finding(kind, item.name, message, record=item.picture())
 
 
-def _of_one(one: Measured) -> Iterable[tuple[str, str]]:
-    if one.constant:
-        yield "blank slice" if one.slice_of_volume else "constant", f"every value is {one.low:g}"
-    elif not one.slice_of_volume:  # a slice may hold little; its volume is what counts
-        if one.percentiles[0] == one.percentiles[2]:
-            yield "nearly constant", f"99 % of the values are {one.percentiles[1]:g}"
-        elif 1 < one.values <= _LABEL_VALUES:
-            yield "looks like labels", f"holds only {one.values} different values, from {one.low:g} to {one.high:g}"
-        elif one.flat > _FLAT:
-            message = f"{one.flat:.0%} of neighbouring pixels off the background are equal, as in areas of labels"
-            yield "looks like labels", message
+def _of_one(item: Item) -> Iterable[tuple[str, str]]:
+    one, count = item.first, len(item.measured)
+    blank = sum(slice_.constant for slice_ in item.measured)
+    if item.constant:
+        slices = f" in each of {count} slices" if item.of_slices else ""
+        yield "constant", f"every value is {one.low:g}{slices}" if _same(item) else f"one value{slices}"
+    elif item.is_labels:
+        yield "looks like labels", _label_words(item)
+    elif blank:
+        yield "blank slice", f"{blank} of {count} slices hold one value each"
+    elif not item.of_slices and one.percentiles[0] == one.percentiles[2]:
+        yield "nearly constant", f"99 % of the values are {one.percentiles[1]:g}"
     if min(one.size[-2:]) < _LEAST_SIDE:
         yield "tiny", f"{_shown(one.size)} pixels"
-    if one.hu and (one.low < _HU_LOWEST or one.high >= _HU_HIGHEST or one.percentiles[1] > 1000):
-        yield "hu values", f"values from {one.low:g} to {one.high:g}, half of them above {one.percentiles[1]:g}"
-    said = [kind_of(note, "other") for note in one.notes]
+    low, high = min(part.low for part in item.measured), max(part.high for part in item.measured)
+    middle = float(np.median([part.percentiles[1] for part in item.measured]))
+    if one.hu and (low < _HU_LOWEST or high >= _HU_HIGHEST or middle > 1000):
+        yield "hu values", f"values from {low:g} to {high:g}, half of them above {middle:g}"
+    said = [kind_of(note, "other") for note in item.notes]
     if is_ct(one.modality) and not one.hu and "ct without hu" not in said:
         yield "ct without hu", "the values are not Hounsfield units"
-    yield from zip(said, one.notes)
+    yield from zip(said, item.notes)
 
 
-def mixed_units(records: Records) -> Iterable[Finding]:
+def _same(item: Item) -> bool:
+    return len({part.low for part in item.measured}) == 1
+
+
+def _label_words(item: Item) -> str:
+    shown = [part for part in item.measured if not part.constant]
+    where = " in a slice" if item.of_slices else ""
+    most = max((part.values for part in shown), default=0)
+    if shown and all(1 < part.values <= LABEL_VALUES for part in shown):
+        low, high = min(part.low for part in shown), max(part.high for part in shown)
+        few = f"at most {most}" if item.of_slices else f"only {most}"
+        return f"holds {few} different values{where}, from {low:g} to {high:g}"
+    if item.label_folder:
+        return f"lies in a folder named {item.label_folder}"
+    flat = float(np.median([part.flat for part in shown]))
+    return f"{flat:.0%} of neighbouring pixels off the background are equal, as in areas of labels"
+
+
+def mixed_units(items: Iterable[Item]) -> Iterable[Finding]:
     """Scans without a modality of which some look like CT."""
-    unknown = [one for one in records.values() if not one.modality]
-    assumed = sum(ASSUMED_HU in one.notes for one in unknown)
-    signed = sum(not one.hu and one.low < -200 for one in unknown)
+    unknown = [item for item in items if not item.first.modality and not item.is_labels]
+    assumed = sum(ASSUMED_HU in item.notes for item in unknown)
+    signed = [item for item in unknown if not item.first.hu and min(part.low for part in item.measured) < -200]
     if assumed and signed:
-        message = (
-            f"{assumed} of {len(unknown)} are taken for Hounsfield units; {signed} others hold negative values too"
-        )
-        yield Finding("hu mixed", file="(all)", message=message)
+        message = f"{assumed} are taken for Hounsfield units; {len(signed)} others hold values below -200 too, such as "
+        message += ", ".join(item.name for item in signed[:3])
+        yield Finding("hu mixed", file="(all)", message=message, other=signed[0].name)
 
 
 def duplicates(
-    records: Records, name: Name, labels: np.ndarray | None = None, splits: np.ndarray | None = None
+    records: Records,
+    name: Name,
+    labels: np.ndarray | None = None,
+    splits: np.ndarray | None = None,
+    leave_out: Iterable[int] = (),
 ) -> Iterable[Finding]:
-    """Scans with the same pixels; constant ones are told otherwise."""
+    """Scans with the same pixels.
+
+    Constant ones are told otherwise; ``leave_out`` names those of which copies are nothing special, as of label maps.
+    """
     first: dict[bytes, int] = {}
+    ignored = set(leave_out)
     for index, one in records.items():
-        if one.constant:
+        if one.constant or index in ignored:
             continue
         before = first.setdefault(one.digest, index)
         if before == index:
             continue
         split, other = ("", "") if splits is None else (splits[index], splits[before])
+        told: list[tuple[str, str]] = []
         if split and other and split != other:
-            kind, message = "split duplicate", f"in {split}, and as {name(before)} in {other}"
-        elif labels is not None and labels[index] != labels[before]:
-            kind, message = "label conflict", f"labelled {labels[index]!r}, and as {name(before)} {labels[before]!r}"
-        else:
-            kind, message = "duplicate", f"the same pixels as {name(before)}"
-        yield Finding(kind, name(index), message, name(before), index)
+            told.append(("split duplicate", f"in {split}, and as {name(before)} in {other}"))
+        if labels is not None and labels[index] != labels[before]:
+            told.append(("label conflict", f"labelled {labels[index]!r}, and as {name(before)} {labels[before]!r}"))
+        for kind, message in told or [("duplicate", f"the same pixels as {name(before)}")]:
+            yield Finding(kind, name(index), message, name(before), index)
 
 
 def shared_patients(name: Name, splits: np.ndarray | None, groups: np.ndarray | None) -> Iterable[Finding]:
@@ -102,69 +120,6 @@ def shared_patients(name: Name, splits: np.ndarray | None, groups: np.ndarray | 
             told.add(group)
             message = f"in {split}; the same patient's {name(before)} is in {part}"
             yield Finding("split patient", name(index), message, name(before), index)
-
-
-def unlike_the_rest(records: Records, name: Name) -> Iterable[Finding]:
-    """Outliers in voxel size, extent, range of values and orientation, among scans of one modality."""
-    by_modality: dict[tuple[str, int, bool], list[int]] = {}
-    for index, one in records.items():
-        if not one.constant:
-            by_modality.setdefault((one.modality, len(one.size), one.hu), []).append(index)
-    for members in by_modality.values():
-        if len(members) < _ENOUGH:
-            continue
-        measured = [records[index] for index in members]
-        for kind, text, values in _compared(measured):
-            for place in np.flatnonzero(_outlying(values, _FACTORS[kind])):
-                usual = np.nanmedian(values, axis=0)
-                message = text(values[place], usual)
-                yield Finding(kind, name(members[place]), message, record=members[place])
-        yield from _turned(measured, members, name)
-
-
-def _compared(
-    measured: Sequence[Measured],
-) -> Iterable[tuple[str, Callable[[np.ndarray, np.ndarray], str], np.ndarray]]:
-    axes = len(measured[0].size)
-    # Sorted, so that volumes in another orientation are not odd for that alone
-    spacing = np.array([sorted(one.spacing) if one.spacing else [np.nan] * axes for one in measured])
-    yield "spacing", lambda here, usual: f"{_shown(here, 3)} mm, usually about {_shown(usual, 3)} mm", spacing
-    size = np.array([sorted(one.size) for one in measured], np.float64)
-    yield "size", lambda here, usual: f"{_shown(here)}, usually about {_shown(usual)} (sorted)", size
-    if not measured[0].hu:
-        # A slice's own range says nothing of its volume's
-        spans = [[np.nan if one.slice_of_volume else one.percentiles[2] - one.percentiles[0]] for one in measured]
-        yield (
-            "intensity",
-            lambda here, usual: f"values span {here[0]:.4g}, usually about {usual[0]:.4g}",
-            np.array(spans),
-        )
-
-
-def _outlying(values: np.ndarray, factor: float) -> np.ndarray:
-    """Rows in which a value is more than ``factor`` times larger or smaller than usual, and far beyond the spread."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(np.where(values > 0, values, np.nan))
-    known = np.isfinite(logs)
-    if known.sum(axis=0).min() < _ENOUGH:
-        return np.zeros(len(values), bool)
-    distance = np.abs(logs - np.nanmedian(logs, axis=0))
-    spread = 1.4826 * np.nanmedian(distance, axis=0)
-    limit = np.maximum(np.log(factor), _DEVIATIONS * spread)
-    return np.asarray((np.where(known, distance, 0.0) > limit).any(axis=1))
-
-
-def _turned(measured: Sequence[Measured], members: Sequence[int], name: Name) -> Iterable[Finding]:
-    known = [one.orientation for one in measured if one.orientation]
-    if len(known) < _ENOUGH:
-        return
-    codes, counts = np.unique(known, return_counts=True)
-    usual = str(codes[counts.argmax()])
-    if counts.max() < 0.8 * len(known):
-        return
-    for one, index in zip(measured, members):
-        if one.orientation and one.orientation != usual:
-            yield Finding("orientation", name(index), f"stored as {one.orientation}, usually {usual}", record=index)
 
 
 def _shown(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:

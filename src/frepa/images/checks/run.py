@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from frepa.images.checks.findings import Finding, kind_of
+from frepa.images.checks.items import Item, gather, label_records
 from frepa.images.checks.measures import Measured
 from frepa.images.checks.pairs import label_files, labels_beside, pair_findings
-from frepa.images.checks.rules import duplicates, mixed_units, shared_patients, single_findings, unlike_the_rest
+from frepa.images.checks.peers import unlike_their_peers
+from frepa.images.checks.rules import duplicates, mixed_units, shared_patients, single_findings
 from frepa.images.checks.scanning import CRASHED, measure_all
+from frepa.images.checks.splits import splits_of
 from frepa.images.source import Source
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check gives: findings, measurements of the scans that can be read, and a few numbers."""
+    """What a check gives: findings, measurements of the scans that can be read, these by volume, and a few facts."""
 
     findings: list[Finding]
     records: dict[int, Measured]
-    facts: dict[str, int]
+    items: list[Item]
+    facts: dict[str, int | str]
 
 
 def check_source(
@@ -34,7 +36,8 @@ def check_source(
         num_workers: processes that read.
         progress: called with the number of records done since the last call.
     """
-    results = measure_all(source, num_workers=num_workers, progress=progress)
+    # By number: processes end in any order
+    results = dict(sorted(measure_all(source, num_workers=num_workers, progress=progress).items()))
     records = {index: result for index, result in results.items() if isinstance(result, Measured)}
     findings = [Finding(kind_of(item.reason, "unreadable"), item.path, item.reason) for item in source.skipped]
     findings += [Finding(kind_of(item.reason, "other"), item.path, item.reason) for item in source.notes]
@@ -42,49 +45,40 @@ def check_source(
         if isinstance(result, str):
             kind = "crash" if result == CRASHED else kind_of(result, "unreadable")
             findings.append(Finding(kind, source.name(index), result, record=index))
-    splits = _splits(source)
-    findings += single_findings(records, source.name)
-    findings += mixed_units(records)
-    findings += duplicates(records, source.name, source.labels, splits)
+    splits, said_by = splits_of(source)
+    items = gather(records, source)
+    labels = label_records(items)
+    findings += single_findings(items)
+    findings += mixed_units(items)
+    findings += duplicates(records, source.name, source.labels, splits, leave_out=labels)
     findings += shared_patients(source.name, splits, source.group_codes)
-    findings += unlike_the_rest(records, source.name)
+    findings += unlike_their_peers(items)
     findings += pair_findings(source, label_files(source) or labels_beside(source))
     findings = _once(findings)
     left_out = _count(findings, "left out")
     unread = len(source.skipped) + len(results) - len(records)
-    facts = {"scans": len(records), "unreadable": unread - left_out, "left out": left_out}
+    facts: dict[str, int | str] = {"scans": len(records)}
+    volumes = sum(item.of_slices for item in items)
+    if volumes:
+        facts["volumes they are slices of"] = volumes
+    facts |= {"unreadable": unread - left_out, "left out": left_out}
     facts["duplicates"] = _count(findings, "duplicate") + _count(findings, "split duplicate")
-    if source.group_codes is not None:
-        facts["patients or studies"] = len(set(source.group_codes.tolist()))
-    return Checked(findings, records, facts)
+    if source.groups:
+        facts["known patients or studies"] = source.groups
+    if splits is not None:
+        facts["split by"] = said_by
+    return Checked(findings, records, items, facts)
 
 
 def _count(findings: list[Finding], kind: str) -> int:
     return sum(finding.kind == kind for finding in findings)
 
 
-def _splits(source: Source) -> np.ndarray | None:
-    """Names of the parts the records are in, from a manifest or the catalogue; None where there are none."""
-    if source.splits is not None:
-        return source.splits
-    table = getattr(source, "table", None)
-    if table is None or "split" not in table.column_names or table["split"].null_count == len(table):
-        return None
-    return np.array([part or "" for part in table["split"].to_pylist()], object)
-
-
 def _once(findings: list[Finding]) -> list[Finding]:
-    """Without repetitions: the slices of a volume all say the same of it."""
-    seen: set[tuple[str, str, str]] = set()
-    kept = []
+    """Without repetitions: what opening a source tells of a series is said again by each slice."""
+    kept: dict[tuple[str, str, str], Finding] = {}
     for finding in findings:
-        place = finding.file.rpartition("[")[0] or finding.file
-        key = (finding.kind, place if finding.kind in _OF_A_FILE else finding.file, finding.message)
-        if key not in seen:
-            seen.add(key)
-            kept.append(finding)
-    return kept
-
-
-# Said of a file as a whole, however many slices it has
-_OF_A_FILE = {"geometry", "hu assumed", "other", "ct without hu", "spacing", "size", "orientation"}
+        key = (finding.kind, finding.file, finding.message)
+        if key not in kept or kept[key].record < 0:
+            kept[key] = finding
+    return list(kept.values())

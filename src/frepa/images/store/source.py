@@ -16,7 +16,7 @@ from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
 from frepa.images.source import Source, register_source
 from frepa.images.store.files import Column, ShardFiles
 from frepa.images.store.frames import DamagedRecord, unpack, unpack_crop
-from frepa.images.store.layout import DTYPES, IS_QUANTIZED, StoreFolder, read_facts, row_type
+from frepa.images.store.layout import DTYPES, HAS_GROUP, IS_QUANTIZED, StoreFolder, read_facts, row_type
 from frepa.images.store.records import described, restored
 
 
@@ -64,6 +64,13 @@ class StoreSource(Source):
                 file.seek(start)
                 return file.read(int(ends[index]) - start).decode("utf-8", "surrogateescape")
         return f"{int(self.row(index)['id']):016x}"
+
+    @property
+    def groups(self) -> int | None:
+        if self.group_codes is None:
+            return None
+        rows = self._rows.array
+        return len(np.unique(rows["group"][(rows["has"] & HAS_GROUP) > 0]))
 
     def header(self, index: int) -> Header:
         scan = self.describe(index)
