@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frepa.encoders.files import load_encoder
     from frepa.verbs.check import check
+    from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
     from frepa.verbs.prepare import prepare
     from frepa.verbs.pretrain import pretrain
@@ -27,12 +28,13 @@ _WHERE = {
     "check": "frepa.verbs.check",
     "pretrain": "frepa.verbs.pretrain",
     "prepare": "frepa.verbs.prepare",
+    "classify": "frepa.verbs.classify",
     "segment": "frepa.verbs.segment",
     "demo": "frepa.verbs.demo",
     "load_encoder": "frepa.encoders.files",
 }
 
-__all__ = ["check", "demo", "load_encoder", "prepare", "pretrain", "segment"]
+__all__ = ["check", "classify", "demo", "load_encoder", "prepare", "pretrain", "segment"]
 
 
 def __getattr__(name: str) -> Any:

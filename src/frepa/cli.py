@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "pretrain": "frepa.verbs.pretrain:pretrain",
     "check": "frepa.verbs.check:check",
     "prepare": "frepa.verbs.prepare:prepare",
+    "classify": "frepa.verbs.classify:classify",
     "segment": "frepa.verbs.segment:segment",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ class WorkingCase(NamedTuple):
 
     planes: Tensor
     points: list[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return self.planes.nbytes
 
     @property
     def image(self) -> Tensor:
@@ -60,7 +64,18 @@ def working_case(labelled: LabelledImage, guide: Callable[[Tensor], Tensor], dev
     return WorkingCase(planes, points)
 
 
-class CaseCache:
+class Sized(Protocol):
+    """What a cache can hold: it knows its size in bytes."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+Raw = TypeVar("Raw")
+Ready = TypeVar("Ready", bound=Sized)
+
+
+class CaseCache(Generic[Raw, Ready]):
     """Cases read by threads ahead of need and kept while they fit into ``limit`` bytes (least recently used go first).
 
     ``read(index)`` runs in a thread, ``finish(what it returned)`` where the case is asked for.
@@ -68,16 +83,16 @@ class CaseCache:
 
     def __init__(
         self,
-        read: Callable[[int], LabelledImage],
-        finish: Callable[[LabelledImage], WorkingCase],
+        read: Callable[[int], Raw],
+        finish: Callable[[Raw], Ready],
         *,
         limit: int,
         workers: int,
     ) -> None:
         self._read, self._finish, self._limit = read, finish, limit
         self._pool = ThreadPoolExecutor(workers) if workers > 0 else None
-        self._pending: dict[int, Future[LabelledImage]] = {}
-        self._kept: OrderedDict[int, WorkingCase] = OrderedDict()
+        self._pending: dict[int, Future[Raw]] = {}
+        self._kept: OrderedDict[int, Ready] = OrderedDict()
         self._bytes = 0
 
     def ahead(self, indices: Iterable[int]) -> None:
@@ -87,17 +102,17 @@ class CaseCache:
                 if index not in self._kept and index not in self._pending:
                     self._pending[index] = self._pool.submit(self._read, index)
 
-    def __getitem__(self, index: int) -> WorkingCase:
+    def __getitem__(self, index: int) -> Ready:
         if index in self._kept:
             self._kept.move_to_end(index)
             return self._kept[index]
         pending = self._pending.pop(index, None)
         case = self._finish(pending.result() if pending is not None else self._read(index))
         self._kept[index] = case
-        self._bytes += case.planes.nbytes
+        self._bytes += case.nbytes
         while self._bytes > self._limit and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
-            self._bytes -= dropped.planes.nbytes
+            self._bytes -= dropped.nbytes
         return case
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.downstream.case_reading import LabelledImage, read_case
-from frepa.downstream.crops import CaseCache, CropPlan, CropStream, draw_crops, working_case
+from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, draw_crops, working_case
 from frepa.downstream.devices import deterministic, memory_of
 from frepa.downstream.metrics import case_mean, count, dice, summarise
 from frepa.downstream.run_folder import append_json_line
@@ -136,7 +136,7 @@ def validate(segmenter: Segmenter, cache: CaseCache, indices: range) -> float:
     return summarise(scores).mean
 
 
-def make_cache(segmenter: Segmenter, cases: list[LabelledCase], workers: int) -> CaseCache:
+def make_cache(segmenter: Segmenter, cases: list[LabelledCase], workers: int) -> CaseCache[LabelledImage, WorkingCase]:
     """Cases at working size on the segmenter's device."""
 
     def read(index: int) -> LabelledImage:

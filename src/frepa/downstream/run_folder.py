@@ -62,8 +62,13 @@ def write_json(path: Path, values: Any) -> None:
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSON-lines file."""
+    append_json_lines(path, [row])
+
+
+def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows to a JSON-lines file."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(row)) + "\n")
+        file.writelines(json.dumps(_plain(row)) + "\n" for row in rows)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

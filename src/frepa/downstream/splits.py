@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from frepa.errors import InputError
 
 #: Training : validation : test of the paper (Frepa section 4).
@@ -75,3 +77,39 @@ def complete_split(parts: list[str], groups: Sequence[str], seed: int) -> tuple[
         notes.append(f"an eighth of the training groups is used for validation, seed {seed}")
     assert set(parts) <= set(SHARES)
     return parts, "; ".join(notes)
+
+
+def fold_groups(groups: Sequence[str], targets: np.ndarray, count: int, seed: int) -> list[int]:
+    """A fold 0 .. ``count - 1`` for every case, whole groups at a time, classes spread evenly.
+
+    Groups come in an order drawn by seed and name; each goes to the fold that holds fewest cases of the group's
+    classes, and of these to the smallest one.
+
+    Args:
+        groups: the group (patient) of each case.
+        targets: ``(n, K)``, 1 where the case is of the class.
+        count: number of folds, 2 or more.
+        seed: another seed gives another order.
+
+    Raises:
+        InputError: fewer groups than folds.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    if count < 2 or len(members) < count:
+        raise InputError(
+            f"{len(members)} patients (or single images) cannot be divided into {count} folds: at least 2 folds, and "
+            "as many patients as folds, are needed."
+        )
+    order = sorted(members, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest())
+    held = np.zeros((count, targets.shape[1]), np.int64)
+    sizes = np.zeros(count, np.int64)
+    fold_of: dict[str, int] = {}
+    for group in order:
+        own = targets[members[group]].sum(0, dtype=np.int64)
+        fold = min(range(count), key=lambda fold: (int(held[fold] @ own), int(sizes[fold]), fold))
+        fold_of[group] = fold
+        held[fold] += own
+        sizes[fold] += len(members[group])
+    return [fold_of[group] for group in groups]

@@ -14,6 +14,7 @@ Files with pickled objects are refused: reading one can run anything.
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -149,10 +150,17 @@ def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.
 
 
 _CACHE: OrderedDict[tuple[str, str | None, int, int, int], tuple[np.ndarray, Layout]] = OrderedDict()
+# Threads that read ahead share the cache; and a member is decompressed by the first of them alone.
+_CACHE_LOCK = threading.RLock()
 
 
 def _array(path: Path, member: str | None, dims: int, max_pixels: int) -> tuple[np.ndarray, Layout]:
     """The array, mapped from disk where it is stored plainly, otherwise decompressed once per process and kept."""
+    with _CACHE_LOCK:
+        return _array_of_this_thread(path, member, dims, max_pixels)
+
+
+def _array_of_this_thread(path: Path, member: str | None, dims: int, max_pixels: int) -> tuple[np.ndarray, Layout]:
     status = os.stat(path)
     key = (str(path), member, dims, status.st_size, status.st_mtime_ns)
     if key in _CACHE:

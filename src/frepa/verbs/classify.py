@@ -1,0 +1,78 @@
+"""`frepa classify`: a classification head on a frozen encoder, trained and tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def classify(
+    source: str,
+    *,
+    encoder: str,
+    out: str,
+    split: Literal["official", "random"] = "official",
+    folds: int | None = None,
+    image_size: int | None = None,
+    window: str | None = None,
+    hidden: int = 256,
+    pooling: Literal["mean", "attention"] = "mean",
+    batch_size: int | None = None,
+    epochs: float = 100,
+    max_steps: int | None = None,
+    lr: float = 1e-3,
+    schedule: Literal["constant", "step", "cosine"] = "cosine",
+    warmup_steps: int = 0,
+    augment: bool = False,
+    feature_cache: str | None = None,
+    val_every: int | None = None,
+    seed: int = 0,
+    num_workers: int = 2,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train a classification head on a frozen encoder and test it, in 2D or 3D as the encoder is.
+
+    The embedding of every image is computed once, so that training the head takes seconds; augmentation is off for that
+    reason. Of a slice transfer ("slices:ENCODER2D") the 2D encoder is frozen, and its blocks train with the head.
+    Writes a run folder: the head (head.safetensors and head.json, with a reference to its encoder), results.json (ACC
+    and AUC), cases.csv (a line per test case), confusion.png, skipped.csv, metrics.jsonl, config.yaml and report.html.
+    The encoder's guide channel is computed from each clean image and named in all results.
+
+    Args:
+        source: labelled images: a folder per class (also below train/, val/ and test/), a manifest (CSV or parquet with
+            the columns path and label, and split, group if wanted; several labels are parted by |), dataset-id:folder
+            of the catalogue, an npz file as MedMNIST has them, or a store.
+        encoder: a run folder, an encoder file, random:NAME, timm:NAME[@checkpoint], or slices:ENCODER2D, which carries
+            any of these 2D encoders to volumes.
+        out: folder of the run; an existing run is never touched without --overwrite.
+        split: "official" keeps the source's own split and completes it; "random" is 7:1:2 by patient.
+        folds: cross-validation with so many folds instead of one split; 5 in the paper.
+        image_size: side, in pixels, images are brought to, aspect kept, zeros around; by default the longest side
+            found, up to 512 in 2D and 128 in 3D. Of a slice transfer the side of each slice.
+        window: CT window for images in HU: lung, abdomen, brain or bone.
+        hidden: width of the head's hidden layer; 0 is a linear probe.
+        pooling: of the embedding's positions: mean, or attention with one learned query.
+        batch_size: images per optimizer step; by default 64, and 8 for a slice transfer.
+        epochs: passes over the training images.
+        max_steps: optimizer steps instead of epochs.
+        lr: highest learning rate of the head.
+        schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
+        warmup_steps: steps of linear warm-up.
+        augment: random flips along every axis; every image then passes the encoder in every epoch. Not where classes
+            tell left from right.
+        feature_cache: folder in which what the 2D encoder of a slice transfer makes of each volume is kept between
+            epochs and runs.
+        val_every: steps between validations; by default 20 validations in all. The head with the best validation AUC
+            is kept.
+        seed: decides every random draw of the run, and the parts of the split that are not official.
+        num_workers: threads that read and scale images ahead; they never change the result.
+        precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        overwrite: replace the run in --out.
+        quiet: no progress bars.
+    """
+    options = dict(locals())
+    from frepa.downstream.classification import run_classification
+
+    return run_classification(options)
