@@ -29,8 +29,8 @@ from frepa.pretraining.objective import Objective
 
 def measure(name: str, *, batch: int, size: int, repeats: int, device: torch.device, bf16: bool) -> dict[str, Any]:
     """Median seconds of every part of a step with this encoder."""
-    dims = 3 if name.startswith(("vit3d", "swinunetr", "mednext", "resenc")) else 2
-    encoder = build_encoder(name, dims=dims).to(device).train()
+    encoder = build_encoder(name).to(device).train()
+    dims = encoder.dims
     decoder = ReconstructionDecoder(encoder.channels, encoder.stride, 1, dims).to(device)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-4)
     shape = (size,) * dims

@@ -54,6 +54,29 @@ def test_wrong_words_are_explained_with_exit_code_2(capsys, tmp_path):
     assert "epochs" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr", "fast"], "--lr fast: expected a number."),
+        (["--val-images", "1.5"], "--val-images 1.5: expected a whole number."),
+        (["--max-steps", "1.5"], "--max-steps 1.5: expected a whole number."),
+        (["--resume", "true", "--augment=maybe"], "--augment maybe: expected true or false."),
+        (["--window", "lnug"], "--window lnug: expected lung, abdomen, brain, bone or any. Did you mean lung?"),
+        (["--dims", "4"], "--dims 4: expected 2 or 3."),
+    ],
+)
+def test_a_wrong_value_is_explained_without_a_type_of_python(capsys, tmp_path, words, message):
+    code, _, err = _run(capsys, "pretrain", str(tmp_path), "--out", str(tmp_path / "r"), *words)
+    assert code == 2
+    assert err.strip() == f"frepa pretrain: {message}"
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_is_missing_is_named_as_it_is_typed(capsys):
+    assert _run(capsys, "pretrain", "x")[2].startswith("frepa pretrain: --out missing.")
+    assert _run(capsys, "pretrain", "--out", "r")[2].startswith("frepa pretrain: SOURCE missing.")
+
+
 def test_unknown_key_in_a_config_file(capsys, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("out: r\nimage_sise: 3\n")

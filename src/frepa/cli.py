@@ -7,8 +7,9 @@ import inspect
 import os
 import re
 import sys
+import types
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import frepa
 from frepa.errors import InputError, nearest
@@ -80,9 +81,11 @@ def build_parser(command: str, verb: Callable[..., Any]) -> tuple[Any, list[str]
     from docstring_parser import parse as parse_docstring
     from jsonargparse import ActionConfigFile, ArgumentParser
 
+    hints = get_type_hints(verb)
+
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise InputError(_plain(message, self))
+            raise InputError(_plain(message, self, hints))
 
         def format_help(self, *args: Any, **kwargs: Any) -> str:
             return _dashed(super().format_help(*args, **kwargs))
@@ -92,7 +95,6 @@ def build_parser(command: str, verb: Callable[..., Any]) -> tuple[Any, list[str]
     about = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
     parser = Parser(prog=f"frepa {command}", description=about)
     parser.add_argument("--config", action=ActionConfigFile, metavar="FILE.yaml", help="read options from a file")
-    hints = get_type_hints(verb)
     parameters = inspect.signature(verb).parameters.values()
     positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     for parameter in parameters:
@@ -131,15 +133,45 @@ def _normalise(words: list[str], verb: Callable[..., Any]) -> list[str]:
     return normal
 
 
-def _plain(message: str, parser: Any) -> str:
-    """The parser's complaint in plain words, with the nearest option for a misspelt one."""
+def _plain(message: str, parser: Any, hints: dict[str, Any]) -> str:
+    """The parser's complaint in plain words, with the nearest option or value for a misspelt one."""
     known = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
     match = re.search(r"(?:Option '([\w.-]+)' is not accepted|[Uu]nrecognized arguments: -{0,2}([\w-]+))", message)
     if match:
         word = (match.group(1) or match.group(2)).replace("-", "_")
         shown = word if match.group(1) else _dashed(f"--{word}")
         return f"{shown}: not an option of this command. {_dashed_words(nearest(word, known))}"
+    match = re.search(r"arguments are required: (.*)", message)
+    if match:
+        positional = {action.dest for action in parser._actions if not action.option_strings}
+        named = [name.upper() if name in positional else f"--{name}" for name in match.group(1).split(", ")]
+        return _dashed(f"{' and '.join(named)} missing. {parser.prog} --help says what is expected.")
+    match = re.search(r'Parser key "(\w+)":.*Got value: (.*)|Parser key "(\w+)":.*Given value: (.*)', message, re.DOTALL)
+    if match:
+        name, value = match.group(1) or match.group(3), match.group(2) or match.group(4)
+        return f"{_dashed(f'--{name}')} {value.strip()}: expected {_expected(hints.get(name), value.strip())}"
     return _dashed(message)
+
+
+def _expected(hint: Any, value: str) -> str:
+    """What a parameter of this type takes, in words that end with a full stop."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    parts = []
+    choices: list[str] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            choices += [str(choice) for choice in get_args(kind)]
+            parts += choices
+        else:
+            parts.append(names.get(kind, str(kind)))
+    text = f"{', '.join(parts[:-1])} or {parts[-1]}." if len(parts) > 1 else f"{parts[0]}."
+    close = nearest(value, choices)
+    return f"{text} {close}" if close.startswith("Did you mean") else text
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
 
 
 def _dashed(text: str) -> str:
