@@ -236,8 +236,11 @@ def test_slices_run_through_the_coarsest_axis_and_are_the_usual_way_up(tmp_path:
 def test_one_slice_is_an_image_and_no_volume(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.ones((8, 9, 1), np.int16), np.eye(4)), tmp_path / "a.nii")
     assert open_source(tmp_path / "a.nii").read(0).size == (9, 8)
-    with pytest.raises(UnreadableScan, match="a single slice, no volume; read it with dims 2"):
-        open_source(tmp_path / "a.nii", dims=3).read(0)
+    with pytest.raises(InputError, match="a single slice, no volume; read it with dims 2"):
+        open_source(tmp_path / "a.nii", dims=3)
+    nibabel.save(nibabel.Nifti1Image(np.ones((8, 9, 5), np.int16), np.eye(4)), tmp_path / "b.nii")
+    source = open_source(tmp_path, dims=3)
+    assert (len(source), [entry.path for entry in source.skipped]) == (1, ["a.nii"])
 
 
 def test_labels_fit_their_dicom_series_through_world_coordinates(shared_data: Path) -> None:

@@ -79,11 +79,40 @@ def test_reconstruction_grid_shows_every_column_and_writes_the_error(shape: tupl
     rng = np.random.default_rng(1)
     original, corrupted, guide = (rng.uniform(size=shape) for _ in range(3))
     figure = figures.reconstruction_grid(original, corrupted, original, guide[:, :1], error="rmse")
-    assert len(figure.axes) == 8 * shape[0]
+    rows = shape[0] * (3 if len(shape) == 5 else 1)  # a volume is shown in three planes
+    assert len(figure.axes) == 8 * rows
     notes = [text.get_text() for text in figure.axes[2].texts + figure.axes[3].texts]
     assert notes == [f"RMSE {np.sqrt(np.mean((corrupted[0] - original[0]) ** 2)):.3f}", "RMSE 0.000"]
     decode(figure)
-    assert len(figures.reconstruction_grid(original, corrupted, original, spectra=False).axes) == 4 * shape[0]
+    assert len(figures.reconstruction_grid(original, corrupted, original, spectra=False).axes) == 4 * rows
+
+
+def test_a_volume_is_shown_in_its_three_middle_planes_and_those_of_its_spectrum() -> None:
+    rng = np.random.default_rng(2)
+    volume, guide = rng.uniform(size=(1, 1, 6, 10, 14)), rng.uniform(size=(1, 1, 6, 10, 14))
+    figure = figures.reconstruction_grid(
+        volume,
+        volume,
+        volume,
+        guide,
+        labels=["image"],
+        voxels=[(5.0, 2.0, 1.0)],
+        views=("axial", "coronal", "sagittal"),
+    )
+    rows = [figure.axes[8 * k : 8 * k + 8] for k in range(3)]
+    v, g = volume[0, 0], guide[0, 0]
+    # Slices as they are; in the other two the first slice lies at the bottom
+    expected = [(v[3], g[3]), (v[::-1, 5], g[::-1, 5]), (v[::-1, :, 7], g[::-1, :, 7])]
+    for row, (plane, other) in zip(rows, expected):
+        np.testing.assert_allclose(row[0].images[0].get_array(), plane)
+        np.testing.assert_allclose(row[1].images[0].get_array(), other)
+    centred = np.log1p(np.abs(np.fft.fftshift(np.fft.fftn(v))))
+    for row, plane in zip(rows, (centred[3], centred[::-1, 5], centred[::-1, :, 7])):
+        np.testing.assert_allclose(row[5].images[0].get_array(), plane)
+    assert [row[0].get_ylabel() for row in rows] == ["image\naxial", "image\ncoronal", "image\nsagittal"]
+    assert [row[0].get_aspect() for row in rows] == [2.0, 5.0, 2.5]
+    assert [len(row[2].texts) for row in rows] == [1, 0, 0]
+    decode(figure)
 
 
 def test_marks_count_what_is_right_and_wrong() -> None:

@@ -11,12 +11,14 @@ import pytest
 import SimpleITK
 import torch
 import yaml
+from PIL import Image
 
 import frepa
 from frepa.errors import InputError
-from frepa.pretraining.defaults import resolved
+from frepa.images.source import open_source
+from frepa.pretraining.defaults import resolved, spacing_in_mm
 
-TINY = {"encoder": "vit3d_tiny?image_size=32", "image_size": 32, "spectrum_patch": 4, "image_patch": 8, "max_steps": 2,
+TINY = {"encoder": "vit3d_tiny?image_size=32", "image_size": 32, "spectrum_patch": 4, "image_patch": 8, "max_steps": 1,
         "num_workers": 0, "quiet": True, "val_images": 1}  # fmt: skip
 
 
@@ -58,10 +60,24 @@ def test_the_defaults_are_the_papers_for_either_number_of_axes():
     assert (own["image_size"], own["fit"]) == (64, "resize")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(None, None), (1, 1.0), ("0.8", 0.8), ("3,1,1", [3.0, 1.0, 1.0]), ([3, 1, 1], [3.0, 1.0, 1.0])],
+)
+def test_a_spacing_is_one_number_or_one_per_axis(given, meant):
+    assert spacing_in_mm(given, 3) == meant
+
+
+@pytest.mark.parametrize("given", ["", "thin", "1,2", [1, 2, 3, 4], 0, -1.0, "nan", [1, None, 1]])
+def test_a_wrong_spacing_is_named(given):
+    with pytest.raises(InputError, match=r"--spacing .*slices, rows, columns"):
+        spacing_in_mm(given, 3)
+
+
 def test_volumes_of_all_formats_train_and_the_run_says_how(volumes, tmp_path):
-    run = frepa.pretrain(str(volumes), out=str(tmp_path / "run"), dims=3, **(TINY | {"max_steps": 3}))
+    run = frepa.pretrain(str(volumes), out=str(tmp_path / "run"), dims=3, **(TINY | {"max_steps": 2}))
     rows = _rows(run)
-    assert len(rows) == 3
+    assert len(rows) == 2
     assert np.isfinite([row["loss"] for row in rows]).all()
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["dims"], config["fit"], config["batch_size"]) == (3, "crop", 2)  # resolved, not null
@@ -79,15 +95,93 @@ def test_a_store_trains_as_its_files_do(volumes, tmp_path):
     assert _rows(from_files) == _rows(from_store)
 
 
+def test_crops_for_a_viewer_lie_where_the_file_has_them(tmp_path):
+    """Each voxel of the crop has the value that nibabel finds in the file at the same place of the patient."""
+    values = _volume(6, (50, 20, 44))  # smaller than the crop along one axis
+    turn = np.array([[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, -1.0]])  # oblique, the third axis from head to feet
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * (0.9, 1.1, 3.0), (-30, 12, 55)
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
+    run = frepa.pretrain(str(tmp_path / "a.nii.gz"), out=str(tmp_path / "run"), dims=3, **TINY)
+    folder = run / "volumes" / "frequency"
+    crop = nibabel.load(folder / "original.nii.gz")
+    assert crop.shape == (32, 32, 32)
+    assert sorted(crop.header.get_zooms()) == pytest.approx([0.9, 1.1, 3.0], abs=1e-5)
+    for name in ("corrupted", "reconstruction", "guide"):
+        other = nibabel.load(folder / f"{name}.nii.gz")
+        assert other.shape == crop.shape
+        assert np.allclose(other.affine, crop.affine)
+        assert not np.allclose(other.get_fdata(), crop.get_fdata())
+    index = np.stack(np.meshgrid(*[np.arange(32)] * 3, indexing="ij")).reshape(3, -1)
+    points = nibabel.affines.apply_affine(np.linalg.inv(affine) @ crop.affine, index.T).T
+    assert np.abs(points - np.rint(points)).max() < 1e-3
+    points = np.rint(points).astype(int)
+    inside = np.all((points >= 0) & (points < np.array(values.shape)[:, None]), axis=0)
+    assert inside.sum() == 32 * 20 * 32
+    found = values[tuple(points[:, inside])]
+    low, high = np.percentile(values, (0.5, 99.5))
+    shown = crop.get_fdata().ravel()
+    assert np.allclose(np.clip((found - low) / (high - low), 0, 1), shown[inside], atol=1e-5)
+    assert not shown[~inside].any()
+
+
+def test_a_spacing_and_foreground_are_trained_on(volumes, tmp_path):
+    where = str(volumes / "*.nii*")
+    run = frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, spacing="2,1,1", foreground=0.5, **TINY)
+    assert np.isfinite([row["loss"] for row in _rows(run)]).all()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["spacing"], config["foreground"]) == ([2.0, 1.0, 1.0], 0.5)
+    crop = nibabel.load(next(run.glob("volumes/*/original.nii.gz")))
+    assert crop.header.get_zooms() == pytest.approx((1, 1, 2), rel=0.02)  # x, y, z
+    assert json.loads((run / "encoder.json").read_text())["extra"]["spacing"] == [2.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"encoder": "vit_tiny"}, "2D one, and 3D images"),
         ({"dims": 2, "encoder": "swinunetr_tiny"}, "3D one, and 2D images"),
         ({"dims": 4}, "dims 4"),
+        ({"foreground": 1.5}, "foreground 1.5"),
+        ({"foreground": 0.5, "fit": "resize"}, "Add --fit crop"),
+        ({"spacing": "1,1"}, "spacing 1,1"),
     ],
 )
 def test_wrong_options_are_named_and_leave_nothing(volumes, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         frepa.pretrain(str(volumes), out=str(tmp_path / "run"), **({"dims": 3} | TINY | change))
     assert not (tmp_path / "run").exists()
+
+
+def test_wrong_sources_are_named(tmp_path):
+    np.save(tmp_path / "unknown.npy", np.random.default_rng(0).random((40, 40, 40), np.float32))
+    with pytest.raises(InputError, match=r"--spacing 1.0: none of the scans"):
+        frepa.pretrain(str(tmp_path / "unknown.npy"), out=str(tmp_path / "run"), dims=3, spacing=1.0, **TINY)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(flat / "a.png")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 40), np.int16), np.eye(4)), flat / "b.nii")
+    with pytest.raises(InputError, match="flat"):
+        frepa.pretrain(str(flat), out=str(tmp_path / "run"), dims=3, **TINY)
+    (flat / "c.nii.gz").write_bytes(b"no NIfTI")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    write_nifti(cut / "a.nii.gz", 0)
+    (cut / "a.nii.gz").write_bytes((cut / "a.nii.gz").read_bytes()[:20000])
+    with pytest.raises(InputError, match=r"None of the scans.*a\.nii\.gz"):
+        frepa.pretrain(str(cut), out=str(tmp_path / "run"), dims=3, **TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_series_over_time_and_thin_stacks_train_volume_by_volume(tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    series = np.stack([_volume(seed, (36, 34, 40)) for seed in range(3)], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(series, np.eye(4)), folder / "series.nii.gz")  # three records
+    nibabel.save(
+        nibabel.Nifti1Image(_volume(9, (50, 50, 11))[..., 4:7], np.diag([0.7, 0.7, 7, 1])), folder / "thin.nii"
+    )
+    assert len(open_source(folder, dims=3)) == 4
+    run = frepa.pretrain(str(folder), out=str(tmp_path / "run"), dims=3, batch_size=4, **TINY)
+    assert np.isfinite([row["loss"] for row in _rows(run)]).all()
+    assert (run / "skipped.csv").read_text().splitlines() == ["path,reason"]

@@ -21,6 +21,7 @@ from frepa.images.resampling import per_axis, resample, resampled_header
 from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
 from frepa.images.units import declared, scale_value
+from frepa.images.volumes import check_volume
 
 _CHUNK = 65536
 _PARTS = pa.large_list(pa.large_string())
@@ -150,6 +151,8 @@ class FileSource(Source):
     def _from_header(self, entry: Found, reader: Reader) -> Found:
         path = self._root / entry.name
         header = reader.header(path, entry.member, dims=self.dims, max_pixels=self._max_pixels)
+        if self.dims == 3:
+            check_volume(path, header.size)
         return entry.changed(
             member=header.member or entry.member,
             count=header.count,

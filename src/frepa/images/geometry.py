@@ -31,7 +31,9 @@ def placement(shape: Sequence[int], size: Sequence[int]) -> Placement:
     return Placement(inner, tuple((to - n) // 2 for n, to in zip(inner, size)))
 
 
-def resize_pad(array: np.ndarray, size: Sequence[int], order: str = "bicubic") -> np.ndarray:
+def resize_pad(
+    array: np.ndarray, size: Sequence[int], order: str = "bicubic", *, proportions: Sequence[int] | None = None
+) -> np.ndarray:
     """Resize with the aspect kept, centred on zeros.
 
     Args:
@@ -39,12 +41,13 @@ def resize_pad(array: np.ndarray, size: Sequence[int], order: str = "bicubic") -
         size: extent per axis of the result.
         order: ``"bicubic"`` (Keys, a = -0.5), ``"bilinear"``, both low-passed when shrinking so that fine texture does
             not alias, or ``"nearest"`` for label maps.
+        proportions: extent per axis whose aspect is kept, the array's own when None.
 
     Returns:
         ``(C, *size)``; float32 in [0, 1], or the input's type for ``"nearest"``.
     """
     size = tuple(size)
-    place = placement(array.shape[1:], size)
+    place = placement(array.shape[1:] if proportions is None else proportions, size)
     inner = resize(array, place.inner, order)
     if place.inner == size:
         return inner

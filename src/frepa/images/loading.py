@@ -10,9 +10,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from frepa.errors import InputError, nearest
-from frepa.images.geometry import crop_at, crop_starts, resize_pad
+from frepa.images.geometry import crop_at, placement, resize_pad
 from frepa.images.intensity import ANY_WINDOW, PERCENTILES, Window, bounds, check_window, needs_pixels, scale
+from frepa.images.placing import (
+    check_foreground,
+    crop_first,
+    foreground_level,
+    grid_of,
+    make_crop,
+    shifted_affine,
+)
 from frepa.images.readers.pixels import luminance
+from frepa.images.resampling import per_axis, resampled_affine
 from frepa.images.sampling import Stream, uniform
 from frepa.images.scan import Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
@@ -29,6 +38,7 @@ class Batch(TypedDict):
     grey: ``(B,)`` bool: the record has one channel; with three, it is repeated.
     position: place of each row in the run's sample stream.
     index: record of the source of each row.
+    affine: ``(4, 4)`` of each row, indices of the row's own axes to RAS millimetres, or None where the file has none.
     skipped: records that would have been in this batch, with the reason.
     """
 
@@ -36,6 +46,7 @@ class Batch(TypedDict):
     grey: torch.Tensor
     position: list[int]
     index: list[int]
+    affine: list[np.ndarray | None]
     skipped: list[Skipped]
 
 
@@ -51,6 +62,11 @@ class Preparation:
         channels: 1 or 3; None takes the source's. Colour becomes luminance when it is 1.
         seed: of crop places and drawn windows, together with the position.
         centre: crop the centre instead of a drawn place.
+        spacing: millimetres that scans are brought to, one number or one per axis, None for as they are. The scaled
+            values are resampled over the same field of view: cubic, low-passed along axes that shrink (see
+            `frepa.images.placing`). For "resize" it decides the proportions alone, and there is one resampling. A
+            scan whose own spacing is unknown is left out.
+        foreground: share of the crops centred on a foreground voxel, see `frepa.images.placing.crop_first`.
     """
 
     def __init__(
@@ -64,10 +80,13 @@ class Preparation:
         channels: int | None = None,
         seed: int = 0,
         centre: bool = False,
+        spacing: float | Sequence[float] | None = None,
+        foreground: float = 0.0,
     ) -> None:
         if mode not in MODES:
             raise InputError(f"Unknown mode {mode!r} for fitting images to a size. {nearest(mode, MODES)}")
         check_window(window)
+        check_foreground(foreground, mode)
         self.size = (size,) * source.dims if isinstance(size, int) else tuple(int(n) for n in size)
         if len(self.size) != source.dims or min(self.size) < 1:
             raise InputError(f"The image size {self.size} must be {source.dims} positive numbers, or one for all axes.")
@@ -75,22 +94,71 @@ class Preparation:
             raise InputError(f"channels is {channels}, expected 1 (grey) or 3 (colour).")
         if not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise InputError(f"percentiles {tuple(percentiles)} must be two numbers from 0 to 100, the lower first.")
-        self.source, self.mode, self.window, self.percentiles = source, mode, window, percentiles
+        self.source, self.mode = source, mode
+        self.scaling: dict[str, Any] = {"window": window, "percentiles": percentiles}
         self.channels = source.channels if channels is None else channels
         self.seed, self.centre = int(seed), centre
+        self.spacing = None if spacing is None else per_axis(spacing, source.dims)
+        self.foreground = 0.0 if centre else foreground
 
-    def one(self, index: int, position: int) -> np.ndarray:
-        """``(1 | 3, *size)`` float32 in [0, 1]; one channel for a grey record. Raises `UnreadableScan`."""
+    def one(self, index: int, position: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """``(1 | 3, *size)`` float32 in [0, 1], one channel for a grey record, and its affine or None.
+
+        Raises `UnreadableScan`.
+        """
         draw = float(uniform(self.seed, position, _WINDOW_STREAM))
-        if self.mode == "crop":
-            scan, limits = self._cut(index, self._where(position), draw)
-        else:
-            scan = self.source.read(index)
-            limits = bounds(scan, window=self.window, percentiles=self.percentiles, draw=draw)
+        return self._crop(index, position, draw) if self.mode == "crop" else self._whole(index, draw)
+
+    def _whole(self, index: int, draw: float) -> tuple[np.ndarray, np.ndarray | None]:
+        scan = self.source.read(index)
+        grid = self._grid(scan, index)
+        unit = self._unit(scan, bounds(scan, draw=draw, **self.scaling))
+        affine = scan.affine
+        if affine is not None:
+            place = placement(grid, self.size)
+            affine = resampled_affine(affine, scan.size, place.inner)
+            affine = shifted_affine(affine, [-first for first in place.offset])
+        return resize_pad(unit, self.size, proportions=grid), affine
+
+    def _crop(self, index: int, position: int, draw: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """Only what the crop needs is read, where that is enough to know the bounds of the whole record."""
+        known = self.source.describe(index)
+        scan = None
+        if known is None or needs_pixels(known, **self.scaling):
+            scan = known = self.source.read(index)
+        limits = bounds(known, draw=draw, **self.scaling)
+        grid = self._grid(known, index)
+
+        def read(start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+            if scan is None:
+                return self.source.read_crop(index, start, size).array
+            return scan.array[(slice(None), *(slice(first, first + n) for first, n in zip(start, size)))]
+
+        first = crop_first(
+            known,
+            grid,
+            self.size,
+            self._where(position),
+            foreground=self.foreground,
+            level=foreground_level(known, limits),
+            key=(self.seed, position),
+            read=read,
+        )
+        crop = make_crop(known.size, grid, self.size, first)
+        part = replace_scan(known, array=read(crop.start, crop.size))
+        # What lies outside the scan is added after scaling, so that it stays 0
+        unit = crop_at(crop.resample(self._unit(part, limits)), self.size, (0.5,) * len(self.size))
+        return unit, None if known.affine is None else crop.affine(known.affine, self.size)
+
+    def _unit(self, scan: Scan, limits: tuple[float, float]) -> np.ndarray:
         unit = scale(scan.array, limits, padding=scan.padding)
-        if self.channels == 1:
-            unit = luminance(unit)
-        return crop_at(unit, self.size, (0.5,) * len(self.size)) if self.mode == "crop" else resize_pad(unit, self.size)
+        return luminance(unit) if self.channels == 1 else unit
+
+    def _grid(self, scan: Scan, index: int) -> tuple[int, ...]:
+        try:
+            return grid_of(scan, self.spacing)
+        except ValueError as error:
+            raise UnreadableScan(self.source.name(index), str(error)) from None
 
     def _where(self, position: int) -> Sequence[float]:
         """Place of the crop per axis, in [0, 1)."""
@@ -98,42 +166,30 @@ class Preparation:
             return (0.5,) * len(self.size)
         return [float(uniform(self.seed, position, axis + _CROP_STREAM)) for axis in range(len(self.size))]
 
-    def _cut(self, index: int, where: Sequence[float], draw: float) -> tuple[Scan, tuple[float, float]]:
-        """The part of a record inside the crop, and the bounds of the whole record.
-
-        What lies outside the image is added after scaling, so that it stays 0.
-        """
-        options: dict[str, Any] = {"window": self.window, "percentiles": self.percentiles}
-        known = self.source.describe(index)
-        if known is not None and not needs_pixels(known, **options):
-            size = [min(n, to) for n, to in zip(known.size, self.size)]
-            scan = self.source.read_crop(index, crop_starts(known.size, size, where), size)
-            return scan, bounds(known, draw=draw, **options)
-        scan = self.source.read(index)
-        size = [min(n, to) for n, to in zip(scan.size, self.size)]
-        return replace_scan(scan, array=crop_at(scan.array, size, where)), bounds(scan, draw=draw, **options)
-
     def batch(self, indices: Sequence[int], positions: Sequence[int]) -> Batch:
         """Records at ``indices`` as one batch, without those that cannot be read."""
         images = torch.empty(len(indices), self.channels, *self.size)
         rows = images.numpy()
         kept: list[int] = []
         grey: list[bool] = []
+        affines: list[np.ndarray | None] = []
         skipped: list[Skipped] = []
         for place, (index, position) in enumerate(zip(indices, positions)):
             try:
-                unit = self.one(index, position)
+                unit, affine = self.one(index, position)
             except UnreadableScan as error:
                 skipped.append(error.skipped(self.source.name(index)))
                 continue
             rows[len(kept)] = unit  # one channel is repeated by broadcasting
             grey.append(unit.shape[0] == 1)
+            affines.append(affine)
             kept.append(place)
         return Batch(
             image=images[: len(kept)],
             grey=torch.tensor(grey, dtype=torch.bool),
             position=[int(positions[place]) for place in kept],
             index=[int(indices[place]) for place in kept],
+            affine=affines,
             skipped=skipped,
         )
 
@@ -198,26 +254,21 @@ def make_loader(
     stream: Stream,
     stop_position: int,
     start_position: int = 0,
-    mode: str = "resize",
-    window: Window = ANY_WINDOW,
-    percentiles: tuple[float, float] = PERCENTILES,
-    channels: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-    seed: int = 0,
     pin_memory: bool = False,
     drop_last: bool = True,
     prefetch_factor: int = 4,
+    **how: Any,
 ) -> DataLoader[Batch]:
     """A loader of `Batch` over positions ``[start_position, stop_position)`` of ``stream``.
 
     The batches depend on source, stream, seed and positions alone: not on ``num_workers``, and resuming at a batch's
-    first position gives the same batches as never having stopped. See `Preparation` and `PositionBatches`.
+    first position gives the same batches as never having stopped. ``how`` are options of `Preparation`; see also
+    `PositionBatches`.
     """
-    preparation = Preparation(
-        source, size, mode=mode, window=window, percentiles=percentiles, channels=channels, seed=seed
-    )
+    preparation = Preparation(source, size, **how)
     options: dict[str, Any] = {"prefetch_factor": prefetch_factor} if num_workers > 0 else {}
     return DataLoader(
         ImageDataset(preparation, stream),
@@ -237,19 +288,10 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def load_images(
-    source: Source,
-    indices: Sequence[int],
-    *,
-    size: int | Sequence[int],
-    mode: str = "resize",
-    window: Window = ANY_WINDOW,
-    percentiles: tuple[float, float] = PERCENTILES,
-    channels: int | None = None,
-    seed: int = 0,
-) -> Batch:
-    """Records at ``indices`` as one batch, prepared as for training but cropped at the centre; ``position = index``."""
-    preparation = Preparation(
-        source, size, mode=mode, window=window, percentiles=percentiles, channels=channels, seed=seed, centre=True
-    )
+def load_images(source: Source, indices: Sequence[int], *, size: int | Sequence[int], **how: Any) -> Batch:
+    """Records at ``indices`` as one batch, prepared as for training but cropped at the centre; ``position = index``.
+
+    ``how`` are options of `Preparation`.
+    """
+    preparation = Preparation(source, size, centre=True, **how)
     return preparation.batch([int(index) for index in indices], [int(index) for index in indices])

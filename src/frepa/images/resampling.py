@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -67,7 +68,7 @@ def resampled_header(header: Header, spacing: float | Sequence[float]) -> Header
 def per_axis(spacing: float | Sequence[float], axes: int) -> tuple[float, ...]:
     """One number per axis, from one for all or the numbers themselves."""
     values = (float(spacing),) * axes if isinstance(spacing, int | float) else tuple(float(value) for value in spacing)
-    if len(values) != axes or min(values) <= 0:
+    if len(values) != axes or not all(0 < value < math.inf for value in values):
         raise InputError(f"The spacing {spacing} must be {axes} positive numbers in millimetres, or one for all axes.")
     return values
 

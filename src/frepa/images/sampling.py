@@ -48,7 +48,7 @@ def combine(*parts: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def uniform(seed: int, positions: int | Sequence[int] | np.ndarray, stream: int) -> np.ndarray:
+def uniform(seed: int, positions: int | Sequence[int] | np.ndarray, stream: int | np.ndarray) -> np.ndarray:
     """Uniform numbers in [0, 1), float64, one per position; they depend on seed, position and stream alone."""
     return (combine(seed, stream, np.asarray(positions)) >> np.uint64(11)) * 2.0**-53
 

@@ -93,9 +93,7 @@ def record(path: Path, row: int, dims: int, whole: Header, load: Callable[[int],
         key: what else tells volumes of this file apart, e.g. the member.
     """
     if dims == 3:
-        if min(whole.size) < 2:
-            text = f"{shown(whole.size)} voxels: a single slice, no volume; read it with dims 2"
-            raise UnreadableScan(str(path), text)
+        check_volume(path, whole.size)
         return load(row)
     number, place = divmod(row, whole.size[through_plane(whole.affine, whole.spacing)])
     entry = file_key(path, key, number)
@@ -104,6 +102,13 @@ def record(path: Path, row: int, dims: int, whole: Header, load: Callable[[int],
         return cached_volume(entry, lambda: load(number))
 
     return take_slice(volume(), place, VolumeStatistics(entry, volume))
+
+
+def check_volume(path: Path, size: Sequence[int]) -> None:
+    """Raise `UnreadableScan` where an axis has one voxel only."""
+    if min(size) < 2:
+        text = f"{shown(size)} voxels: a single slice, no volume; read it with dims 2"
+        raise UnreadableScan(str(path), text)
 
 
 def take_slice(scan: Scan, row: int, statistics: VolumeStatistics | None) -> Scan:

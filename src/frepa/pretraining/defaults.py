@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,4 +25,26 @@ def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["dims"] not in BY_DIMS:
         raise InputError(f"--dims {options['dims']}: expected 2 for images or 3 for volumes.")
     defaults = BY_DIMS[options["dims"]]
-    return {name: defaults.get(name) if value is None else value for name, value in options.items()}
+    filled = {name: defaults.get(name) if value is None else value for name, value in options.items()}
+    return filled | {"spacing": spacing_in_mm(filled.get("spacing"), options["dims"])}
+
+
+def spacing_in_mm(spacing: Any, dims: int) -> float | list[float] | None:
+    """``--spacing``, one number or "3,1,1" or a list, as a number or a list of ``dims`` numbers; None as it is.
+
+    Raises:
+        InputError: anything else.
+    """
+    if spacing is None:
+        return None
+    parts = (
+        spacing.split(",") if isinstance(spacing, str) else spacing if isinstance(spacing, list | tuple) else [spacing]
+    )
+    try:
+        values = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) not in (1, dims) or not all(0 < value < math.inf for value in values):
+        several = "three (slices, rows, columns) such as 3,1,1" if dims == 3 else "two (rows, columns) such as 0.5,0.5"
+        raise InputError(f"--spacing {spacing}: expected one number in mm above 0, or {several}.")
+    return values[0] if len(values) == 1 else values

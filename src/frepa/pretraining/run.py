@@ -18,6 +18,7 @@ from frepa.encoders.specs import split_options
 from frepa.errors import InputError
 from frepa.images.loading import load_images, make_loader
 from frepa.images.sampling import SampleStream
+from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source, open_source
 from frepa.pretraining.augment import Augmentation
 from frepa.pretraining.defaults import resolved
@@ -58,12 +59,20 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
     fabric.launch()
     run = RunFolder(options["out"])
     source, plan, held_out = _open(options, fabric.world_size)
+    _check_something_readable(source)
     method, adversary = _build(options, source)
     _on_first_rank(fabric, lambda: run.open(config, resume=options["resume"], overwrite=options["overwrite"]))
 
     lent = plan.samples == len(source)
     stream = WithoutHeldOut(SampleStream(plan.samples, seed=plan.seed), held_out[:0] if lent else held_out)
-    shape = {"size": options["image_size"], "mode": options["fit"], "window": options["window"], "seed": plan.seed}
+    shape = {
+        "size": options["image_size"],
+        "mode": options["fit"],
+        "window": options["window"],
+        "spacing": options["spacing"],
+        "foreground": options["foreground"],
+        "seed": plan.seed,
+    }
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
     def batches(first: int, last: int) -> Iterator[Batch]:
@@ -114,6 +123,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
             "method": options["method"],
             "pretraining": {"source": source.fingerprint, "images": len(source), "steps": len(plan.rates)},
             "image_size": options["image_size"],
+            "spacing": options["spacing"],
         }
         save_encoder(run.root, method.encoder, facts)
         write_report(run, config, method, source)
@@ -127,7 +137,18 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, np
             raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
     if not options["lr"] > 0:
         raise InputError(f"--lr {options['lr']}: expected a number above 0.")
+    if not 0 <= options["foreground"] <= 1:
+        raise InputError(
+            f"--foreground {options['foreground']}: expected the share of the crops, a number from 0 to 1."
+        )
+    if options["foreground"] and options["fit"] != "crop":
+        raise InputError(
+            f"--foreground {options['foreground']} says where crops lie, and with --fit resize there are none. "
+            "Add --fit crop, or leave --foreground out."
+        )
     source = open_source(options["source"], dims=options["dims"])
+    if options["spacing"] is not None:
+        _check_spacing_known(source, options["spacing"])
     # A few images nothing is learnt from; in a small source every image counts, and they are lent from training.
     held_out = held_out_indices(len(source), options["val_images"], options["seed"])
     lent = len(source) < 10 * options["val_images"]
@@ -156,6 +177,37 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, np
         epochs_between=max(1, math.ceil(steps * options["batch_size"] / samples / _MOST_PICTURES)),
     )
     return source, plan, held_out
+
+
+def _check_spacing_known(source: Source, spacing: Any) -> None:
+    """Refuse a spacing that not one of the records looked at can be brought to; a few that cannot are skipped later."""
+    for index in _spread(len(source), 64):
+        try:
+            if source.header(index).spacing is not None:
+                return
+        except UnreadableScan:
+            continue
+    raise InputError(
+        f"--spacing {spacing}: none of the scans looked at in {source.location} says how large its voxels are. "
+        "Leave --spacing out, or give files that do (NIfTI, DICOM, MHD, NRRD)."
+    )
+
+
+def _check_something_readable(source: Source) -> None:
+    """Refuse a source of which not one of the records looked at can be read, instead of training on nothing."""
+    reason = ""
+    for index in _spread(len(source), 32):
+        try:
+            source.read(index)
+            return
+        except UnreadableScan as error:
+            reason = reason or f"{source.name(index)}: {error.reason}"
+    raise InputError(f"None of the scans looked at in {source.location} can be read. The first, {reason}")
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Up to ``count`` records spread evenly over a source."""
+    return np.unique(np.linspace(0, length - 1, min(length, count)).astype(np.int64)).tolist()
 
 
 def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversary | None]:

@@ -26,7 +26,8 @@ class RunFolder:
 
     ``config.yaml`` every option, resolved; ``metrics.jsonl`` one line per step (the same for every machine speed);
     ``speed.jsonl`` images/s and share of waiting; ``skipped.csv`` files that could not be used; ``reconstructions/``
-    one picture per epoch; ``checkpoints/``; ``encoder.safetensors`` + ``encoder.json``; ``report.html``.
+    one picture per epoch; ``volumes/`` in 3D, crops of the newest picture as NIfTI; ``checkpoints/``;
+    ``encoder.safetensors`` + ``encoder.json``; ``report.html``.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -36,6 +37,7 @@ class RunFolder:
         self.speed = self.root / "speed.jsonl"
         self.skipped = self.root / "skipped.csv"
         self.pictures = self.root / "reconstructions"
+        self.volumes = self.root / "volumes"
         self.report = self.root / "report.html"
         self.checkpoints = Checkpoints(self.root / "checkpoints")
 

@@ -45,3 +45,15 @@ def plane(image: np.ndarray) -> np.ndarray:
     if image.ndim == 4:
         image = image[:, image.shape[1] // 2]
     return image[0] if image.shape[0] == 1 else np.moveaxis(image[:3], 0, -1)
+
+
+def planes(image: np.ndarray) -> list[np.ndarray]:
+    """What is shown of an image: (C, H, W) -> itself; (C, D, H, W) -> the middle planes across each axis.
+
+    Each is (H, W) or (H, W, 3). In the planes that hold the first axis of a volume it points upwards, so that heads are
+    at the top where slices run from feet to head.
+    """
+    if image.ndim == 3:
+        return [plane(image)]
+    middle = [np.take(image, n // 2, axis=axis) for axis, n in enumerate(image.shape[1:], start=1)]
+    return [plane(middle[0]), *(plane(cut[:, ::-1]) for cut in middle[1:])]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, plane
+from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, planes
 
 
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
@@ -126,8 +126,8 @@ def root_mean_square_error(prediction: np.ndarray, original: np.ndarray) -> floa
 
 
 def log_spectrum(image: np.ndarray) -> np.ndarray:
-    """Centred log magnitude ``log(1 + |F|)`` of a plane ``(H, W)``."""
-    return np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(np.asarray(image, dtype=np.float64)))))
+    """Centred log magnitude ``log(1 + |F|)`` of ``(*S)``, 2D or 3D."""
+    return np.log1p(np.abs(np.fft.fftshift(np.fft.fftn(np.asarray(image, dtype=np.float64)))))
 
 
 _ERRORS = {"rmae": ("RMAE", relative_error), "rmse": ("RMSE", root_mean_square_error)}
@@ -140,16 +140,22 @@ def reconstruction_grid(
     guide: np.ndarray | None = None,
     *,
     labels: Sequence[str] | None = None,
+    voxels: Sequence[tuple[float, ...] | None] | None = None,
+    views: Sequence[str] = ("across axis 1", "across axis 2", "across axis 3"),
     error: str = "rmae",
     spectra: bool = True,
 ) -> Figure:
     """One row per image: original, guide, corrupted, reconstruction, difference, and spectra (as Frepa Fig. 5).
 
+    A volume has three rows, its three middle planes, and beside each the same plane of its 3D spectrum.
+
     Args:
-        original, corrupted, reconstruction: ``(N, C, *S)`` in [0, 1], C = 1 or 3, S = (H, W) or (D, H, W); of
-            volumes the middle slice is shown. The error is over all of the array.
+        original, corrupted, reconstruction: ``(N, C, *S)`` in [0, 1], C = 1 or 3, S = (H, W) or (D, H, W). The error
+            is over all of the array.
         guide: ``(N, 1, *S)``, any range; None leaves the column out.
-        labels: one per row.
+        labels: one per image.
+        voxels: size of a voxel per axis of ``S``, one tuple per image, so that planes have the patient's proportions.
+        views: names of the planes across each axis of a volume.
         error: ``rmae`` or ``rmse``, written on the corrupted image and on the reconstruction.
         spectra: add the log magnitude spectra (mean over channels) of original, corrupted and reconstruction, all on
             the original's colour scale.
@@ -159,34 +165,50 @@ def reconstruction_grid(
     name, measure = _ERRORS[error]
     titles = ["Original", *(["Guide"] if guide is not None else []), "Corrupted", "Reconstruction", "|Difference|"]
     titles += ["Spectrum of original", "of corrupted", "of reconstruction"] if spectra else []
-    rows, columns = len(original), len(titles)
+    per_image = 1 if original.ndim == 4 else 3
+    rows, columns = per_image * len(original), len(titles)
     figure = new_figure(1.75 * columns, 1.75 * rows + 0.3)
     grid = np.asarray(figure.subplots(rows, columns, squeeze=False))
-    for i in range(rows):
+    for i in range(len(original)):
         x, c, r = (np.asarray(a[i], dtype=float) for a in (original, corrupted, reconstruction))
-        planes: list[tuple[np.ndarray, dict[str, Any], str]] = [(plane(x), _GREY, "")]
+        shown: list[tuple[list[np.ndarray], dict[str, Any], str]] = [(planes(x), _GREY, "")]
         if guide is not None:
-            planes.append((plane(np.asarray(guide[i], dtype=float)), {"cmap": "gray"}, ""))
-        planes.append((plane(c), _GREY, f"{name} {measure(c, x):.3f}"))
-        planes.append((plane(r), _GREY, f"{name} {measure(r, x):.3f}"))
-        difference = plane(np.abs(r - x))
-        difference = difference.mean(-1) if difference.ndim == 3 else difference
-        planes.append((difference, {"cmap": "magma", "vmin": 0}, f"max {difference.max():.2f}"))
+            # The planes of an image on one scale
+            g = np.asarray(guide[i], dtype=float)
+            shown.append((planes(g), {"cmap": "gray", "vmin": float(g.min()), "vmax": float(g.max())}, ""))
+        shown.append((planes(c), _GREY, f"{name} {measure(c, x):.3f}"))
+        shown.append((planes(r), _GREY, f"{name} {measure(r, x):.3f}"))
+        difference = np.abs(r - x).mean(0, keepdims=True)
+        shown.append((planes(difference), {"cmap": "magma", "vmin": 0}, f"max {difference.max():.2f}"))
         if spectra:
-            shown = [log_spectrum(p.mean(-1) if p.ndim == 3 else p) for p in (plane(x), plane(c), plane(r))]
-            scale = {"cmap": "viridis", "vmin": float(shown[0].min()), "vmax": float(shown[0].max())}
-            planes += [(s, scale, "") for s in shown]
-        for axes, (shown_plane, style, note) in zip(grid[i], planes):
-            axes.imshow(np.clip(shown_plane, 0, 1) if style is _GREY else shown_plane, interpolation="nearest", **style)
-            bare(axes)
-            if note:
-                axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=8, color="white",
-                          bbox={"facecolor": "black", "alpha": 0.6, "pad": 2, "linewidth": 0})  # fmt: skip
-        if labels is not None:
-            grid[i][0].set_ylabel(labels[i], fontsize=9, color=INK)
+            logs = [planes(log_spectrum(a.mean(0))[None]) for a in (x, c, r)]
+            scale = {"cmap": "viridis", "vmin": min(map(np.min, logs[0])), "vmax": max(map(np.max, logs[0]))}
+            shown += [(log, scale, "") for log in logs]
+        for k in range(per_image):
+            here = grid[per_image * i + k]
+            for column, (axes, (parts, style, note)) in enumerate(zip(here, shown)):
+                part = np.clip(parts[k], 0, 1) if style is _GREY else parts[k]
+                spatial = column < columns - (3 if spectra else 0)
+                axes.imshow(part, interpolation="nearest", aspect=_aspect(voxels, i, k) if spatial else 1.0, **style)
+                bare(axes)
+                if note and k == 0:
+                    axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=8, color="white",
+                              bbox={"facecolor": "black", "alpha": 0.6, "pad": 2, "linewidth": 0})  # fmt: skip
+            words = [labels[i]] if labels is not None else []
+            words += [views[k]] if per_image == 3 else []
+            here[0].set_ylabel("\n".join(words), fontsize=9, color=INK)
     for axes, title in zip(grid[0], titles):
         axes.set_title(title, fontsize=9, color=INK)
     return figure
+
+
+def _aspect(voxels: Sequence[tuple[float, ...] | None] | None, image: int, across: int) -> float:
+    """Height of a pixel over its width in the plane across an axis."""
+    size = None if voxels is None else voxels[image]
+    if size is None:
+        return 1.0
+    height, width = size if len(size) == 2 else [n for axis, n in enumerate(size) if axis != across]
+    return float(height / width)
 
 
 _GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}

@@ -15,6 +15,8 @@ def pretrain(
     dims: Literal[2, 3] = 2,
     image_size: int | None = None,
     fit: Literal["resize", "crop"] | None = None,
+    spacing: float | list[float] | str | None = None,
+    foreground: float = 0.0,
     window: Literal["lung", "abdomen", "brain", "bone", "any"] = "any",
     guide: Literal["frangi", "hessian", "none"] = "frangi",
     epochs: float = 100,
@@ -57,8 +59,9 @@ def pretrain(
     """Pretrain an encoder on unlabelled images or volumes, so that fine detail survives.
 
     Writes a run folder: encoder.safetensors and encoder.json, config.yaml, metrics.jsonl, speed.jsonl, skipped.csv, a
-    picture of reconstructions per epoch (100 in a run at most), checkpoints, and report.html. A run that was killed
-    continues with the same command and --resume, and ends with the same weights as one that was not.
+    picture of reconstructions per epoch (100 in a run at most; of volumes crops as NIfTI too), checkpoints, and
+    report.html. A run that was killed continues with the same command and --resume, and ends with the same weights as
+    one that was not.
 
     Args:
         source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
@@ -71,6 +74,10 @@ def pretrain(
         image_size: side in pixels (voxels) of what the encoder sees; by default 512 in 2D and 128 in 3D.
         fit: "resize" keeps the aspect and pads with zeros; "crop" takes a random crop at native resolution, padded with
             zeros where the scan is smaller. By default "resize" in 2D and "crop" in 3D.
+        spacing: voxel size in mm that scans are brought to, one number or one per axis (slices, rows, columns:
+            "3,1,1"); by default they keep their own. Only the crop is read and resampled where the source is a store.
+        foreground: share of the crops centred on foreground: in CT above -500 HU, elsewhere above a tenth of the way
+            from the scan's darkest values to its brightest (0.5th and 99.5th percentile).
         window: CT window for images in HU; "any" draws one of the four per image. Others are scaled by percentiles.
         guide: what the guide channel holds; the encoder is fed the same downstream.
         epochs: passes over the source.

@@ -1,0 +1,41 @@
+"""Arrays of ours to files that other programs read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frepa.images.orientation import permuted
+
+
+def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray | None) -> Path:
+    """Write a volume ``(D, H, W)`` of any type as NIfTI, whole or not at all.
+
+    The file's axes run x, y, z, as viewers expect, so it holds ``array`` transposed.
+
+    Args:
+        path: ending in ``.nii`` or ``.nii.gz``.
+        affine: ``(4, 4)``, indices of the array's own axes to RAS millimetres. Without it the file says that its place
+            in the patient is unknown.
+    """
+    import nibabel
+
+    path = Path(path)
+    place = None if affine is None else permuted(affine)
+    image: Any = nibabel.Nifti1Image(np.asarray(array).transpose(), place)
+    if place is not None:
+        image.set_sform(place, code="scanner")
+        image.set_qform(place, code="scanner", strip_shears=True)
+        image.header.set_xyzt_units("mm")
+    temporary = path.with_name(
+        f".{path.name.removesuffix('.gz').removesuffix('.nii')}.tmp{''.join(path.suffixes[-2:])}"
+    )
+    try:
+        nibabel.save(image, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
