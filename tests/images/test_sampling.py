@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from frepa.errors import InputError
-from frepa.images.sampling import SampleStream, modality_stream, permute, uniform
+from frepa.images.sampling import SampleStream, permute, uniform
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 10, 64, 97, 1000, 65537])
@@ -132,31 +132,6 @@ def test_members_stand_in_for_group_codes() -> None:
     assert np.array_equal(by_members.at(np.arange(200)), by_codes.at(np.arange(200)))
     with pytest.raises(ValueError, match="8 members for 9 records"):
         SampleStream(9, 3, weights=[1, 2, 1], members=members)
-
-
-class _Listed:
-    """As much of a source as the sampling order looks at."""
-
-    location = "somewhere"
-    by_modality = None
-
-    def __init__(self, modalities: tuple[str, ...], codes: np.ndarray | None, length: int) -> None:
-        self.modalities, self.modality_codes, self.length = modalities, codes, length
-
-    def __len__(self) -> int:
-        return self.length
-
-
-def test_modality_weights_by_name() -> None:
-    codes = np.array([0, 0, 0, 1, 1, 2], np.int32)
-    source = _Listed(("ct", "mr", "xray"), codes, 6)
-    stream = modality_stream(source, {"ct": 1, "xray": 1}, 0)
-    assert np.bincount(codes[stream.at(np.arange(1000))], minlength=3).tolist() == [500, 0, 500]
-    with pytest.raises(InputError, match="Did you mean xray"):
-        modality_stream(source, {"xrya": 1}, 0)
-    with pytest.raises(InputError, match="modality"):
-        modality_stream(_Listed((), None, 6), {"ct": 1}, 0)
-    assert np.array_equal(modality_stream(source, None, 0).at(range(6)), SampleStream(6, 0).at(range(6)))
 
 
 def test_uniform_numbers_are_uniform_and_independent_between_streams() -> None:

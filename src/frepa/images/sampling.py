@@ -7,15 +7,12 @@ processes or workers, and whether the run was interrupted. Only NumPy is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from frepa.errors import InputError, nearest
-
-if TYPE_CHECKING:
-    from frepa.images.source import Source
+from frepa.errors import InputError
 
 # Ten would do for long lists; with fewer than ten records the orders are equally likely from about twenty on
 _ROUNDS = 24
@@ -120,6 +117,7 @@ class SampleStream:
         members: instead of ``groups``: records sorted by code, then by number, and how many each code has. Anything
             that NumPy integers can index will do, such as a column mapped from disk, which takes no memory of its own.
         block: positions within which the shares are exact.
+        names: of the groups, for messages.
     """
 
     def __init__(
@@ -131,6 +129,7 @@ class SampleStream:
         weights: Sequence[float] | np.ndarray | None = None,
         members: tuple[Indexable, np.ndarray] | None = None,
         block: int = BLOCK,
+        names: Sequence[str] | None = None,
     ) -> None:
         if length < 1:
             raise ValueError("a sample stream needs at least one record")
@@ -151,7 +150,7 @@ class SampleStream:
                 raise ValueError(f"{len(counts)} groups but {len(weights)} weights")
             if counts.sum() != length:
                 raise ValueError(f"{counts.sum()} members for {length} records")
-            self.quotas = _quotas(np.asarray(weights, np.float64), counts, self.block)
+            self.quotas = _quotas(np.asarray(weights, np.float64), counts, self.block, names)
             self._ends = np.cumsum(self.quotas)
             self._counts = counts
             self._firsts = np.cumsum(counts) - counts
@@ -188,13 +187,17 @@ def sorted_by_code(codes: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarra
     return np.argsort(codes, kind="stable").astype(kind), np.bincount(codes, minlength=kinds)
 
 
-def _quotas(weights: np.ndarray, counts: np.ndarray, block: int) -> np.ndarray:
+def _quotas(weights: np.ndarray, counts: np.ndarray, block: int, names: Sequence[str] | None = None) -> np.ndarray:
     """Samples of each group per block: largest remainder, so they sum to ``block``."""
+
+    def named(group: np.integer) -> str:
+        return f"group {int(group)}" if names is None else names[int(group)]
+
     if not np.all(np.isfinite(weights)) or weights.min() < 0 or weights.sum() <= 0:
         raise InputError(f"The sampling weights {weights.tolist()} must be 0 or more, and not all 0.")
     empty = np.flatnonzero((weights > 0) & (counts == 0))
     if empty.size:
-        raise InputError(f"Sampling weight for group {int(empty[0])}, which has no image.")
+        raise InputError(f"There is a sampling weight for {named(empty[0])}, which has no image to train on.")
     exact = weights / weights.sum() * block
     quotas = np.floor(exact).astype(np.int64)
     short = block - int(quotas.sum())
@@ -202,32 +205,7 @@ def _quotas(weights: np.ndarray, counts: np.ndarray, block: int) -> np.ndarray:
     lost = np.flatnonzero((weights > 0) & (quotas == 0))
     if lost.size:
         raise InputError(
-            f"The sampling weight {weights[lost[0]]:g} of group {int(lost[0])} is less than one image in {block}: "
-            "raise it, or set it to 0 to leave the group out."
+            f"The sampling weight {weights[lost[0]]:g} of {named(lost[0])} is less than one image in {block}: "
+            "raise it, or set it to 0 to leave it out."
         )
     return quotas
-
-
-def modality_stream(source: Source, weights: Mapping[str, float] | None, seed: int) -> SampleStream:
-    """A stream over a source with one weight per modality name; a modality that ``weights`` does not name is left out.
-
-    Without weights every record comes once per epoch.
-
-    Raises:
-        InputError: an unknown modality, or a source that has none.
-    """
-    length, modalities = len(source), source.modalities
-    if not weights:
-        return SampleStream(length, seed)
-    if source.modality_codes is None:
-        raise InputError(
-            f"Sampling weights need modalities, which {source.location} does not name: give a manifest with a column "
-            "'modality'."
-        )
-    for name in weights:
-        if name not in modalities:
-            raise InputError(f"Sampling weight for unknown modality {name!r}. {nearest(name, modalities)}")
-    shares = [float(weights.get(name, 0.0)) for name in modalities]
-    if source.by_modality is not None:
-        return SampleStream(length, seed, weights=shares, members=source.by_modality)
-    return SampleStream(length, seed, weights=shares, groups=source.modality_codes)

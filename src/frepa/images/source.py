@@ -36,7 +36,7 @@ class Source(ABC):
         folder: what the records' names are relative to; None where they are no files.
         splits, masks: ``(n,)`` of strings as a manifest gives them, "" where empty; None when there are none.
         by_modality: record numbers sorted by modality, then by number, and how many each modality has, where the source
-            keeps them at hand; None otherwise. Saves `sampling.modality_stream` a table of its own.
+            keeps them at hand; None otherwise. Saves weighted sampling a table of its own.
     """
 
     dims: int

@@ -17,12 +17,10 @@ from frepa.encoders.registry import build_encoder
 from frepa.encoders.specs import split_options
 from frepa.errors import InputError
 from frepa.images.loading import load_images, make_loader
-from frepa.images.sampling import SampleStream
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source, open_source
 from frepa.pretraining.augment import Augmentation
 from frepa.pretraining.defaults import resolved
-from frepa.pretraining.held_out import WithoutHeldOut, held_out_indices
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Batch, Plan, fit
 from frepa.pretraining.methods import Method, build_method
@@ -31,6 +29,7 @@ from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import write_report
 from frepa.pretraining.schedules import learning_rates
 from frepa.pretraining.stopping import StopRequest
+from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
 
 if TYPE_CHECKING:
@@ -58,13 +57,11 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
     )
     fabric.launch()
     run = RunFolder(options["out"])
-    source, plan, held_out = _open(options, fabric.world_size)
+    source, plan, part = _open(options, fabric.world_size)
     _check_something_readable(source)
     method, adversary = _build(options, source)
     _on_first_rank(fabric, lambda: run.open(config, resume=options["resume"], overwrite=options["overwrite"]))
 
-    lent = plan.samples == len(source)
-    stream = WithoutHeldOut(SampleStream(plan.samples, seed=plan.seed), held_out[:0] if lent else held_out)
     shape = {
         "size": options["image_size"],
         "mode": options["fit"],
@@ -80,7 +77,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
         return iter(
             make_loader(
                 source,
-                stream=stream,
+                stream=part.stream,
                 batch_size=share,
                 start_position=first * per_step,
                 stop_position=last * per_step,
@@ -98,7 +95,9 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
         journal.skipped |= {item.path: item.reason for item in source.skipped}
     # Every rank gets one, because the ranks wait for each other around it; only the first one does anything.
     validation = (
-        Validation(load_images(source, held_out.tolist(), **shape), fabric, run, journal) if len(held_out) else None
+        Validation(load_images(source, part.held_out.tolist(), **shape), fabric, run, journal)
+        if len(part.held_out)
+        else None
     )
     journal.tell(_announcement(options, source, plan, method, fabric, run))
     with StopRequest() as stop:
@@ -131,7 +130,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
     return run.root
 
 
-def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, np.ndarray]:
+def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, TrainingPart]:
     for name in ("image_size", "batch_size", "accumulate", "checkpoint_every"):
         if options[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
@@ -149,10 +148,9 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, np
     source = open_source(options["source"], dims=options["dims"])
     if options["spacing"] is not None:
         _check_spacing_known(source, options["spacing"])
-    # A few images nothing is learnt from; in a small source every image counts, and they are lent from training.
-    held_out = held_out_indices(len(source), options["val_images"], options["seed"])
-    lent = len(source) < 10 * options["val_images"]
-    samples = len(source) - (0 if lent else len(held_out))
+    weights = modality_weights(options["modality_weights"])
+    part = training_part(source, val_images=options["val_images"], seed=options["seed"], weights=weights)
+    samples = part.samples
     parts = world_size * options["accumulate"]
     if options["batch_size"] % parts:
         raise InputError(
@@ -176,7 +174,7 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, np
         # With few images an epoch is over in seconds, and looking at it would take longer than training.
         epochs_between=max(1, math.ceil(steps * options["batch_size"] / samples / _MOST_PICTURES)),
     )
-    return source, plan, held_out
+    return source, plan, part
 
 
 def _check_spacing_known(source: Source, spacing: Any) -> None:

@@ -21,6 +21,7 @@ def pretrain(
     guide: Literal["frangi", "hessian", "none"] = "frangi",
     epochs: float = 100,
     max_steps: int | None = None,
+    modality_weights: str | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
     lr: float = 1e-4,
@@ -82,6 +83,9 @@ def pretrain(
         guide: what the guide channel holds; the encoder is fed the same downstream.
         epochs: passes over the source.
         max_steps: optimizer steps instead of epochs.
+        modality_weights: how often each modality is drawn, such as "CT=2,MRI=1": shares in any scale, exact within
+            every 1000 samples however many scans there are of each; a modality that is not named is left out, and
+            "unknown" stands for scans that name none. By default every scan is drawn once per epoch.
         batch_size: images per optimizer step, over all devices together; by default 16 in 2D and 2 in 3D.
         accumulate: parts a device's share of a batch is worked through in, to save memory.
         lr: highest learning rate.

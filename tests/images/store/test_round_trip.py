@@ -14,11 +14,12 @@ from store_helpers import ArraySource, contents
 
 from frepa.images.intensity import bounds
 from frepa.images.loading import make_loader
-from frepa.images.sampling import modality_stream
+from frepa.images.sampling import SampleStream
 from frepa.images.scan import HU, Scan
 from frepa.images.source import Source, open_source
 from frepa.images.store.packing import pack_source
 from frepa.images.store.records import narrowed, pack_scan
+from frepa.pretraining.training_part import training_part
 
 RNG = np.random.default_rng(8)
 AFFINE = np.array([[0, 0.7, 0, -3.5], [0, 0, -1.2, 8.25], [2.5, 0, 0, 1e-3], [0, 0, 0, 1]])
@@ -128,7 +129,7 @@ def test_crops_of_volumes_are_those_of_the_files(tmp_path: Path, window) -> None
 def assert_same_batches(one: Source, other: Source, **options) -> None:
     settings = {"batch_size": 4, "stop_position": 2 * len(one) // 4 * 4, "seed": 3, **options}
     ours, theirs = (
-        list(make_loader(source, stream=modality_stream(source, None, 5), **settings)) for source in (one, other)
+        list(make_loader(source, stream=SampleStream(len(source), 5), **settings)) for source in (one, other)
     )
     assert len(ours) == len(theirs) > 1
     for a, b in zip(ours, theirs):
@@ -143,13 +144,15 @@ def test_modalities_and_weights(tmp_path: Path) -> None:
     store = packed(tmp_path, source)
     assert store.modalities == ("ct", "mr", "us")
     assert store.modality_codes.tolist() == [1, 0, 1, 2, 0, 1]
-    stream = pickle.loads(pickle.dumps(modality_stream(store, {"ct": 3, "us": 1}, 0)))
+    stream = pickle.loads(pickle.dumps(training_part(store, val_images=0, seed=0, weights={"ct": 3, "us": 1}).stream))
     drawn = stream.at(range(1000))
     assert np.bincount(drawn, minlength=6)[[0, 2, 5]].sum() == 0
     assert np.bincount(drawn, minlength=6)[3] == 250
     # The same order as with a table made from the codes
     store.by_modality = None
-    assert np.array_equal(modality_stream(store, {"ct": 3, "us": 1}, 0).at(range(1000)), drawn)
+    assert np.array_equal(
+        training_part(store, val_images=0, seed=0, weights={"ct": 3, "us": 1}).stream.at(range(1000)), drawn
+    )
 
 
 def test_a_store_crosses_into_a_process_as_its_path(tmp_path: Path, pictures: Path) -> None:

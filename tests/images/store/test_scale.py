@@ -18,9 +18,9 @@ RECORDS = 17_000_000
 PROBE = """
 import json, sys, time, pickle
 import numpy as np
-import frepa.images.loading, frepa.images.store.source
-from frepa.images.sampling import modality_stream
+import torch, frepa.images.loading, frepa.images.store.source
 from frepa.images.source import open_source
+from frepa.pretraining.training_part import training_part
 
 def anonymous():
     for line in open("/proc/self/smaps_rollup"):
@@ -35,9 +35,10 @@ def clock(act):
 before = anonymous()
 opening, source = clock(lambda: open_source(sys.argv[1]))
 crossing, source = clock(lambda: pickle.loads(pickle.dumps(source)))
-plain_order, stream = clock(lambda: modality_stream(source, None, 0))
+plain_order, stream = clock(lambda: pickle.loads(pickle.dumps(training_part(source, val_images=8, seed=0).stream)))
 plain_seek, _ = clock(lambda: stream.at(range(10**12, 10**12 + 64)))
-order, stream = clock(lambda: pickle.loads(pickle.dumps(modality_stream(source, {"ct": 2, "mr": 1, "xray": 1}, 0))))
+order, stream = clock(lambda: pickle.loads(pickle.dumps(
+    training_part(source, val_images=8, seed=0, weights={"ct": 2, "mr": 1, "xray": 1}).stream)))
 seek, drawn = clock(lambda: stream.at(range(10**12, 10**12 + 4000)))
 share = np.bincount(np.asarray(source.modality_codes[drawn]), minlength=4) / 4000
 reading, _ = clock(lambda: [source.describe(int(i)) for i in drawn[:100]])

@@ -28,7 +28,7 @@ class StoreSource(Source):
 
     Attributes:
         labels: as the source had them; built when first asked for.
-        by_modality: mapped, for `frepa.images.sampling.modality_stream`.
+        by_modality: mapped, for weighted sampling.
     """
 
     def __init__(self, location: str | Path) -> None:
