@@ -146,11 +146,9 @@ def _plain(message: str, parser: Any, hints: dict[str, Any]) -> str:
         positional = {action.dest for action in parser._actions if not action.option_strings}
         named = [name.upper() if name in positional else f"--{name}" for name in match.group(1).split(", ")]
         return _dashed(f"{' and '.join(named)} missing. {parser.prog} --help says what is expected.")
-    match = re.search(
-        r'Parser key "(\w+)":.*Got value: (.*)|Parser key "(\w+)":.*Given value: (.*)', message, re.DOTALL
-    )
+    match = re.search(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if match:
-        name, value = match.group(1) or match.group(3), match.group(2) or match.group(4)
+        name, value = match.groups()
         return f"{_dashed(f'--{name}')} {value.strip()}: expected {_expected(hints.get(name), value.strip())}"
     return _dashed(message)
 
