@@ -1,9 +1,9 @@
-"""What an option of `frepa pretrain` is when it is not given and depends on the number of axes."""
+"""Options of `frepa pretrain`: what they are where none was given, and which values they may have."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from frepa.corruption.histogram import DEFAULT_PATCH
@@ -14,6 +14,31 @@ BY_DIMS: dict[int, dict[str, Any]] = {
     2: {"encoder": "vit_base", "image_size": 512, "fit": "resize", "batch_size": 16, "image_patch": DEFAULT_PATCH[2]},
     3: {"encoder": "vit3d_base", "image_size": 128, "fit": "crop", "batch_size": 2, "image_patch": DEFAULT_PATCH[3]},
 }
+
+# Options that no part of the program further down checks itself.
+_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (
+        ("image_size", "batch_size", "accumulate", "checkpoint_every", "num_nodes", "max_steps"),
+        "1 or more",
+        lambda value: value >= 1,
+    ),
+    (("lr", "epochs"), "a number above 0", lambda value: 0 < value < math.inf),
+    (
+        ("clip", "val_images", "num_workers", "adversarial_start_epoch"),
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+    ),
+    (("foreground",), "the share of the crops, a number from 0 to 1", lambda value: 0 <= value <= 1),
+    (("ema_decay",), "0 (none) or a number below 1", lambda value: 0 <= value < 1),
+)
+
+
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Raise InputError for the first option that is out of its range; None is always in it."""
+    for names, expected, fits in _RANGES:
+        for name in names:
+            if options[name] is not None and not fits(options[name]):
+                raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected {expected}.")
 
 
 def resolved(options: Mapping[str, Any]) -> dict[str, Any]:

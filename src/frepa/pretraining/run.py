@@ -20,7 +20,7 @@ from frepa.images.loading import load_images, make_loader
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source, open_source
 from frepa.pretraining.augment import Augmentation
-from frepa.pretraining.defaults import resolved
+from frepa.pretraining.defaults import check_ranges, resolved
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Batch, Plan, fit
 from frepa.pretraining.methods import Method, build_method
@@ -131,15 +131,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
 
 
 def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, TrainingPart]:
-    for name in ("image_size", "batch_size", "accumulate", "checkpoint_every"):
-        if options[name] < 1:
-            raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
-    if not options["lr"] > 0:
-        raise InputError(f"--lr {options['lr']}: expected a number above 0.")
-    if not 0 <= options["foreground"] <= 1:
-        raise InputError(
-            f"--foreground {options['foreground']}: expected the share of the crops, a number from 0 to 1."
-        )
+    check_ranges(options)
     if options["foreground"] and options["fit"] != "crop":
         raise InputError(
             f"--foreground {options['foreground']} says where crops lie, and with --fit resize there are none. "
@@ -160,8 +152,6 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, Tr
     steps = options["max_steps"]
     if steps is None:
         steps = max(1, math.ceil(options["epochs"] * samples / options["batch_size"]))
-    if steps < 1:
-        raise InputError(f"--max-steps {steps}: expected 1 or more.")
     rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=options["warmup_steps"])
     plan = Plan(
         rates=rates,
