@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.transforms import RandHistogramShift
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frepa.corruption.draws import Draws, sample_keys
@@ -160,6 +161,7 @@ def test_images_that_are_only_flipped_keep_their_exact_values(shape):
     out = augmentation(x, draws)
     only = [row for row in range(24) if not warps[row]]
     assert len({tuple(flips[row]) for row in only}) > 2
+    assert all(0 < share < 1 for share in flips.mean(0))  # along every axis
     for row in only:
         assert torch.equal(out[row], x[row].flip([int(axis) + 1 for axis in np.flatnonzero(flips[row])]))
     assert all(not torch.equal(out[row], x[row]) for row in np.flatnonzero(warps))
@@ -179,6 +181,13 @@ def test_a_pure_rotation_is_orthonormal_and_within_its_range(shape):
         assert np.abs(degrees).max() <= 20
         assert degrees.min() < -15
         assert degrees.max() > 15
+    else:
+        # The content turns in all three planes, each by an angle of its own
+        degrees = Rotation.from_matrix(turn.transpose(0, 2, 1)).as_euler("ZYX", degrees=True)
+        assert np.abs(degrees).max() <= 20 + 1e-9
+        assert np.all(degrees.min(0) < -15)
+        assert np.all(degrees.max(0) > 15)
+        assert np.abs(np.corrcoef(degrees.T) - np.eye(3)).max() < 0.25
 
 
 @pytest.mark.parametrize("shape", SHAPES)

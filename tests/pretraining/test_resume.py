@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,10 +20,16 @@ from PIL import Image
 from frepa.images.angiograms import angiogram
 
 _OPTIONS = [
-    "--encoder=timm:test_convnext", "--image-size=32", "--batch-size=4", "--max-steps=12", "--spectrum-patch=4",
+    "--image-size=32", "--batch-size=4", "--max-steps=12", "--spectrum-patch=4",
     "--image-patch=8", "--checkpoint-every=4", "--ema-decay=0.9", "--schedule=cosine", "--warmup-steps=2",
     "--val-images=2", "--seed=3", "--quiet",
 ]  # fmt: skip
+_OF_DIMS = {
+    2: ["--encoder=timm:test_convnext"],
+    # With all that is drawn for each crop
+    3: ["--dims=3", "--encoder=vit3d_tiny?image_size=16&depth=1", "--image-size=16", "--batch-size=2", "--spacing=1.5",
+        "--foreground=0.5"],
+}  # fmt: skip
 
 # Kills itself as the scheduler of a failing machine would: no handler runs, nothing is flushed.
 _KILLED = """
@@ -48,16 +57,24 @@ sys.exit(cli.main(sys.argv[3:]))
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
+def sources(tmp_path_factory) -> dict[int, Path]:
+    """A folder of images and one of volumes."""
+    folders = {dims: tmp_path_factory.mktemp(f"scans{dims}d") for dims in (2, 3)}
     for seed in range(10):
         image, _ = angiogram(48, seed)
-        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{seed}.png")
-    return folder
+        Image.fromarray((image * 255).astype(np.uint8)).save(folders[2] / f"{seed}.png")
+        volume = np.random.default_rng(seed).normal(100, 20, (30, 24, 20)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([1, 1.2, 2.5, 1])), folders[3] / f"{seed}.nii")
+    return folders
 
 
-def _command(images: Path, run: Path, *more: str) -> list[str]:
-    return ["pretrain", str(images), f"--out={run}", *_OPTIONS, *more]
+@pytest.fixture(scope="module")
+def images(sources) -> Path:
+    return sources[2]
+
+
+def _command(source: Path, run: Path, *more: str, dims: int = 2) -> list[str]:
+    return ["pretrain", str(source), f"--out={run}", *_OPTIONS, *_OF_DIMS[dims], *more]
 
 
 def _start(words: list[str], *, code: list[str] | None = None) -> subprocess.Popen:
@@ -78,27 +95,50 @@ def _without_threads_of_the_test(run: Path) -> tuple[bytes, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def untouched(images, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("run") / "untouched"
-    code, out, err = _finish(_start(_command(images, run, "--num-workers=0")))
-    assert code == 0, err
-    assert out.strip().splitlines()[-1] == str(run)
-    return run
+def whole_runs(sources, tmp_path_factory) -> Callable[[int], Path]:
+    """The run of either number of axes that nothing happened to, made when it is asked for."""
+
+    @cache
+    def made(dims: int) -> Path:
+        run = tmp_path_factory.mktemp("run") / f"untouched{dims}d"
+        code, out, err = _finish(_start(_command(sources[dims], run, "--num-workers=0", dims=dims)))
+        assert code == 0, err
+        assert out.strip().splitlines()[-1] == str(run)
+        return run
+
+    return made
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_and_resumed_is_bit_identical(images, untouched, tmp_path, workers):
+@pytest.fixture
+def untouched(whole_runs) -> Path:
+    return whole_runs(2)
+
+
+# Before the first checkpoint; while the second one is being written; between two.
+_KILLS = (("step", 3), ("checkpoint", 2), ("step", 10))
+
+
+@pytest.mark.parametrize(
+    ("dims", "workers", "kills"),
+    [
+        (2, 0, _KILLS),
+        (2, 2, _KILLS),
+        # Of volumes the fast tests break a run off within their own process (verbs/test_pretrain_volumes.py)
+        pytest.param(3, 2, _KILLS, marks=pytest.mark.slow),
+        pytest.param(3, 0, _KILLS[1:2], marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_is_bit_identical(sources, whole_runs, tmp_path, dims, workers, kills):
     run = tmp_path / "run"
-    words = _command(images, run, f"--num-workers={workers}")
-    # Before the first checkpoint; while the second one is being written; between two.
-    for where, count in (("step", 3), ("checkpoint", 2), ("step", 10)):
+    words = _command(sources[dims], run, f"--num-workers={workers}", dims=dims)
+    for where, count in kills:
         code, _, err = _finish(_start([where, str(count), *words, "--resume"], code=["-c", _KILLED]))
         assert code == -signal.SIGKILL, err
     code, _, err = _finish(_start([*words, "--resume"]))
     assert code == 0, err
     assert "Continuing" in err
     weights, metrics = _without_threads_of_the_test(run)
-    expected_weights, expected_metrics = _without_threads_of_the_test(untouched)
+    expected_weights, expected_metrics = _without_threads_of_the_test(whole_runs(dims))
     assert metrics == expected_metrics
     assert weights == expected_weights
 

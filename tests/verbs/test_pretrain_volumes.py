@@ -17,6 +17,7 @@ import frepa
 from frepa.errors import InputError
 from frepa.images.source import open_source
 from frepa.pretraining.defaults import resolved, spacing_in_mm
+from frepa.pretraining.journal import Journal
 
 TINY = {"encoder": "vit3d_tiny?image_size=32", "image_size": 32, "spectrum_patch": 4, "image_patch": 8, "max_steps": 1,
         "num_workers": 0, "quiet": True, "val_images": 1}  # fmt: skip
@@ -90,8 +91,9 @@ def test_volumes_of_all_formats_train_and_the_run_says_how(volumes, tmp_path):
 
 def test_a_store_trains_as_its_files_do(volumes, tmp_path):
     store = frepa.prepare(str(volumes), out=str(tmp_path / "store"), dims=3, num_workers=0, quiet=True)
-    from_files = frepa.pretrain(str(volumes), out=str(tmp_path / "files"), dims=3, **TINY)
-    from_store = frepa.pretrain(str(store), out=str(tmp_path / "stored"), dims=3, **TINY)
+    options = TINY | {"val_images": 0, "dims": 3}  # no pictures, which take most of the time
+    from_files = frepa.pretrain(str(volumes), out=str(tmp_path / "files"), **options)
+    from_store = frepa.pretrain(str(store), out=str(tmp_path / "stored"), **options)
     assert _rows(from_files) == _rows(from_store)
 
 
@@ -123,6 +125,28 @@ def test_crops_for_a_viewer_lie_where_the_file_has_them(tmp_path):
     shown = crop.get_fdata().ravel()
     assert np.allclose(np.clip((found - low) / (high - low), 0, 1), shown[inside], atol=1e-5)
     assert not shown[~inside].any()
+
+
+def test_a_broken_off_run_ends_as_one_that_was_not(volumes, tmp_path, monkeypatch):
+    """As pretraining/test_resume.py shows with SIGKILL, for images and for volumes."""
+    options = TINY | {"max_steps": 3, "checkpoint_every": 2, "fit": "crop", "image_size": 16, "foreground": 0.5}
+    options |= {"encoder": "vit3d_tiny?image_size=16&depth=1", "spacing": 1.5, "val_images": 0, "ema_decay": 0.5}
+    where = str(volumes / "*.nii*")
+    whole = frepa.pretrain(where, out=str(tmp_path / "whole"), dims=3, **options)
+    step = Journal.step
+
+    def broken(self, number, *args, **kwargs):
+        if number == 3:
+            raise KeyboardInterrupt
+        step(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(Journal, "step", broken)
+    with pytest.raises(KeyboardInterrupt):
+        frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, **options)
+    monkeypatch.undo()
+    run = frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, resume=True, **options)
+    for name in ("encoder.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_spacing_and_foreground_are_trained_on(volumes, tmp_path):
@@ -182,6 +206,6 @@ def test_series_over_time_and_thin_stacks_train_volume_by_volume(tmp_path):
         nibabel.Nifti1Image(_volume(9, (50, 50, 11))[..., 4:7], np.diag([0.7, 0.7, 7, 1])), folder / "thin.nii"
     )
     assert len(open_source(folder, dims=3)) == 4
-    run = frepa.pretrain(str(folder), out=str(tmp_path / "run"), dims=3, batch_size=4, **TINY)
+    run = frepa.pretrain(str(folder), out=str(tmp_path / "run"), dims=3, batch_size=4, **(TINY | {"val_images": 0}))
     assert np.isfinite([row["loss"] for row in _rows(run)]).all()
     assert (run / "skipped.csv").read_text().splitlines() == ["path,reason"]
