@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning_fabric
-import numpy as np
 import torch
 
 from frepa.corruption.dual import Corruption
@@ -17,7 +16,6 @@ from frepa.encoders.registry import build_encoder
 from frepa.encoders.specs import split_options
 from frepa.errors import InputError
 from frepa.images.loading import load_images, make_loader
-from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source, open_source
 from frepa.pretraining.augment import Augmentation
 from frepa.pretraining.defaults import check_ranges, resolved
@@ -28,6 +26,7 @@ from frepa.pretraining.objective import Objective
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import write_report
 from frepa.pretraining.schedules import learning_rates
+from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
 from frepa.pretraining.stopping import StopRequest
 from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
@@ -58,7 +57,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
     fabric.launch()
     run = RunFolder(options["out"])
     source, plan, part = _open(options, fabric.world_size)
-    _check_something_readable(source)
+    check_something_readable(source)
     method, adversary = _build(options, source)
     _on_first_rank(fabric, lambda: run.open(config, resume=options["resume"], overwrite=options["overwrite"]))
 
@@ -139,7 +138,7 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, Tr
         )
     source = open_source(options["source"], dims=options["dims"])
     if options["spacing"] is not None:
-        _check_spacing_known(source, options["spacing"])
+        check_spacing_known(source, options["spacing"])
     weights = modality_weights(options["modality_weights"])
     part = training_part(source, val_images=options["val_images"], seed=options["seed"], weights=weights)
     samples = part.samples
@@ -165,37 +164,6 @@ def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, Tr
         epochs_between=max(1, math.ceil(steps * options["batch_size"] / samples / _MOST_PICTURES)),
     )
     return source, plan, part
-
-
-def _check_spacing_known(source: Source, spacing: Any) -> None:
-    """Refuse a spacing that not one of the records looked at can be brought to; a few that cannot are skipped later."""
-    for index in _spread(len(source), 64):
-        try:
-            if source.header(index).spacing is not None:
-                return
-        except UnreadableScan:
-            continue
-    raise InputError(
-        f"--spacing {spacing}: none of the scans looked at in {source.location} says how large its voxels are. "
-        "Leave --spacing out, or give files that do (NIfTI, DICOM, MHD, NRRD)."
-    )
-
-
-def _check_something_readable(source: Source) -> None:
-    """Refuse a source of which not one of the records looked at can be read, instead of training on nothing."""
-    reason = ""
-    for index in _spread(len(source), 32):
-        try:
-            source.read(index)
-            return
-        except UnreadableScan as error:
-            reason = reason or f"{source.name(index)}: {error.reason}"
-    raise InputError(f"None of the scans looked at in {source.location} can be read. The first, {reason}")
-
-
-def _spread(length: int, count: int) -> list[int]:
-    """Up to ``count`` records spread evenly over a source."""
-    return np.unique(np.linspace(0, length - 1, min(length, count)).astype(np.int64)).tolist()
 
 
 def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversary | None]:
