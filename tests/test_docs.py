@@ -31,6 +31,9 @@ def _write_images(folder: Path) -> None:
         grey.save(folder / "images" / f"{number}.png")
         grey.save(folder / "vessels/images" / f"{number}.png")
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "vessels/masks" / f"{number}.png")
+        for kind, factor in (("bright", 255), ("dark", 100)):
+            (folder / "lesions" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * factor).astype(np.uint8)).save(folder / "lesions" / kind / f"{number}.png")
 
 
 def test_blocks_of_the_pages_run(tmp_path, monkeypatch):
@@ -38,7 +41,7 @@ def test_blocks_of_the_pages_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     ran = 0
-    for page in ("pretraining.md", "segmentation.md"):
+    for page in ("pretraining.md", "segmentation.md", "classification.md"):
         for language, code in _blocks(page):
             if language == "python":
                 with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -50,7 +53,7 @@ def test_blocks_of_the_pages_run(tmp_path, monkeypatch):
                     assert words[0] == "frepa", f"{page}: {line}"
                     assert cli.main([*words[1:], "--num-workers", "0", "--quiet"]) == 0, line
             ran += 1
-    assert ran == 4
+    assert ran == 7
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
