@@ -96,6 +96,10 @@ def _labelled_table(rows: list[str]):
 
 WRONG = {
     "no labels in a folder": (lambda root: str(images(root, "1.png", "2.png")), "no labels were found"),
+    "a segmentation set": (
+        lambda root: str(images(root, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(4)))),
+        "is laid out for segmentation .folders: .* Use frepa segment",
+    ),
     "no label column": (_labelled_table(["path", "0.png", "1.png"]), "no column 'label'"),
     "empty labels": (_labelled_table(["path,label", "0.png,", "1.png,"]), "empty in every row"),
     "one class": (_labelled_table(["path,label", "0.png,a", "1.png,a"]), "every labelled image is of the class 'a'"),

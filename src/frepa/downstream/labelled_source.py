@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.downstream.layouts.registry import layouts
 from frepa.errors import InputError
 from frepa.images.catalogue.records import table_facts
 from frepa.images.catalogue.source import CatalogueSource
@@ -130,7 +131,8 @@ def _from_npz(path: Path, dims: int) -> LabelledSource:
         hint = ""
         if dims == 2:
             hint = ' If they are volumes, put slices: before the encoder, as in --encoder "slices:ENCODER".'
-        raise InputError(f"{path}: {source.skipped[0].reason}; the encoder takes {dims}D images.{hint}")
+        reason = source.skipped[0].reason.split(" (volumes are read")[0]
+        raise InputError(f"{path}: {reason}; the encoder takes {dims}D images.{hint}")
     labels: list[tuple[str, ...] | None] = []
     splits: list[str | None] = []
     several = False
@@ -189,6 +191,12 @@ def _splits(column: Any, text: str) -> list[str | None]:
 
 def _from_folders(source: Source, text: str) -> LabelledSource:
     """``CLASS/image``, or ``train/CLASS/image`` where the upper folders are the three parts."""
+    layout = next((item for item in layouts().values() if Path(text).is_dir() and item.detect(Path(text))), None)
+    if layout is not None:
+        raise InputError(
+            f"{text}: is laid out for segmentation ({layout.name}: {layout.expects}), and its folders are no classes. "
+            "Use frepa segment, or give a folder per class or a manifest with the columns path and label."
+        )
     names = [source.name(i).split("/") for i in range(len(source))]
     above = {parts[0].lower() for parts in names if len(parts) > 1}
     divided = bool(above) and above <= set(PARTS)
