@@ -158,7 +158,12 @@ def test_volumes_for_a_2d_encoder_suggest_slice_transfer(tmp_path: Path) -> None
         for i in range(5):
             volume = np.random.default_rng(i).normal(0, 1, (6, 7, 5)).astype(np.float32)
             nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "set" / c / f"{i}.nii.gz")
-    np.savez(tmp_path / "v.npz", train_images=np.zeros((4, 6, 6, 6), np.uint8), train_labels=np.arange(4) % 2)
-    for source in ("set", "v.npz"):
+    stacks, labels = np.zeros((4, 6, 6, 6), np.uint8), np.arange(4) % 2
+    np.savez(tmp_path / "v.npz", train_images=stacks, train_labels=labels, test_images=stacks, test_labels=labels)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "v.npz").rename(tmp_path / "folder" / "v.npz")
+    with pytest.raises(InputError, match=r"give one, such as .*v\.npz"):
+        classify(str(tmp_path / "folder"), encoder="random:tiny_for_tests", out=str(tmp_path / "out"), quiet=True)
+    for source in ("set", "folder/v.npz"):
         with pytest.raises(InputError, match="slices:ENCODER"):
             classify(str(tmp_path / source), encoder="random:tiny_for_tests", out=str(tmp_path / "out"), quiet=True)

@@ -231,6 +231,7 @@ def test_an_existing_run_is_never_touched_unasked(tmp_path: Path, run: Path) -> 
     ("options", "message"),
     [
         ({"encoder": "random:resnet_9000"}, "resnet_9000"),
+        ({"encoder": "random:tiny3d_for_tests"}, "holds 2D images, and the encoder takes volumes. Give a 2D encoder"),
         ({"encoder": "/nowhere/run"}, "/nowhere/run was not found"),
         ({"batch_size": 0}, "--batch-size 0: expected 1 or more"),
         ({"overlap": 1.0}, "--overlap 1.0"),

@@ -67,6 +67,12 @@ def open_labelled(text: str, dims: int) -> LabelledSource:
     path = Path(text)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _from_npz(path, dims)
+    layout = next((item for item in layouts().values() if path.is_dir() and item.detect(path)), None)
+    if layout is not None:
+        raise InputError(
+            f"{text}: is laid out for segmentation ({layout.name}: {layout.expects}), and its folders are no classes. "
+            "Use frepa segment, or give a folder per class or a manifest with the columns path and label."
+        )
     source = _open(text, dims)
     if isinstance(source, CatalogueSource):
         return _from_catalogue(source, text)
@@ -86,6 +92,9 @@ def _open(text: str, dims: int) -> Source:
         try:
             open_source(text, dims=5 - dims)
         except InputError:
+            files = sorted(Path(text).glob("*.npz")) if Path(text).is_dir() else []
+            if files:
+                raise InputError(f"{text}: of npz files as MedMNIST has them give one, such as {files[0]}.") from None
             raise error from None
         if dims == 2:
             raise InputError(
@@ -191,12 +200,6 @@ def _splits(column: Any, text: str) -> list[str | None]:
 
 def _from_folders(source: Source, text: str) -> LabelledSource:
     """``CLASS/image``, or ``train/CLASS/image`` where the upper folders are the three parts."""
-    layout = next((item for item in layouts().values() if Path(text).is_dir() and item.detect(Path(text))), None)
-    if layout is not None:
-        raise InputError(
-            f"{text}: is laid out for segmentation ({layout.name}: {layout.expects}), and its folders are no classes. "
-            "Use frepa segment, or give a folder per class or a manifest with the columns path and label."
-        )
     names = [source.name(i).split("/") for i in range(len(source))]
     above = {parts[0].lower() for parts in names if len(parts) > 1}
     divided = bool(above) and above <= set(PARTS)

@@ -14,7 +14,7 @@ from frepa.downstream.case_reading import check_fit, read_header, read_mask, ref
 from frepa.downstream.cases import Case, SegmentationSet
 from frepa.downstream.labels import LabelMap, agreed_maps, label_map
 from frepa.downstream.layouts.pairing import stem
-from frepa.downstream.layouts.registry import find_layout
+from frepa.downstream.layouts.registry import Layout, find_layout
 from frepa.downstream.splits import SHARES, complete_split, split_groups
 from frepa.errors import InputError
 
@@ -70,6 +70,8 @@ def open_sets(sources: Sequence[str], *, dims: int, split: str = "official", see
     for source in sources:
         chosen, path = find_layout(source)
         listing = chosen.read(path, dims)
+        if len(listing.cases) <= len(listing.unpaired):
+            _check_axes(path, chosen, dims)
         _check_found(path, chosen.name, len(listing.cases), listing.unpaired, dims)
         name = _free_name(stem(path) if path.is_file() else path.resolve().name, {item.name for item in sets})
         cases, note = _with_splits(name, _with_names(path, listing.cases), split, seed)
@@ -125,13 +127,20 @@ def _values(mask: np.ndarray) -> set[float]:
     return {float(value) for value in np.unique(mask)}
 
 
+def _check_axes(path: Path, chosen: Layout, dims: int) -> None:
+    """Raise InputError where the set is one of images with another number of axes than the encoder takes."""
+    other = chosen.read(path, 5 - dims)
+    if len(other.cases) > len(other.unpaired):
+        kinds = {2: "2D images", 3: "volumes"}
+        remedy = "Give a 2D encoder."
+        if dims == 2:
+            remedy = 'Put slices: before it, as in --encoder "slices:ENCODER", or give a 3D encoder.'
+        raise InputError(f"{path}: holds {kinds[5 - dims]}, and the encoder takes {kinds[dims]}. {remedy}")
+
+
 def _check_found(path: Path, layout: str, found: int, unpaired: Sequence[str], dims: int) -> None:
     if not found and not unpaired:
-        kind = "3D ones (volumes)" if dims == 3 else "2D ones"
-        raise InputError(
-            f"{path}: read as a {layout} set, but no {dims}D images were found in it, and the encoder takes {kind}. "
-            f"Give {dims}D images, or an encoder for {5 - dims}D ones."
-        )
+        raise InputError(f"{path}: read as a {layout} set, but no {dims}D images were found in it.")
     if len(unpaired) > _MOST_UNPAIRED * (found + len(unpaired)):
         shown = ", ".join(unpaired[:3])
         raise InputError(
