@@ -127,6 +127,24 @@ def test_voi_only_when_asked_and_never_for_ct(tmp_path: Path) -> None:
     assert np.array_equal(one(path, voi=True).array[0], table[stored])
 
 
+def test_a_store_of_displayed_values_when_asked(tmp_path: Path, capsys) -> None:
+    from frepa.cli import main
+
+    stored = RNG.integers(0, 4096, (40, 40)).astype(np.uint16)
+    window = {"WindowCenter": 1000, "WindowWidth": 500, "BitsStored": 12}
+    save(dataset(stored, Modality="DX", SOPClassUID=CR, **window), tmp_path / "dx/1.dcm")
+    words = ["prepare", str(tmp_path / "dx"), "--num-workers", "0", "--quiet", "--out"]
+    assert main([*words, str(tmp_path / "raw")]) == 0
+    assert main([*words, str(tmp_path / "shown"), "--voi"]) == 0
+    assert np.array_equal(open_source(tmp_path / "raw").read(0).array[0], stored)
+    expected = np.clip((stored - 999.5) / 499 + 0.5, 0, 1) * 4095
+    assert np.allclose(open_source(tmp_path / "shown").read(0).array[0], expected, atol=1e-2)
+    capsys.readouterr()
+    assert main(["prepare", str(tmp_path / "raw"), "--voi", "--out", str(tmp_path / "again")]) == 2
+    assert "Pack the files again with --voi" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_padding_is_left_out_of_the_statistics(tmp_path: Path) -> None:
     from frepa.images.intensity import bounds
 

@@ -195,7 +195,7 @@ _KINDS: list[_Kind] = []
 def register_source(name: str, matches: Callable[[str, Path], bool], open: Callable[..., Source]) -> None:
     """Add a kind of source. ``matches(text, path)`` is asked in order of registration, before plain files are.
 
-    ``open(text, dims=..., max_pixels=...)`` gives the `Source`.
+    ``open(text, dims=..., max_pixels=..., canonical=..., voi=...)`` gives the `Source`, as `open_source` explains them.
     """
     _KINDS.append(_Kind(name, matches, open))
 
@@ -241,7 +241,7 @@ def open_source(
         importlib.import_module("frepa.images.store.source")  # registers stores, which need blosc2
     for kind in _KINDS:
         if kind.matches(text, path):
-            return kind.open(text, dims=dims, max_pixels=max_pixels)
+            return kind.open(text, dims=dims, max_pixels=max_pixels, canonical=canonical, voi=voi)
     from frepa.images.files import open_files
 
     return open_files(text, dims=dims, max_pixels=max_pixels, canonical=canonical, voi=voi, spacing=spacing)

@@ -12,6 +12,7 @@ def prepare(
     out: str | None = None,
     dims: Literal[2, 3] = 2,
     quantize: bool = False,
+    voi: bool = False,
     keep_names: bool = False,
     max_pixels: int | None = None,
     num_workers: int | None = None,
@@ -37,6 +38,8 @@ def prepare(
         dims: 2 for images, and for volumes slice by slice; 3 for volumes.
         quantize: make floats smaller, with loss: CT is rounded to whole Hounsfield units, anything else to 65,536 equal
             steps between its minimum and maximum.
+        voi: apply the display window or table that DICOM files carry, except to CT: for X-ray images whose stored
+            values are raw detector readings.
         keep_names: keep each scan's name within the source in the store, so that a record can be traced to its file.
             Names may identify patients.
         max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in
@@ -68,7 +71,7 @@ def prepare(
     from frepa.images.source import open_source
     from frepa.images.store.packing import pack_source, tell
 
-    opened = open_source(source, dims=dims, max_pixels=max_pixels)
+    opened = open_source(source, dims=dims, max_pixels=max_pixels, voi=voi)
     facts = pack_source(
         opened,
         out,

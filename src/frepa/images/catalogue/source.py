@@ -7,6 +7,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,13 +45,24 @@ class CatalogueSource(Source):
             masks, boxes.
     """
 
-    def __init__(self, table: pa.Table, location: str, root: Path, *, dims: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        location: str,
+        root: Path,
+        *,
+        dims: int,
+        max_pixels: int,
+        canonical: bool = True,
+        voi: bool = False,
+    ) -> None:
         super().__init__()
+        self._options: dict[str, Any] = {"dims": dims, "max_pixels": max_pixels, "canonical": canonical}
+        self._voi = voi
         self.dims, self.location = dims, location
         above = os.path.abspath(root)
         self._root = os.path.join(above if root.is_dir() else os.path.dirname(above), "")
         self.folder = Path(self._root)
-        self._max_pixels = max_pixels
         table = table.filter(pc.equal(table["dims"], dims))
         places = [split_place(path) for path in table["path"].to_pylist()]
         readers = [reader_at(Path(file)) for file, _, _ in places]
@@ -86,10 +98,14 @@ class CatalogueSource(Source):
             return name
         return self.table["path"][index].as_py().replace(self._files[index].as_py(), name, 1)
 
+    @property
+    def groups(self) -> int | None:
+        return len(self._groups) if self._groups else None
+
     def header(self, index: int) -> Header:
         reader = READERS[self._readers[index]]
         path, member = Path(self._files[index].as_py()), self._members[index].as_py()
-        return reader.header(path, member, dims=self.dims, max_pixels=self._max_pixels)
+        return reader.header(path, member, **self._options)
 
     def read(self, index: int) -> Scan:
         reader = READERS[self._readers[index]]
@@ -97,7 +113,7 @@ class CatalogueSource(Source):
         name = self.name(index)
         try:
             row = int(self._rows[index])
-            scan = reader.read(path, member, row, dims=self.dims, max_pixels=self._max_pixels)
+            scan = reader.read(path, member, row, voi=self._voi, **self._options)
         except UnreadableScan as error:
             raise UnreadableScan(name, error.reason) from None
         values = {column: self._scale[column][index].as_py() for column in ("unit", "slope", "intercept")}
@@ -111,6 +127,8 @@ class CatalogueSource(Source):
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"frepa catalogue {self.dims}D {len(self)}\n".encode())
+        if self._voi or not self._options["canonical"]:
+            digest.update(f"canonical {self._options['canonical']} voi {self._voi}\n".encode())
         sizes: dict[str, int] = {}
         for i in range(len(self)):
             file = self._files[i].as_py()
@@ -122,7 +140,9 @@ class CatalogueSource(Source):
         return digest.hexdigest()
 
 
-def open_catalogue(text: str, *, dims: int, max_pixels: int | None = None) -> CatalogueSource:
+def open_catalogue(
+    text: str, *, dims: int, max_pixels: int | None = None, canonical: bool = True, voi: bool = False
+) -> CatalogueSource:
     """A source from ``dataset-id:folder`` or ``dataset-id?option=value:folder``.
 
     Raises:
@@ -134,7 +154,7 @@ def open_catalogue(text: str, *, dims: int, max_pixels: int | None = None) -> Ca
     entry, options, folder = parsed
     table = read_dataset(entry, folder, options).table()
     limit = MAX_PIXELS[dims] if max_pixels is None else max_pixels
-    source = CatalogueSource(table, text, folder, dims=dims, max_pixels=limit)
+    source = CatalogueSource(table, text, folder, dims=dims, max_pixels=limit, canonical=canonical, voi=voi)
     if not len(source) and source.skipped:
         first = source.skipped[0]
         raise InputError(f"None of the images of {entry.id} in {folder} can be read. {first.path}: {first.reason}")

@@ -181,12 +181,22 @@ def _stored_type(row: np.ndarray) -> np.dtype:
     return np.dtype(DTYPES[row["dtype"]])
 
 
-def open_store(text: str, *, dims: int, max_pixels: int | None = None) -> StoreSource:
-    """The store in a folder. ``max_pixels`` guards against files that lie and is not needed here.
+def open_store(
+    text: str, *, dims: int, max_pixels: int | None = None, canonical: bool = True, voi: bool = False
+) -> StoreSource:
+    """The store in a folder.
+
+    ``max_pixels`` guards against files that lie and is not needed here; the axes are those that were packed.
 
     Raises:
-        InputError: unfinished, damaged or of another format; or it holds records of the other dimensionality.
+        InputError: unfinished, damaged or of another format; it holds records of the other dimensionality; or ``voi``
+            is asked for, which has to be done before packing.
     """
+    if voi:
+        raise InputError(
+            f"The store {text} holds pixels as they were packed; display windows are applied when files are read. "
+            "Pack the files again with --voi."
+        )
     source = StoreSource(text)
     if source.dims != dims:
         kinds = {2: "images", 3: "volumes"}
