@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 from frepa.errors import InputError
 from frepa.images.orientation import axis_codes, reorient_array
-from frepa.images.scan import HU, Scan
+from frepa.images.scan import HU, Scan, UnreadableScan
 from frepa.images.source import open_source
 
 RNG = np.random.default_rng(5)
@@ -252,3 +252,22 @@ def test_headers_are_read_by_the_thousand(tmp_path: Path) -> None:
     assert len(source) == 20
     found = {scan.array.tobytes() for scan in (source.read(i) for i in range(20))}
     assert found == {volume.tobytes() for volume in volumes}
+
+
+def test_one_truncated_slice_costs_itself_in_2d_and_is_named_in_3d(tmp_path: Path) -> None:
+    """The others are scaled by the volume that can be read, not lost with it."""
+    from frepa.images.intensity import bounds
+
+    volume = smooth((6, 20, 20), low=0, high=900)
+    paths = series(tmp_path / "mr", volume, SOPClassUID=MR, Modality="MR")
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    source = open_source(tmp_path)
+    for index in range(6):
+        if index == 2:
+            with pytest.raises(UnreadableScan, match=r"^mr/IM0002.dcm: truncated"):
+                source.read(index)
+        else:
+            limits = np.percentile(np.delete(volume, 2, axis=0), (0.5, 99.5))
+            assert bounds(source.read(index)) == pytest.approx(tuple(limits))
+    with pytest.raises(UnreadableScan, match=r"^mr: slice 3 of 6: truncated"):
+        open_source(tmp_path, dims=3).read(0)

@@ -176,7 +176,7 @@ def read_stack(
     whole = None
     if depth > 1 and stack.affine is not None:
         entry = (file_key(paths[0]), tuple(map(str, paths)), stack.planes[0].frame, depth, voi)
-        whole = VolumeStatistics(entry, lambda: _volume(paths, stack, head, voi))
+        whole = VolumeStatistics(entry, lambda: _volume(paths, stack, head, voi, readable=True))
     array, affine = frame.array, None
     spacing: tuple[float, ...] | None = stack.planes[row].spacing
     if stack.affine is not None:
@@ -210,11 +210,19 @@ def _frame(paths: Sequence[Path], plane: Plane, voi: bool) -> Frame:
     return frame
 
 
-def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool) -> Scan:
+def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool, *, readable: bool = False) -> Scan:
+    """A volume; with ``readable`` of the slices that can be read, whose statistics must not fail with one of them."""
     array: np.ndarray | None = None
+    kept: list[int] = []
     units, paddings, notes = set(), set(), list(stack.notes)
     for place, plane in enumerate(stack.planes):
-        frame = _frame(paths, plane, voi)
+        try:
+            frame = _frame(paths, plane, voi)
+        except UnreadableScan as error:
+            if readable:
+                continue
+            raise UnreadableScan(error.path, f"slice {place + 1} of {len(stack.planes)}: {error.reason}") from None
+        kept.append(place)
         pixels = frame.array
         if array is None:
             array = np.empty((pixels.shape[0], len(stack.planes), *pixels.shape[1:]), pixels.dtype)
@@ -226,7 +234,10 @@ def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool) -
         units.add(frame.unit)
         paddings.add(frame.padding)
         notes += [note for note in frame.notes if note not in notes]
-    assert array is not None
+    if array is None:
+        raise UnreadableScan(str(paths[0]), "none of its slices can be read")
+    if len(kept) < len(stack.planes):
+        array = array[:, kept]
     if len(units) > 1:
         notes.append("some slices are in Hounsfield units and some are not; scaled by percentiles")
     return Scan(
