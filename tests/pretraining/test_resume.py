@@ -15,9 +15,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from frepa.encoders.files import find_weights, load_encoder, read_description
+from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
+from frepa.pretraining.checkpoints import Checkpoints
 
 _OPTIONS = [
     "--image-size=32", "--batch-size=4", "--max-steps=12", "--spectrum-patch=4",
@@ -158,10 +162,21 @@ def test_sigterm_saves_and_ends_cleanly(images, untouched, tmp_path):
     assert out.strip().splitlines()[-1] == str(run)
     if "--resume" in err:  # stopped in the middle, as meant; a very fast machine may have finished
         assert not (run / "encoder.safetensors").exists()
-        assert list((run / "checkpoints").glob("*.safetensors"))
+        _check_encoder_of_newest_checkpoint(run)
         code, _, err = _finish(_start([*words, "--resume"]))
         assert code == 0, err
     assert _without_threads_of_the_test(run) == _without_threads_of_the_test(untouched)
+
+
+def _check_encoder_of_newest_checkpoint(run: Path) -> None:
+    """An unfinished run's encoder can be tried: it is the newest state's, averaged since the run averages."""
+    with pytest.raises(InputError, match="checkpoints holds the encoder"):
+        load_encoder(run)
+    step, state = Checkpoints(run / "checkpoints").load_newest(print) or (0, {})
+    assert read_description(find_weights(run / "checkpoints"))["extra"]["pretraining"]["steps"] == step
+    average = state["states"]["ema"]
+    for name, value in load_encoder(run / "checkpoints").named_parameters():
+        assert torch.equal(value, average[f"encoder.{name}"]), name
 
 
 def test_two_processes_see_the_same_samples_and_agree(images, untouched, tmp_path):

@@ -93,7 +93,15 @@ def find_weights(source: str | Path) -> Path:
     if path.is_dir():
         weights = path / WEIGHTS
         if not weights.is_file():
-            raise InputError(f"{path} has no {WEIGHTS}. Give the folder of a finished run, or the encoder file itself.")
+            unfinished = next(path.glob(f"*/{WEIGHTS}"), None)
+            raise InputError(
+                f"{path} has no {WEIGHTS}. "
+                + (
+                    f"The run is not finished; {unfinished.parent} holds the encoder as its newest checkpoint has it."
+                    if unfinished
+                    else "Give the folder of a finished run, or the encoder file itself."
+                )
+            )
         return weights
     if not path.exists():
         raise InputError(

@@ -55,6 +55,7 @@ def fit(
     adversary: Adversary | None = None,
     checkpoint_every: int = 500,
     on_epoch: Callable[[Method, int, int], None] | None = None,
+    on_checkpoint: Callable[[Method, int], None] | None = None,
     stop: StopRequest | None = None,
 ) -> bool:
     """Train ``method`` by ``plan``; continue from the newest sound checkpoint in ``run`` if there is one.
@@ -67,6 +68,7 @@ def fit(
         make_batches: ``(first_micro_batch, last_micro_batch) -> iterator`` of this rank's micro-batches.
         on_epoch: called on rank 0 after every ``epochs_between`` epochs with the method (EMA weights if used), epoch
             and step; the ranks wait for each other around it, so it is given to all of them or to none.
+        on_checkpoint: called on rank 0 after a state was saved with the method (EMA weights if used) and step.
         stop: asked after every step; when it says so the state is saved and the loop ends.
 
     Returns:
@@ -140,6 +142,9 @@ def fit(
             journal.flush()  # the metrics up to a state are on disk before the state is
             if fabric.is_global_zero:
                 run.checkpoints.save(step, _capture(states, step))
+                if on_checkpoint is not None:
+                    with ema.applied_to(method) if ema is not None else nullcontext():
+                        on_checkpoint(method, step)
             fabric.barrier()
         if stopping:
             break

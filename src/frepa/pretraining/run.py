@@ -99,6 +99,19 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
         else None
     )
     journal.tell(_announcement(options, source, plan, method, fabric, run))
+
+    def facts(step: int) -> dict[str, Any]:
+        return {
+            "method": options["method"],
+            "pretraining": {"source": source.fingerprint, "images": len(source), "steps": step},
+            "image_size": options["image_size"],
+            "spacing": options["spacing"],
+        }
+
+    def keep_encoder(trained: Method, step: int) -> None:
+        """The encoder as it is now, so that it can be tried downstream while the run goes on."""
+        save_encoder(run.checkpoints.folder, trained.encoder, facts(step))
+
     with StopRequest() as stop:
         complete = fit(
             fabric,
@@ -110,6 +123,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
             adversary=adversary,
             checkpoint_every=options["checkpoint_every"],
             on_epoch=validation,
+            on_checkpoint=keep_encoder,
             stop=stop,
         )
     if not complete:
@@ -117,13 +131,7 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
             f"Stopped on request after saving the state. Continue with the same command and --resume ({run.root})."
         )
     elif fabric.is_global_zero:
-        facts = {
-            "method": options["method"],
-            "pretraining": {"source": source.fingerprint, "images": len(source), "steps": len(plan.rates)},
-            "image_size": options["image_size"],
-            "spacing": options["spacing"],
-        }
-        save_encoder(run.root, method.encoder, facts)
+        save_encoder(run.root, method.encoder, facts(len(plan.rates)))
         write_report(run, config, method, source)
     fabric.barrier()
     return run.root
