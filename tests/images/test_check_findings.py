@@ -289,7 +289,7 @@ def test_a_series_with_a_gap_is_told_once_in_2d_and_in_3d(tmp_path: Path) -> Non
     for dims, name in ((2, "mr/IM0000.dcm"), (3, "mr")):
         found = of_kind(check(tmp_path, dims=dims), "geometry")
         assert [(f.file, f.message) for f in found] == [
-            (name, "1 slices missing in 1 places, by the positions of the others")
+            (name, "1 slice missing in 1 place, by the positions of the others")
         ]
 
 

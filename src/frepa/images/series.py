@@ -173,7 +173,8 @@ def _step_notes(steps: np.ndarray, across: np.ndarray, upwards: np.ndarray) -> l
     gaps = steps > _GAP * usual
     if gaps.any():
         missing = int(np.maximum(np.rint(steps[gaps] / usual) - 1, 1).sum())
-        notes.append(f"{missing} slices missing in {int(gaps.sum())} places, by the positions of the others")
+        slices, places = ("slice" if missing == 1 else "slices"), ("place" if gaps.sum() == 1 else "places")
+        notes.append(f"{missing} {slices} missing in {int(gaps.sum())} {places}, by the positions of the others")
     elif np.abs(steps - usual).max() > _UNEVEN * usual:
         notes.append(f"slices are unevenly spaced, {steps.min():.3g} to {steps.max():.3g} mm")
     if abs(across @ upwards) < 0.9998 * np.linalg.norm(across):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +46,9 @@ def check(
     from frepa.errors import InputError
 
     folder = None if out is None else Path(out)
-    if folder is not None and folder.exists() and not overwrite and any(folder.iterdir() if folder.is_dir() else [1]):
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {out}: this is a file. Name a folder.")
+    if folder is not None and folder.is_dir() and not overwrite and any(folder.iterdir()):
         raise InputError(f"{out} is not empty. Name another folder, or replace the report in it with --overwrite.")
     if num_workers is None:
         affinity = getattr(os, "sched_getaffinity", None)
@@ -60,12 +64,26 @@ def check(
     from frepa.images.source import open_source
 
     opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
+    if folder is not None:  # before an hour of reading, not after
+        with _written(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(opened), unit="scan", desc="check", disable=quiet or None) as bar:
         checked = check_source(opened, num_workers=num_workers, progress=bar.update)
     print(summary(checked.findings, checked.facts))
     if folder is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_findings(checked.findings, folder / "findings.parquet")
-    write_page(folder / "report.html", opened, checked)
+    with _written(folder):
+        write_findings(checked.findings, folder / "findings.parquet")
+        write_page(folder / "report.html", opened, checked)
     return folder
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    from frepa.errors import InputError
+
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"--out {folder}: it cannot be written there ({reason}). Name another folder.") from None
