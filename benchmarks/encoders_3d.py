@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,7 +115,7 @@ def main() -> None:
         result = measure(args.names[0], args.size, args.threads, args.device, args.recompute, args.repeats)
         print(json.dumps(result))
         return
-    report = {
+    report: dict[str, Any] = {
         "size": args.size,
         "threads": args.threads,
         "device": torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else platform.machine(),
@@ -122,12 +123,13 @@ def main() -> None:
         "load_before": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "encoders": [_in_child(name, args, args.limit_gib or 0.8 * _free_gib()) for name in args.names],
+        "encoders": [],
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    for name in args.names:
+        report["encoders"].append(_in_child(name, args, args.limit_gib or 0.8 * _free_gib()))
+        if args.out:  # after each, since the next one may take an hour
+            args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 """Share of a pretraining step that corruption, guide and objective take.
 
     python benchmarks/training_step.py --encoders vit_base convnext_base --batch 2 --size 512
+    python benchmarks/training_step.py --encoders vit3d_base swinunetr_base --batch 1 --size 128 --recompute
 
 Prints JSON: seconds of each part of a step (median over repeats), their share of the step, and the machine. Parts are
-timed one after another in the same process on the same batch; on a GPU the clock is read after synchronising.
+timed one after another in the same process on the same batch; on a GPU the clock is read after synchronising. On a CPU
+the seconds are processor time summed over threads, which depends little on what else the machine does (with more than
+one thread set OMP_WAIT_POLICY=PASSIVE, or waiting counts as work); ``wall_seconds`` is the step by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +32,12 @@ from frepa.pretraining.augment import Augmentation
 from frepa.pretraining.objective import Objective
 
 
-def measure(name: str, *, batch: int, size: int, repeats: int, device: torch.device, bf16: bool) -> dict[str, Any]:
+def measure(
+    name: str, *, batch: int, size: int, repeats: int, device: torch.device, bf16: bool, recompute: bool
+) -> dict[str, Any]:
     """Median seconds of every part of a step with this encoder."""
     encoder = build_encoder(name).to(device).train()
+    encoder.set_grad_checkpointing(recompute)
     dims = encoder.dims
     decoder = ReconstructionDecoder(encoder.channels, encoder.stride, 1, dims).to(device)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-4)
@@ -37,13 +45,16 @@ def measure(name: str, *, batch: int, size: int, repeats: int, device: torch.dev
     image = torch.rand(batch, 1, *shape, device=device)
     corruption, objective, augmentation = Corruption(), Objective(), Augmentation()
     seconds: dict[str, list[float]] = {}
+    walls: list[float] = []
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
 
     def timed(part: str, act: Callable[[], Any]) -> Any:
         _wait(device)
-        start = time.perf_counter()
+        start, wall = clock(), time.perf_counter()
         result = act()
         _wait(device)
-        seconds.setdefault(part, []).append(time.perf_counter() - start)
+        seconds.setdefault(part, []).append(clock() - start)
+        walls.append(time.perf_counter() - wall)
         return result
 
     def one_step(step: int) -> None:
@@ -75,8 +86,9 @@ def measure(name: str, *, batch: int, size: int, repeats: int, device: torch.dev
         optimizer.zero_grad()
 
     for step in range(repeats + 1):
-        if step == 1:
-            seconds.clear()  # the first step warms caches and allocators
+        if step == 1:  # the first step warms caches and allocators
+            seconds.clear()
+            walls.clear()
         one_step(step)
     median = {part: statistics.median(values) for part, values in seconds.items()}
     total = sum(median.values())
@@ -85,6 +97,7 @@ def measure(name: str, *, batch: int, size: int, repeats: int, device: torch.dev
         "encoder": name,
         "seconds": {part: round(value, 5) for part, value in median.items()},
         "step_seconds": round(total, 4),
+        "wall_seconds": round(sum(walls) / repeats, 4),
         "share_of_corruption_guide_objective": round(ours / total, 4),
         "share_of_augmentation": round(median["augmentation"] / total, 4),
     }
@@ -104,21 +117,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--recompute", action="store_true", help="activation checkpointing in the encoder")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    rows = [
-        measure(n, batch=options.batch, size=options.size, repeats=options.repeats, device=device, bf16=options.bf16)
-        for n in options.encoders
-    ]
+    how = {name: getattr(options, name) for name in ("batch", "size", "repeats", "bf16", "recompute")}
+    rows = [measure(name, device=device, **how) for name in options.encoders]
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "processor": platform.processor() or platform.machine(),
         "threads": options.threads,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    print(json.dumps({"options": vars(options), "machine": machine, "steps": rows}, indent=2))
+    asked = {name: value for name, value in vars(options).items() if name != "out"}
+    text = json.dumps({"options": asked, "machine": machine, "steps": rows}, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

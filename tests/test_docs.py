@@ -9,6 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,6 +36,10 @@ def _write_images(folder: Path) -> None:
         for kind, factor in (("bright", 255), ("dark", 100)):
             (folder / "lesions" / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * factor).astype(np.uint8)).save(folder / "lesions" / kind / f"{number}.png")
+    (folder / "volumes").mkdir()
+    for number in range(3):
+        volume = np.stack([angiogram(48, number)[0]] * 40).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([2.0, 1, 1, 1])), folder / "volumes" / f"{number}.nii.gz")
 
 
 def _quietly(words: list[str]) -> list[str]:
@@ -45,7 +50,14 @@ def _quietly(words: list[str]) -> list[str]:
 
 
 # In the order in which a reader takes them: later pages use what earlier ones made
-PAGES = {"scans.md": 4, "datasets.md": 1, "pretraining.md": 3, "segmentation.md": 1, "classification.md": 3}
+PAGES = {
+    "scans.md": 4,
+    "datasets.md": 1,
+    "pretraining.md": 3,
+    "volumes.md": 1,
+    "segmentation.md": 1,
+    "classification.md": 3,
+}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from frepa.pretraining.loop import Batch, Plan, fit
 from frepa.pretraining.methods import Method, build_method
 from frepa.pretraining.objective import Objective
 from frepa.pretraining.run_folder import RunFolder
-from frepa.pretraining.run_report import write_report
+from frepa.pretraining.run_report import voxels, write_report
 from frepa.pretraining.schedules import learning_rates
 from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
 from frepa.pretraining.stopping import StopRequest
@@ -250,9 +250,9 @@ def _announcement(
     run: RunFolder,
 ) -> str:
     size = sum(p.numel() for p in method.encoder.parameters()) / 1e6
-    kind = "images" if source.dims == 2 else "volumes"
+    kind, extent = ("images", f"{options['image_size']} px") if source.dims == 2 else ("volumes", voxels(options))
     return (
         f"{options['method']}: {options['encoder']} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
-        f"{len(source):,} {kind}, {len(plan.rates):,} steps of {plan.batch_size} at {options['image_size']} px, "
+        f"{len(source):,} {kind}, {len(plan.rates):,} steps of {plan.batch_size} at {extent}, "
         f"{fabric.world_size} x {fabric.device.type}. Results go to {run.root}."
     )

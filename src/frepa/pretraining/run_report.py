@@ -28,16 +28,17 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
     validated = [row for row in rows if "val_loss" in row]
     speed = read_lines(run.speed)
     skipped = run.skipped.read_text().splitlines()[1:] if run.skipped.is_file() else []
-    page = Page(f"Pretraining of {config['encoder']}", f"{config['method']} on {len(source):,} images")
+    kind, size = ("images", f"{config['image_size']} px") if source.dims == 2 else ("volumes", voxels(config))
+    page = Page(f"Pretraining of {config['encoder']}", f"{config['method']} on {len(source):,} {kind}")
     page.facts(
         {
             "Encoder parameters": f"{sum(p.numel() for p in method.encoder.parameters()) / 1e6:.2f} M",
             "Guide channel": method.encoder.guide,
-            "Image size": f"{config['image_size']} px",
+            "Image size" if source.dims == 2 else "Crop": size,
             "Steps": len(trained),
             "Final loss": trained[-1]["loss"] if trained else None,
             "Validation loss": validated[-1]["val_loss"] if validated else None,
-            "Images/s (median)": _median([row["images_per_second"] for row in speed]),
+            f"{kind.capitalize()}/s (median)": _median([row["images_per_second"] for row in speed]),
             "Waiting for data (median)": f"{100 * (_median([row['waiting_share'] for row in speed]) or 0):.1f} %",
             "Files skipped": len(skipped),
         }
@@ -47,8 +48,10 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
     for picture in dict.fromkeys([*pictures[:1], *pictures[-1:]]):
         epoch = int(picture.stem.split("-")[1])
         page.figure(
-            picture.read_bytes(), f"Held-out images after epoch {epoch}, corrupted the same way each time.", wide=True
+            picture.read_bytes(), f"Held-out {kind} after epoch {epoch}, corrupted the same way each time.", wide=True
         )
+    if run.volumes.is_dir():
+        page.text("The newest of these crops lie in the folder volumes as NIfTI, in their place in the patient.")
     page.section("Losses")
     names = [name for name in trained[-1] if name not in ("step", "lr", "gradient_norm")] if trained else []
     curves = {n: ([r["step"] for r in trained if n in r], [r[n] for r in trained if n in r]) for n in names}
@@ -67,6 +70,15 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
         f"Device: {torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'}."
     )
     return page.save(run.report)
+
+
+def voxels(config: Mapping[str, Any]) -> str:
+    """What the encoder sees of a volume, e.g. "128^3 voxels of 1.5 mm"."""
+    size, spacing = f"{config['image_size']}^3 voxels", config.get("spacing")
+    if spacing is None:
+        return size
+    steps = [spacing] if isinstance(spacing, float) else spacing
+    return f"{size} of {' x '.join(f'{step:g}' for step in steps)} mm"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
