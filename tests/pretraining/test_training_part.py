@@ -104,7 +104,7 @@ def test_a_source_without_modalities_and_a_modality_without_images_are_explained
     training_part(scarce, val_images=2, seed=seed, weights={"ct": 1, "mr": 0})  # what has no weight needs no image
 
 
-def test_a_run_with_weights_resumes_exactly(tmp_path) -> None:
+def test_a_run_with_weights_resumes_exactly(tmp_path, capsys) -> None:
     """Through the command's function: the same weights of the encoder after a stop in between; images of the excluded
     modality are broken, and none is listed as skipped, so none was read."""
     options = {
@@ -133,6 +133,7 @@ def test_a_run_with_weights_resumes_exactly(tmp_path) -> None:
     source = str(tmp_path / "list.csv")
     assert open_source(source).modalities == ("ct", "octa", "us")
     whole = frepa.pretrain(source, out=str(tmp_path / "whole"), max_steps=4, **options)
+    assert "on 8 of 12 images, drawn by octa=3,us=1, 4 steps" in capsys.readouterr().err
     part = frepa.pretrain(source, out=str(tmp_path / "part"), max_steps=2, **options)
     part = frepa.pretrain(source, out=str(tmp_path / "part"), max_steps=4, resume=True, **options)
     assert (whole / "encoder.safetensors").read_bytes() == (part / "encoder.safetensors").read_bytes()

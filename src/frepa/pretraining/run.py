@@ -251,8 +251,11 @@ def _announcement(
 ) -> str:
     size = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     kind, extent = ("images", f"{options['image_size']} px") if source.dims == 2 else ("volumes", voxels(options))
+    count = f"{len(source):,} {kind}"
+    if options["modality_weights"]:
+        count = f"{plan.samples:,} of {count}, drawn by {options['modality_weights']}"
     return (
         f"{options['method']}: {options['encoder']} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
-        f"{len(source):,} {kind}, {len(plan.rates):,} steps of {plan.batch_size} at {extent}, "
+        f"{count}, {len(plan.rates):,} steps of {plan.batch_size} at {extent}, "
         f"{fabric.world_size} x {fabric.device.type}. Results go to {run.root}."
     )
