@@ -76,7 +76,8 @@ def test_a_wrong_spacing_is_named(given):
 
 
 def test_volumes_of_all_formats_train_and_the_run_says_how(volumes, tmp_path):
-    run = frepa.pretrain(str(volumes), out=str(tmp_path / "run"), dims=3, **(TINY | {"max_steps": 2}))
+    options = TINY | {"max_steps": 2, "val_images": 0}
+    run = frepa.pretrain(str(volumes), out=str(tmp_path / "run"), dims=3, **options)
     rows = _rows(run)
     assert len(rows) == 2
     assert np.isfinite([row["loss"] for row in rows]).all()
@@ -155,6 +156,7 @@ def test_a_spacing_and_foreground_are_trained_on(volumes, tmp_path):
     assert np.isfinite([row["loss"] for row in _rows(run)]).all()
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["spacing"], config["foreground"]) == ([2.0, 1.0, 1.0], 0.5)
+    assert "32^3 voxels of 2 x 1 x 1 mm" in (run / "report.html").read_text()
     crop = nibabel.load(next(run.glob("volumes/*/original.nii.gz")))
     assert crop.header.get_zooms() == pytest.approx((1, 1, 2), rel=0.02)  # x, y, z
     assert json.loads((run / "encoder.json").read_text())["extra"]["spacing"] == [2.0, 1.0, 1.0]
