@@ -12,8 +12,10 @@ import SimpleITK
 import torch
 import yaml
 from PIL import Image
+from torch.utils.checkpoint import checkpoint
 
 import frepa
+from frepa.encoders import contract
 from frepa.errors import InputError
 from frepa.images.source import open_source
 from frepa.pretraining.defaults import resolved, spacing_in_mm
@@ -90,11 +92,14 @@ def test_volumes_of_all_formats_train_and_the_run_says_how(volumes, tmp_path):
         assert encoder(torch.rand(1, 2, 32, 32, 40)).dense.shape == (1, encoder.channels, 2, 2, 3)
 
 
-def test_a_store_trains_as_its_files_do(volumes, tmp_path):
+def test_a_store_trains_as_its_files_do_with_and_without_recomputing(volumes, tmp_path, monkeypatch):
     store = frepa.prepare(str(volumes), out=str(tmp_path / "store"), dims=3, num_workers=0, quiet=True)
     options = TINY | {"val_images": 0, "dims": 3}  # no pictures, which take most of the time
     from_files = frepa.pretrain(str(volumes), out=str(tmp_path / "files"), **options)
-    from_store = frepa.pretrain(str(store), out=str(tmp_path / "stored"), **options)
+    again: list[object] = []
+    monkeypatch.setattr(contract, "checkpoint", lambda *args, **how: again.append(args) or checkpoint(*args, **how))
+    from_store = frepa.pretrain(str(store), out=str(tmp_path / "stored"), recompute=True, **options)
+    assert len(again) == 4  # the blocks of the encoder, in one step
     assert _rows(from_files) == _rows(from_store)
 
 

@@ -178,6 +178,8 @@ def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversar
     torch.manual_seed(options["seed"])  # initial weights; nothing after this draws from the global generator
     name, encoder_options = split_options(options["encoder"])
     encoder = build_encoder(name, dims=options["dims"], **{"guide": options["guide"], **encoder_options})
+    if options["recompute"]:
+        encoder.set_grad_checkpointing()
     method = build_method(
         options["method"],
         encoder=encoder,

@@ -17,7 +17,7 @@ from frepa.pretraining.state_files import write_text_atomically
 
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"resume", "overwrite", "quiet", "num_workers", "devices", "num_nodes", "checkpoint_every", "config"}
+    {"resume", "overwrite", "quiet", "num_workers", "devices", "num_nodes", "checkpoint_every", "config", "recompute"}
 )
 
 

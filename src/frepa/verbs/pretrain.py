@@ -24,6 +24,7 @@ def pretrain(
     modality_weights: str | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
+    recompute: bool = False,
     lr: float = 1e-4,
     schedule: Literal["constant", "step", "cosine"] = "constant",
     warmup_steps: int = 0,
@@ -88,6 +89,8 @@ def pretrain(
             "unknown" stands for scans that name none. By default every scan is drawn once per epoch.
         batch_size: images per optimizer step, over all devices together; by default 16 in 2D and 2 in 3D.
         accumulate: parts a device's share of a batch is worked through in, to save memory.
+        recompute: compute the encoder's activations again in the backward pass instead of keeping them (activation
+            checkpointing): less memory, more time, the same result. For large U-shaped 3D encoders.
         lr: highest learning rate.
         schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
         warmup_steps: steps of linear warm-up.
