@@ -15,6 +15,7 @@ import pyarrow as pa
 from frepa.errors import InputError
 from frepa.images.dicom_files import grouped
 from frepa.images.finding import Found, find_files, manifest_files
+from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import READERS, Reader, readable_suffixes, reader_at
 from frepa.images.resampling import per_axis, resample, resampled_header
@@ -220,6 +221,12 @@ class FileSource(Source):
             return None
         return [self._root / name for name in self._parts[row].as_py()]
 
+    def warn_of_labels(self) -> None:
+        """Add a warning where files lie in folders that hold labels by their names."""
+        sentence = label_warning(name.as_py() for name in self._names)
+        if sentence:
+            self.warnings.append(sentence)
+
     def name(self, index: int) -> str:
         row, within = self._row(index)
         if self.dims == 2 and self._parts is not None and self._parts[row].is_valid:
@@ -332,6 +339,7 @@ def open_files(
     else:
         root, found = find_files(text, dims)
         source = FileSource(root, text, grouped(found, root, dims, limit), **options)
+        source.warn_of_labels()
     if len(source) == 0:
         raise _nothing_readable(source)
     return source

@@ -29,6 +29,7 @@ class Source(ABC):
         location: what the user named, for messages.
         skipped: records that could not be used, known from opening and added to by `add_skipped`.
         notes: what is odd about records that can be used, known from opening: slices missing in a series, and the like.
+        warnings: sentences about the source as a whole that whoever uses it ought to read.
         modalities: names, ``()`` when unknown; ``modality_codes`` holds each record's place in it, ``(n,)`` int32,
             or None when unknown.
         group_codes: ``(n,)`` int64, equal where two records belong to one patient or study; None when unknown.
@@ -53,6 +54,7 @@ class Source(ABC):
     def __init__(self) -> None:
         self.skipped: list[Skipped] = []
         self.notes: list[Skipped] = []
+        self.warnings: list[str] = []
 
     @abstractmethod
     def __len__(self) -> int:

@@ -89,6 +89,8 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
         )
 
     journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=options["quiet"])
+    for sentence in source.warnings:
+        journal.tell(sentence)
     if source.skipped:
         journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")
         journal.skipped |= {item.path: item.reason for item in source.skipped}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from frepa.images.checks.measures import Measured
+from frepa.images.label_folders import label_folder
 from frepa.images.source import Source
 
 Records = Mapping[int, Measured]
@@ -15,9 +16,6 @@ Records = Mapping[int, Measured]
 LABEL_VALUES = 16
 # Measured: label maps of nine sets 1.0, images of fifteen 0.91 and less
 FLAT = 0.95
-# Folders that hold labels by their names; masks that were interpolated have as many values as an image
-_LABEL_FOLDERS = {"mask", "masks", "label", "labels", "labelstr", "labelsva", "labelsts", "groundtruth", "ground_truth"}
-_LABEL_FOLDERS |= {"segmentation", "segmentations", "annotation", "annotations", "nodule_mask", "1st_manual"}
 _MOST_SLICES = 0.95  # slices of a volume of labels that look like it; the rest may hold a single pixel of noise
 
 
@@ -55,8 +53,8 @@ class Item:
 
     @property
     def label_folder(self) -> str:
-        """The folder it lies in that holds labels by its name, or ""."""
-        return next((part for part in self.folder.split("/") if part.lower() in _LABEL_FOLDERS), "")
+        """The folder it lies in that holds labels by its name, or "" (interpolated masks have many values)."""
+        return label_folder(self.folder)
 
     @property
     def is_labels(self) -> bool:

@@ -1,0 +1,47 @@
+"""Masks that lie among the images are told of, whoever opens the folder; a manifest lists what its author wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import frepa
+from frepa.images.label_folders import label_folder, warning
+from frepa.images.source import open_source
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind in ("images", "Masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for number in range(3):
+            array = np.random.default_rng(number).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(array).save(tmp_path / "set" / kind / f"{number}.png")
+    return tmp_path / "set"
+
+
+def test_names_of_folders_not_of_files():
+    assert label_folder("a/labelsTr/b") == "labelsTr"
+    assert label_folder("unmasked/images") == ""
+    assert warning(["mask.png", "images/label.png"]) == ""
+    assert warning([]) == ""
+
+
+def test_a_folder_with_masks_is_told_of_with_their_number(folder, tmp_path):
+    (sentence,) = open_source(str(folder), dims=2).warnings
+    assert sentence.startswith("3 of 6 files lie in folders that hold labels by their names (Masks/).")
+    assert open_source(str(folder / "images"), dims=2).warnings == []
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path\n" + "".join(f"{path}\n" for path in sorted((folder / "Masks").iterdir())))
+    assert open_source(str(manifest), dims=2).warnings == []
+
+
+def test_prepare_and_pretrain_print_it(folder, tmp_path, capsys):
+    frepa.prepare(str(folder), out=str(tmp_path / "store"), num_workers=0, quiet=True)
+    assert "3 of 6 files lie in folders" in capsys.readouterr().err
+    tiny = {"encoder": "timm:test_convnext", "image_size": 16, "batch_size": 2, "max_steps": 1, "num_workers": 0}
+    frepa.pretrain(str(folder), out=str(tmp_path / "run"), quiet=True, **tiny)
+    assert "3 of 6 files lie in folders" in capsys.readouterr().err
