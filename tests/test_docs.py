@@ -40,6 +40,14 @@ def _write_images(folder: Path) -> None:
     for number in range(3):
         volume = np.stack([angiogram(48, number)[0]] * 40).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(volume, np.diag([2.0, 1, 1, 1])), folder / "volumes" / f"{number}.nii.gz")
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / "hippocampi" / kind).mkdir(parents=True)
+    for number in range(6):
+        mask = np.zeros((3, 16, 16), np.uint8)
+        mask[1:, 4:12, 5:9] = 1
+        noise = np.random.default_rng(number).normal(0, 9, mask.shape)
+        np.save(folder / "hippocampi/imagesTr" / f"{number}.npy", (100 * mask + noise).astype(np.float32))
+        np.save(folder / "hippocampi/labelsTr" / f"{number}.npy", mask)
 
 
 def _quietly(words: list[str]) -> list[str]:
@@ -54,7 +62,7 @@ PAGES = {
     "scans.md": 4,
     "datasets.md": 1,
     "pretraining.md": 3,
-    "volumes.md": 1,
+    "volumes.md": 2,
     "segmentation.md": 1,
     "classification.md": 3,
 }

@@ -230,7 +230,8 @@ def _announce(
 
 def _verdict(name: str, scores: Mapping[str, Any], guide: str) -> str:
     dsc = scores["dsc"]
-    text = f"{name}: DSC {100 * dsc.mean:.2f} ± {100 * dsc.std:.2f} % over {dsc.cases} test cases (guide: {guide})"
+    spread = f" ± {100 * dsc.std:.2f}" if math.isfinite(dsc.std) else ""
+    text = f"{name}: DSC {100 * dsc.mean:.2f}{spread} % over {dsc.cases} test cases (guide: {guide})"
     if "dsc_fov" in scores:
         text += f"; inside the field of view {100 * scores['dsc_fov'].mean:.2f} %"
     return text + (f"; {dsc.skipped} cases have nothing to find and are left out." if dsc.skipped else ".")

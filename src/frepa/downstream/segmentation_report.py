@@ -40,12 +40,14 @@ def write_report(
         f"Segmentation with {encoder['name']}",
         f"{', '.join(summary['sets'])}; frozen encoder, guide channel: {summary['guide']}",
     )
+    blocks = {"Trained with the head": f"{encoder['trained'] / 1e6:.2f} M in blocks"} if encoder["trained"] else {}
     page.facts(
         {
             "Encoder": encoder["name"],
             "Pretrained by": encoder["method"] or "not stated",
             "Guide channel": summary["guide"],
             "Encoder parameters": f"{encoder['parameters'] / 1e6:.2f} M",
+            **blocks,
             "Steps": training["steps"],
             "Head kept from step": training["best_step"],
             "Validation DSC": _percent(training["best_val_dsc"]),
