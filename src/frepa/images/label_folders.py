@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 NAMES = frozenset(
-    "mask masks label labels labelstr labelsva labelsts groundtruth ground_truth segmentation segmentations annotation "
-    "annotations nodule_mask 1st_manual".split()
+    {
+        *("mask", "masks", "label", "labels", "labelstr", "labelsva", "labelsts", "groundtruth", "ground_truth"),
+        *("segmentation", "segmentations", "annotation", "annotations", "nodule_mask", "1st_manual"),
+    }
 )
 
 
