@@ -185,6 +185,8 @@ def test_folds_test_every_image_once(tmp_path: Path) -> None:
         assert scores[name]["std"] == pytest.approx(np.std(scores[name]["folds"], ddof=1))
     fold = [row for row in rows if row["fold"] == "2"]
     assert scores["acc"]["folds"][1] == pytest.approx(np.mean([row["truth"] == row["predicted"] for row in fold]))
+    per_class = json.loads((folder / "results.json").read_text())["per_class"]
+    assert np.mean([item["auc"] for item in per_class.values()]) == pytest.approx(scores["auc"]["value"])
     with pytest.raises(InputError, match=r"It has one per fold: give .*folds/1"):
         load_classifier(folder)
     found = classify_image(load_classifier(folder / "folds" / "2"), source / fold[0]["case"])

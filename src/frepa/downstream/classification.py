@@ -192,7 +192,9 @@ def summarise_run(
             over = summarise(fold[name] for fold in each)
             scores[name] = {"value": over.mean, "std": over.std, "folds": [fold[name] for fold in each]}
         std = f"mean and standard deviation over {len(tested)} folds, ddof {DDOF}"
-    areas = auc_per_class(probabilities, targets)
+    # Scores of different heads are not on one scale: each fold ranks its own cases.
+    each_area = np.stack([auc_per_class(item.probabilities, item.targets) for item in tested])
+    areas = [summarise(column).mean for column in each_area.T]
     chosen = probabilities > 0.5 if first.several else np.eye(len(first.classes), dtype=bool)[probabilities.argmax(1)]
     hits = (chosen & targets.astype(bool)).sum(0)
     return {

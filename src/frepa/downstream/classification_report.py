@@ -68,13 +68,14 @@ def write_report(root: Path, summary: Mapping[str, Any]) -> Path:
             "The guide channel changes scores by itself. Compare with encoders that were given the same channel; the "
             f"floor is an untrained one: `{encoder['untrained']}`."
         )
+    over = "; AUC is the mean over the folds" if "folds" in scores["acc"] else ""
     page.table(
         [
             {"Class": name, "Test cases": item["cases"], "Sensitivity": 100 * item["sensitivity"],
              "AUC": 100 * item["auc"]}
             for name, item in summary["per_class"].items()
         ],
-        caption="Each class against the rest (per cent).",
+        caption=f"Each class against the rest (per cent){over}.",
     )  # fmt: skip
     if summary["confusion"] is not None:
         picture = png_bytes(confusion_matrix(np.asarray(summary["confusion"]), summary["classes"]))
