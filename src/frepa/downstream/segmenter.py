@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
@@ -135,8 +136,11 @@ class Segmenter(nn.Module):
         """
         self.eval()
         inputs = self.encoder.prepare_input(image[None], guide[None])
+        size = tuple(inputs.shape[2:])
+        # Where the image is smaller than a window, zeros follow it as they do in training: encoders know positions.
+        missing = [max(0, to - n) for n, to in zip(size, self.settings.crop)]
         probabilities = sliding_window_inference(
-            inputs,
+            F.pad(inputs, [n for after in reversed(missing) for n in (0, after)]),
             self.settings.crop,
             self.settings.batch_size,
             lambda windows: self(windows).float().softmax(1),
@@ -144,7 +148,7 @@ class Segmenter(nn.Module):
             mode="gaussian",
         )
         assert isinstance(probabilities, Tensor)
-        return probabilities[0]
+        return probabilities[0][(slice(None), *(slice(0, n) for n in size))]
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Prediction:
