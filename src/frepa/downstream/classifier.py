@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frepa.downstream.case_reading import read_header, read_scan, refuse_stack
 from frepa.downstream.encoder_reference import EncoderReference, reopen_encoder
-from frepa.downstream.frozen import PREFIX, load_trained_state, trained_state
+from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
@@ -43,7 +43,7 @@ class ClassificationSettings:
     pooling: str = "mean"
 
 
-class Classifier(nn.Module):
+class Classifier(HeadOnFrozen):
     """Encoder (frozen, always in evaluation mode) and head.
 
     Only ``trained_parameters()`` train: the head's, and of a slice transfer its blocks'. An image passes in three
@@ -55,6 +55,8 @@ class Classifier(nn.Module):
         several: classes do not exclude each other: a sigmoid per class instead of a softmax over them.
         cache: keeps what the 2D encoder of a slice transfer makes of each volume; None keeps nothing.
     """
+
+    head: ClassificationHead
 
     def __init__(
         self,
@@ -85,25 +87,6 @@ class Classifier(nn.Module):
     def transfer(self) -> SliceTransfer | None:
         """The encoder where it is a slice transfer, whose blocks train with the head; else None."""
         return self.encoder if isinstance(self.encoder, SliceTransfer) else None
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimizer changes."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Copies of all tensors that training changes."""
-        return {name: t.clone() for name, t in {**self.head.state_dict(), **trained_state(self.encoder)}.items()}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what ``trained_state`` gave."""
-        load_trained_state(self.encoder, {name: t for name, t in state.items() if name.startswith(PREFIX)})
-        self.head.load_state_dict({name: t for name, t in state.items() if not name.startswith(PREFIX)})
-
-    def train(self, mode: bool = True) -> Classifier:
-        """Training mode of the head; the encoder stays in evaluation mode (no dropout, frozen statistics)."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
     def frame(self, image: np.ndarray) -> np.ndarray:
         """Bring an image ``(C, *S)`` float32 in [0, 1] to the size the encoder is fed; same type and range."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
@@ -19,6 +20,34 @@ from frepa.errors import InputError
 
 #: Names of an encoder's trained tensors in a head file begin with this.
 PREFIX = "encoder."
+
+Whole = TypeVar("Whole", bound="HeadOnFrozen")
+
+
+class HeadOnFrozen(nn.Module):
+    """An encoder, frozen (see :meth:`Encoder.freeze`), and a head: what every task has in common."""
+
+    encoder: Encoder
+    head: nn.Module
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer changes."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of all tensors that training changes."""
+        return {name: t.clone() for name, t in {**self.head.state_dict(), **trained_state(self.encoder)}.items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what ``trained_state`` gave."""
+        load_trained_state(self.encoder, {name: t for name, t in state.items() if name.startswith(PREFIX)})
+        self.head.load_state_dict({name: t for name, t in state.items() if not name.startswith(PREFIX)})
+
+    def train(self: Whole, mode: bool = True) -> Whole:
+        """Training mode of the head; the encoder stays in evaluation mode (no dropout, frozen statistics)."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
-from torch import Tensor, nn
+from torch import Tensor
 
 from frepa.downstream.case_reading import read_header, read_scan, refuse_stack
 from frepa.downstream.encoder_reference import EncoderReference, reopen_encoder
-from frepa.downstream.frozen import PREFIX, load_trained_state, trained_state
+from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.downstream.labels import LabelMap
 from frepa.encoders.contract import Encoder
@@ -54,12 +54,14 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray
 
 
-class Segmenter(nn.Module):
+class Segmenter(HeadOnFrozen):
     """Encoder (frozen, always in evaluation mode) and head.
 
     Only ``trained_parameters()`` train: the head's, and of a slice transfer its blocks'. ``labels`` says what a class
     is written as. ``cache`` keeps what the 2D encoder of a slice transfer makes of each window; None keeps nothing.
     """
+
+    head: SegmentationHead
 
     def __init__(
         self,
@@ -82,25 +84,6 @@ class Segmenter(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimizer changes."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Copies of all tensors that training changes."""
-        return {name: t.clone() for name, t in {**self.head.state_dict(), **trained_state(self.encoder)}.items()}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what ``trained_state`` gave."""
-        load_trained_state(self.encoder, {name: t for name, t in state.items() if name.startswith(PREFIX)})
-        self.head.load_state_dict({name: t for name, t in state.items() if not name.startswith(PREFIX)})
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """Training mode of the head; the encoder stays in evaluation mode (no dropout, frozen statistics)."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, in_channels, *S) as ``encoder.prepare_input`` makes them -> logits (B, K, *S)."""
