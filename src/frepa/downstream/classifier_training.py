@@ -18,7 +18,7 @@ from frepa.downstream.classification_features import FeatureSource
 from frepa.downstream.classification_metrics import accuracy, macro_auc
 from frepa.downstream.classifier import Classifier
 from frepa.downstream.devices import deterministic
-from frepa.downstream.head_training import TrainingDiverged
+from frepa.downstream.fitting import TrainingDiverged
 from frepa.downstream.run_folder import append_json_lines
 from frepa.images.sampling import SampleStream
 

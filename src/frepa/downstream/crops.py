@@ -161,8 +161,35 @@ class Crops(NamedTuple):
     valid: Tensor
 
 
-def draw_crops(cases: Sequence[WorkingCase], positions: Sequence[int], plan: CropPlan) -> Crops:
-    """One crop of each case; where the case is smaller than the crop, zeros follow it and are not valid."""
+class Place(NamedTuple):
+    """Where a crop lies and how it is turned: first pixel per axis, axes that are flipped, quarter turns.
+
+    Quarter turns go from the last axis but one towards the last, as ``torch.rot90(x, k, (-2, -1))`` makes them, after
+    the flips.
+    """
+
+    starts: tuple[int, ...]
+    flips: tuple[int, ...]
+    quarters: int
+
+
+def place_crops(
+    sizes: Sequence[tuple[int, ...]],
+    points: Sequence[list[np.ndarray]],
+    positions: Sequence[int],
+    plan: CropPlan,
+    *,
+    anywhere: bool = False,
+) -> list[Place]:
+    """Draw the place of the crop at each position of the run.
+
+    Args:
+        sizes: extent of each image.
+        points: per image and class that occurs in it, pixels ``(n, axes)`` a crop can be laid on.
+        positions: of the run; with the seed they decide everything.
+        plan: how crops are drawn.
+        anywhere: a point comes to lie anywhere in its crop, not at its centre.
+    """
     draws = Draws(sample_keys(plan.seed, positions, _CROPS))
     axes = len(plan.size)
     where = [draws.host_uniform(f"crop.{axis}") for axis in range(axes)]
@@ -170,24 +197,37 @@ def draw_crops(cases: Sequence[WorkingCase], positions: Sequence[int], plan: Cro
     flips = [draws.host_uniform(f"crop.flip.{axis}") for axis in range(axes)]
     turns = draws.host_uniform("crop.turn")
     turnable = plan.size[-1] == plan.size[-2]
-    cut = []
-    for row, case in enumerate(cases):
-        spare = [max(0, n - to) for n, to in zip(case.planes.shape[1:], plan.size)]
-        if centred[row] < plan.foreground and case.points:
-            points = case.points[int(which[row] * len(case.points))]
-            centre = points[int(point[row] * len(points))]
-            starts = [min(max(0, int(c) - to // 2), room) for c, to, room in zip(centre, plan.size, spare)]
+    places = []
+    for row, (size, own) in enumerate(zip(sizes, points)):
+        spare = [max(0, n - to) for n, to in zip(size, plan.size)]
+        if centred[row] < plan.foreground and own:
+            among = own[int(which[row] * len(own))]
+            centre = among[int(point[row] * len(among))]
+            before = [int(u[row] * to) for u, to in zip(where, plan.size)] if anywhere else [n // 2 for n in plan.size]
+            starts = [min(max(0, int(c) - b), room) for c, b, room in zip(centre, before, spare)]
         else:
             starts = [min(int(u[row] * (room + 1)), room) for u, room in zip(where, spare)]
-        crop = case.planes[(slice(None), *(slice(start, start + to) for start, to in zip(starts, plan.size)))]
-        missing = [to - n for n, to in zip(crop.shape[1:], plan.size)]
-        if any(missing):
-            crop = F.pad(crop, [n for after in reversed(missing) for n in (0, after)])
-        if plan.augment:
-            turned = [axis + 1 for axis in range(axes) if flips[axis][row] < 0.5]
-            crop = crop.flip(turned) if turned else crop
-            quarters = int(turns[row] * 4) if turnable else 0
-            crop = crop.rot90(quarters, (-2, -1)) if quarters else crop
-        cut.append(crop)
-    rest = torch.stack([crop[-3:] for crop in cut])
-    return Crops([crop[:-3] for crop in cut], rest[:, :1], rest[:, 1], rest[:, 2] > 0.5)
+        turned = tuple(axis for axis in range(axes) if plan.augment and flips[axis][row] < 0.5)
+        quarters = int(turns[row] * 4) if plan.augment and turnable else 0
+        places.append(Place(tuple(starts), turned, quarters))
+    return places
+
+
+def cut(planes: Tensor, place: Place, size: tuple[int, ...]) -> Tensor:
+    """The crop ``(C, *size)`` of ``(C, *S)`` at a place; zeros follow where the image ends before the crop does."""
+    crop = planes[(slice(None), *(slice(start, start + to) for start, to in zip(place.starts, size)))]
+    missing = [to - n for n, to in zip(crop.shape[1:], size)]
+    if any(missing):
+        crop = F.pad(crop, [n for after in reversed(missing) for n in (0, after)])
+    if place.flips:
+        crop = crop.flip([axis + 1 for axis in place.flips])
+    return crop.rot90(place.quarters, (-2, -1)) if place.quarters else crop
+
+
+def draw_crops(cases: Sequence[WorkingCase], positions: Sequence[int], plan: CropPlan) -> Crops:
+    """One crop of each case; where the case is smaller than the crop, zeros follow it and are not valid."""
+    sizes = [tuple(case.planes.shape[1:]) for case in cases]
+    places = place_crops(sizes, [case.points for case in cases], positions, plan)
+    crops = [cut(case.planes, place, plan.size) for case, place in zip(cases, places)]
+    rest = torch.stack([crop[-3:] for crop in crops])
+    return Crops([crop[:-3] for crop in crops], rest[:, :1], rest[:, 1], rest[:, 2] > 0.5)

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from frepa.downstream.run_folder import check_out, start_run, write_csv, write_j
 from frepa.downstream.segmentation_data import SegmentationData, check_sets, open_sets
 from frepa.downstream.segmentation_loss import LOSSES
 from frepa.downstream.segmentation_report import write_report
-from frepa.downstream.segmenter import SegmentationSettings, Segmenter
+from frepa.downstream.segmenter import Segmenter
 from frepa.downstream.testing import CaseResult, predict_and_score
-from frepa.encoders.contract import Encoder, per_axis
+from frepa.downstream.windowed import WindowSettings, check_window_options, fitted_crop
+from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
 from frepa.heads.segmenter import SegmentationHead
-from frepa.images.intensity import check_window
 from frepa.pretraining.schedules import learning_rates
 
 _DEFAULT_CROP = {2: 256, 3: 96}
@@ -102,7 +102,7 @@ def build_segmenter(
 ) -> Segmenter:
     """Encoder and a fresh head on ``device``; the head's weights depend on the seed alone."""
     asked = options["crop_size"] or _DEFAULT_CROP[encoder.dims]
-    settings = SegmentationSettings(
+    settings = WindowSettings(
         crop=(asked,) * encoder.dims,
         image_size=options["image_size"],
         window=options["window"],
@@ -114,11 +114,8 @@ def build_segmenter(
         head = SegmentationHead(encoder.channels, encoder.stride, data.classes, encoder.dims)
     labels = data.labels[data.sets[0].name]
     whole = Segmenter(encoder, head, settings, labels)
-    # No window larger than the largest image: it would be padding only.
     sizes = [whole.working_size(size) for size in data.sizes.values()]
-    steps = per_axis(encoder.size_multiple, encoder.dims)
-    largest = [-(-max(extents) // step) * step for extents, step in zip(zip(*sizes), steps)]
-    settings = SegmentationSettings(**{**asdict(settings), "crop": tuple(min(asked, top) for top in largest)})
+    settings = replace(settings, crop=fitted_crop(asked, sizes, encoder.size_multiple, encoder.dims))
     return Segmenter(encoder, head, settings, labels, autocast=autocast_dtype(options["precision"], device)).to(device)
 
 
@@ -179,19 +176,9 @@ def summarise_run(
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    for name in ("crop_size", "image_size", "batch_size", "max_steps", "val_every"):
-        if options[name] is not None and options[name] < 1:
-            raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
-    for name in ("lr", "epochs"):
-        if not options[name] > 0:
-            raise InputError(f"--{name} {options[name]}: expected a number above 0.")
-    if not 0 <= options["overlap"] < 1:
-        raise InputError(f"--overlap {options['overlap']}: expected a share from 0 to below 1.")
-    if not 0 <= options["foreground"] <= 1:
-        raise InputError(f"--foreground {options['foreground']}: expected a share from 0 to 1.")
+    check_window_options(options)
     if options["loss"] not in LOSSES:
         raise InputError(f"--loss {options['loss']}: not known. {nearest(options['loss'], LOSSES)}")
-    check_window(options["window"])
 
 
 def _check_cacheable(segmenter: Segmenter, data: SegmentationData, plan: HeadPlan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,37 +14,17 @@ from torch import Tensor
 
 from frepa.downstream.case_reading import read_header, read_scan, refuse_stack
 from frepa.downstream.encoder_reference import EncoderReference, reopen_encoder
-from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.downstream.labels import LabelMap
+from frepa.downstream.windowed import WindowedHead, WindowSettings, read_settings
 from frepa.encoders.contract import Encoder
-from frepa.encoders.feature_cache import FeatureCache
 from frepa.heads.segmenter import SegmentationHead
-from frepa.images.geometry import placement, resize
-from frepa.images.intensity import Window, to_unit
+from frepa.images.geometry import resize
+from frepa.images.intensity import to_unit
 from frepa.images.orientation import axis_codes, reorient, reorient_array
 from frepa.images.scan import Scan
 
 TASK = "segmentation"
-
-
-@dataclass(frozen=True)
-class SegmentationSettings:
-    """How an image is brought before the network; training and prediction use the same.
-
-    Attributes:
-        crop: window per axis, in pixels.
-        image_size: longer side the image is resized to (aspect kept); None keeps its own resolution.
-        window: CT window (``frepa.images.intensity.to_unit``).
-        overlap: share of a window that its neighbour covers too, [0, 1).
-        batch_size: windows per forward pass.
-    """
-
-    crop: tuple[int, ...]
-    image_size: int | None = None
-    window: Window = None
-    overlap: float = 0.5
-    batch_size: int = 8
 
 
 class Prediction(NamedTuple):
@@ -54,12 +34,8 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray
 
 
-class Segmenter(HeadOnFrozen):
-    """Encoder (frozen, always in evaluation mode) and head.
-
-    Only ``trained_parameters()`` train: the head's, and of a slice transfer its blocks'. ``labels`` says what a class
-    is written as. ``cache`` keeps what the 2D encoder of a slice transfer makes of each window; None keeps nothing.
-    """
+class Segmenter(WindowedHead):
+    """Encoder (frozen, always in evaluation mode) and segmentation head; ``labels`` says what a class is written as."""
 
     head: SegmentationHead
 
@@ -67,49 +43,21 @@ class Segmenter(HeadOnFrozen):
         self,
         encoder: Encoder,
         head: SegmentationHead,
-        settings: SegmentationSettings,
+        settings: WindowSettings,
         labels: LabelMap,
         *,
         autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder.freeze()
+        super().__init__(encoder, autocast=autocast)
         self.head = head
         self.settings = settings
         self.labels = labels
-        self.autocast = autocast
-        self.cache: FeatureCache | None = None
         self.eval()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.head.parameters()).device
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, in_channels, *S) as ``encoder.prepare_input`` makes them -> logits (B, K, *S)."""
         with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return self.head(self.dense(inputs), tuple(inputs.shape[2:]))
-
-    def dense(self, inputs: Tensor) -> Tensor:
-        """The encoder's map of a batch of inputs, with gradients only for what of the encoder trains."""
-        if self.cache is not None:
-            transfer = self.cache.transfer
-            features = torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
-            return transfer.transform(features).dense
-        # The frozen part of a slice transfer sees to itself.
-        trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            return self.encoder(inputs).dense
-
-    def working_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Extent an image of ``size`` is worked on at."""
-        if self.settings.image_size is None:
-            return tuple(size)
-        return placement(size, (self.settings.image_size,) * len(size)).inner
-
-    def guide(self, image: Tensor) -> Tensor:
-        """Guide channel (1, *S) of a whole clean image (C, *S) in [0, 1], by the encoder's own kind."""
-        return self.encoder.make_guide(image[None].float())[0]
 
     @torch.no_grad()
     def window_probabilities(self, image: Tensor, guide: Tensor) -> Tensor:
@@ -178,12 +126,9 @@ def load_segmenter(run: str | Path, *, encoder: str | None = None, device: str |
     with torch.random.fork_rng(devices=[]):
         head = SegmentationHead(**shape)
     load_weights(path, frozen, head)
-    settings = dict(description["settings"])
-    settings["crop"] = tuple(settings["crop"])
-    if isinstance(settings["window"], list):
-        settings["window"] = tuple(settings["window"])
+    settings = WindowSettings(**read_settings(description["settings"]))
     labels = LabelMap(tuple(description["labels"]["values"]), description["labels"]["threshold"])
-    return Segmenter(frozen, head, SegmentationSettings(**settings), labels).to(device).eval()
+    return Segmenter(frozen, head, settings, labels).to(device).eval()
 
 
 def predict_case(segmenter: Segmenter, path: str | Path) -> tuple[Prediction, Scan]:

@@ -1,0 +1,116 @@
+"""What a segmenter and a detector have in common: a frozen encoder's dense map of windows of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frepa.downstream.frozen import HeadOnFrozen
+from frepa.encoders.contract import Encoder, per_axis
+from frepa.encoders.feature_cache import FeatureCache
+from frepa.errors import InputError
+from frepa.images.geometry import placement
+from frepa.images.intensity import Window, check_window
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How an image is brought before the network; training and prediction use the same.
+
+    Attributes:
+        crop: window per axis, in pixels.
+        image_size: longer side the image is resized to (aspect kept); None keeps its own resolution.
+        window: CT window (``frepa.images.intensity.to_unit``).
+        overlap: share of a window that its neighbour covers too, [0, 1).
+        batch_size: windows per forward pass.
+    """
+
+    crop: tuple[int, ...]
+    image_size: int | None = None
+    window: Window = None
+    overlap: float = 0.5
+    batch_size: int = 8
+
+
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a head file holds them, with tuples where JSON has lists."""
+    settings = dict(values)
+    settings["crop"] = tuple(settings["crop"])
+    if isinstance(settings["window"], list):
+        settings["window"] = tuple(settings["window"])
+    return settings
+
+
+class WindowedHead(HeadOnFrozen):
+    """Encoder (frozen, always in evaluation mode) and a head on its dense map.
+
+    Only ``trained_parameters()`` train: the head's, and of a slice transfer its blocks'. ``cache`` keeps what the 2D
+    encoder of a slice transfer makes of each window; None keeps nothing.
+    """
+
+    settings: WindowSettings
+
+    def __init__(self, encoder: Encoder, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder.freeze()
+        self.autocast = autocast
+        self.cache: FeatureCache | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    def dense(self, inputs: Tensor) -> Tensor:
+        """The encoder's map of a batch of inputs, with gradients only for what of the encoder trains."""
+        if self.cache is not None:
+            transfer = self.cache.transfer
+            features = torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
+            return transfer.transform(features).dense
+        # The frozen part of a slice transfer sees to itself.
+        trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            return self.encoder(inputs).dense
+
+    def working_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Extent an image of ``size`` is worked on at."""
+        if self.settings.image_size is None:
+            return tuple(size)
+        return placement(size, (self.settings.image_size,) * len(size)).inner
+
+    def guide(self, image: Tensor) -> Tensor:
+        """Guide channel (1, *S) of a whole clean image (C, *S) in [0, 1], by the encoder's own kind."""
+        return self.encoder.make_guide(image[None].float())[0]
+
+
+def fitted_crop(
+    asked: int, sizes: Iterable[tuple[int, ...]], multiple: int | tuple[int, ...], dims: int
+) -> tuple[int, ...]:
+    """``asked`` along every axis, but no window larger than the largest image needs: it would be padding only.
+
+    Args:
+        asked: pixels.
+        sizes: extents of all images, as they are worked on.
+        multiple: the window's extent is a multiple of it where it is smaller than ``asked``.
+        dims: 2 or 3.
+    """
+    largest = [-(-max(extents) // step) * step for extents, step in zip(zip(*sizes), per_axis(multiple, dims))]
+    return tuple(min(asked, top) for top in largest)
+
+
+def check_window_options(options: Mapping[str, Any]) -> None:
+    """Raise InputError for options out of range, of those that segmentation and detection share."""
+    for name in ("crop_size", "image_size", "batch_size", "max_steps", "val_every"):
+        if options[name] is not None and options[name] < 1:
+            raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
+    for name in ("lr", "epochs"):
+        if not options[name] > 0:
+            raise InputError(f"--{name} {options[name]}: expected a number above 0.")
+    if not 0 <= options["overlap"] < 1:
+        raise InputError(f"--overlap {options['overlap']}: expected a share from 0 to below 1.")
+    if not 0 <= options["foreground"] <= 1:
+        raise InputError(f"--foreground {options['foreground']}: expected a share from 0 to 1.")
+    check_window(options["window"])
