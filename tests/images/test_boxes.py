@@ -93,6 +93,11 @@ def test_a_sphere_touches_the_six_sides_of_its_box(affine):
         assert np.all(found[0, 3:] >= voxels.max(0))
 
 
+def test_an_unknown_diameter_is_ten_millimetres(affine):
+    place = np.array([[3.0, -20, 5]])
+    assert np.array_equal(boxes.around(place, np.array([-1.0]), affine), boxes.around(place, np.array([10.0]), affine))
+
+
 def test_no_sphere_gives_no_box(affine):
     assert boxes.around(np.zeros((0, 3)), np.zeros(0), affine).shape == (0, 6)
 

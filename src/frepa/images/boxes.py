@@ -13,6 +13,8 @@ import numpy as np
 
 #: The class of a finding that is left out of every count: neither hit nor miss, nor is a mark on it a false alarm.
 IGNORED = -1
+#: Millimetres where a finding's diameter is unknown, as LUNA16's official evaluation takes it.
+UNKNOWN_DIAMETER = 10.0
 # A turn by exchanged and flipped axes is computed through an inverse: what is this close to whole numbers is whole
 _WHOLE = 1e-6
 
@@ -100,7 +102,7 @@ def around(places: np.ndarray, diameters: np.ndarray, affine: np.ndarray) -> np.
 
     Args:
         places: ``(n, 3)`` centres in RAS millimetres.
-        diameters: ``(n,)`` in millimetres.
+        diameters: ``(n,)`` in millimetres; below 0 means unknown, and ``UNKNOWN_DIAMETER`` is taken.
         affine: ``(4, 4)``, voxel index in the axis order of ``S`` to RAS millimetres.
 
     Returns:
@@ -110,7 +112,8 @@ def around(places: np.ndarray, diameters: np.ndarray, affine: np.ndarray) -> np.
     linear = inverse[:3, :3]
     middle = np.asarray(places, np.float64).reshape(-1, 3) @ linear.T + inverse[:3, 3] + 0.5
     # A sphere of radius r reaches r times the length of the gradient of a voxel coordinate
-    half = np.asarray(diameters, np.float64).reshape(-1, 1) / 2 * np.linalg.norm(linear, axis=1)
+    sizes = np.asarray(diameters, np.float64).reshape(-1, 1)
+    half = np.where(sizes < 0, UNKNOWN_DIAMETER, sizes) / 2 * np.linalg.norm(linear, axis=1)
     return np.concatenate([middle - half, middle + half], axis=1)
 
 

@@ -226,6 +226,8 @@ CASES: dict[str, Case] = {
                 "boxes": [
                     {"label": "nodule", "coordinates": [128.5, 175.25, -298.5, 5.5]},
                     {"label": "nodule", "coordinates": [-10.0, 20.0, 30.0, 12.0]},
+                    # left out of the official score
+                    {"label": None, "coordinates": [1.0, 2.0, 3.0, -1.0]},
                 ],
             },
             "subset9/1.3.6.1.200.mhd": {"fold": 9, "group": 2, "boxes": []},
@@ -233,6 +235,11 @@ CASES: dict[str, Case] = {
         {
             "CSVFILES/annotations.csv": "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
             "1.3.6.1.100,-128.5,-175.25,-298.5,5.5\n1.3.6.1.100,10,-20,30,12\n",
+            # The evaluation script carries the same findings once more
+            "evaluationScript/annotations/annotations.csv": "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
+            "1.3.6.1.100,10,-20,30,12\n",
+            "evaluationScript/annotations/annotations_excluded.csv": "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
+            "1.3.6.1.100,-1,-2,3,-1\n1.3.6.1.999,0,0,0,4\n",
         },
     ),
     "hipas-pulmonary-av": Case(

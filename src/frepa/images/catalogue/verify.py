@@ -9,6 +9,7 @@ from pathlib import Path
 
 from frepa.images.catalogue.entry import Count, Entry
 from frepa.images.catalogue.patterns import pattern
+from frepa.images.catalogue.records import Box
 from frepa.images.catalogue.resolve import Resolved, read_dataset
 
 _IMAGE_ENDINGS = (
@@ -111,13 +112,18 @@ def _counted(entry: Entry, of: str) -> bool:
     return any(count.of == of for count in entry.counts)
 
 
+def _boxes(boxes: list[Box]) -> int:
+    """Among named findings those without a name are left out of the score, and of the counts that releases state."""
+    return sum(box["label"] is not None for box in boxes) or len(boxes)
+
+
 _NUMBER: dict[str, Callable[[dict[str, list], list[int]], int]] = {
     "images": lambda columns, rows: len(rows),
     "masks": lambda columns, rows: sum(columns["mask"][i] is not None for i in rows),
     "labelled": lambda columns, rows: sum(
         columns["label"][i] is not None or columns["labels"][i] is not None for i in rows
     ),
-    "boxes": lambda columns, rows: sum(len(columns["boxes"][i] or []) for i in rows),
+    "boxes": lambda columns, rows: _boxes([box for i in rows for box in columns["boxes"][i] or []]),
     "groups": lambda columns, rows: len({columns["group"][i] for i in rows} - {None}),
 }
 

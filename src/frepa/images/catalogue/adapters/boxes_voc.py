@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 
-from frepa.errors import InputError
 from frepa.images.catalogue.adapters import Context, register
 from frepa.images.catalogue.adapters.values import ClassNames
 from frepa.images.catalogue.patterns import path_fields, pattern
 from frepa.images.catalogue.records import Box, sample
-
-# No annotation needs a document type; entities in one can be made to grow without bound.
-_FORBIDDEN = b"<!DOCTYPE"
+from frepa.images.voc_files import read_voc
 
 
 @register("boxes_voc")
@@ -26,7 +22,8 @@ def boxes_voc(
     """Join VOC files by the named parts that the XML's path and the image share.
 
     Boxes go to the column ``boxes`` in pixels, ``[x_min, y_min, x_max, y_max]``. Boxes without area are dropped and
-    counted, those that reach out of the image are clipped when the file states the image's size.
+    counted, those that reach out of the image are clipped when the file states the image's size. Objects marked as
+    difficult, which count neither as hit nor as false alarm, have the label None.
 
     Args:
         pattern: of the XML files; its named parts are the join.
@@ -50,7 +47,7 @@ def boxes_voc(
         dropped += lost
     records.used |= joined
     records.facts["box_unit"] = "pixel xyxy"
-    for name in class_names.known or sorted({box["label"] for cell in column for box in cell or []}):
+    for name in class_names.known or sorted({box["label"] for cell in column for box in cell or []} - {None}):
         records.add_class(name)
     if not files:
         records.problems.append(f"no box annotations: no file matches {pattern}")
@@ -73,32 +70,16 @@ def _index(context: Context, text: str) -> tuple[list[str], dict[tuple[str, ...]
 
 
 def _read(path: str, names: ClassNames) -> tuple[list[Box], int]:
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        if _FORBIDDEN in data:
-            raise ElementTree.ParseError("document type declarations are not read")
-        root = ElementTree.fromstring(data)
-        width, height = _number(root, "size/width"), _number(root, "size/height")
-        boxes, dropped = [], 0
-        for item in root.iter("object"):
-            x1, y1, x2, y2 = (_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
-            if width and height:
-                x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-            name = names(item.findtext("name") or "")
-            if name is None or x2 <= x1 or y2 <= y1:
-                dropped += 1
-            else:
-                boxes.append({"label": name, "coordinates": [x1, y1, x2, y2]})
-    except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as Pascal VOC ({error}).") from error
+    size, objects = read_voc(path)
+    boxes, dropped = [], 0
+    for item in objects:
+        x1, y1, x2, y2 = item.corners
+        if size is not None:
+            height, width = (float(n) for n in size)
+            x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+        name = names(item.name)
+        if name is None or x2 <= x1 or y2 <= y1:
+            dropped += 1
+        else:
+            boxes.append({"label": None if item.difficult else name, "coordinates": [x1, y1, x2, y2]})
     return boxes, dropped
-
-
-def _number(item: ElementTree.Element, place: str) -> float:
-    text = item.findtext(place)
-    if text is None and place.startswith("size"):
-        return 0.0
-    if text is None:
-        raise ValueError(f"no {place}")
-    return float(text)

@@ -1,0 +1,1 @@
+"""How sets with boxes are laid out: one file per layout, found by looking at the source."""
