@@ -6,65 +6,17 @@ import csv
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
 
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
+from box_sets import COLUMNS, SPHERES, by_name, marked, picture, pictures, table, voc, volume
 
-from frepa.downstream.detection_data import DetectionData, check, check_classes, open_boxes
+from frepa.downstream.detection_data import check, check_classes, open_boxes
 from frepa.errors import InputError
 from frepa.images import boxes
 from frepa.images.source import open_source
 from frepa.images.store.packing import pack_source
-
-COLUMNS = "path,x_min,y_min,x_max,y_max"
-SPHERES = "path,coordX,coordY,coordZ,diameter_mm"
-
-
-def picture(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
-    """Grey, ``size`` rows and columns, with a bright rectangle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.zeros(size, np.uint8)
-    pixels[3:8, 4:9] = 200
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def volume(path: Path, affine: np.ndarray, array: np.ndarray) -> Path:
-    """``array`` in the file's own axes (i, j, k)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(array, affine), path)
-    return path
-
-
-def table(root: Path, *rows: str, name: str = "table.csv") -> str:
-    root.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text("\n".join(rows) + "\n")
-    return str(root / name)
-
-
-def pictures(root: Path, count: int = 6) -> list[str]:
-    return [picture(root / f"{i}.png").name for i in range(count)]
-
-
-def marked(text: str, dims: int = 2) -> dict[str, list[tuple]]:
-    """Checked boxes by image: (class, corners)."""
-    return by_name(check(open_boxes(text, dims=dims)))
-
-
-def by_name(data: DetectionData) -> dict[str, list[tuple]]:
-    names = {**dict(enumerate(data.classes)), boxes.IGNORED: None}
-    return {
-        data.name(row): sorted(
-            ((names[int(k)], *corners) for k, corners in zip(found.classes, found.corners.tolist())), key=str
-        )
-        for row, found in enumerate(data.boxes)
-    }
-
-
-# --- tables
 
 
 def test_a_table_of_pixels(tmp_path: Path) -> None:
@@ -226,101 +178,6 @@ def test_nodules_as_boxes_and_as_spheres(shared_data: Path) -> None:
     assert np.median(apart) < 1.0  # voxels
 
 
-# --- Pascal VOC and the catalogue
-
-
-def voc(
-    path: Path, *objects: tuple[str, int, int, int, int], size: tuple[int, int] = (20, 30), difficult: int = 0
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    root = ElementTree.Element("annotation")
-    for side, value in zip(("height", "width"), size):
-        ElementTree.SubElement(root.find("size") or ElementTree.SubElement(root, "size"), side).text = str(value)
-    for name, *corners in objects:
-        item = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(item, "name").text = name
-        ElementTree.SubElement(item, "difficult").text = str(difficult)
-        box = ElementTree.SubElement(item, "bndbox")
-        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), corners):
-            ElementTree.SubElement(box, side).text = str(value)
-    ElementTree.ElementTree(root).write(path)
-
-
-def test_a_voc_folder_with_lists(tmp_path: Path) -> None:
-    for i in range(6):
-        picture(tmp_path / "JPEGImages" / f"{i}.jpg")
-        voc(tmp_path / "Annotations" / f"{i}.xml", ("a", 1, 2, 9, 8), difficult=int(i == 1))
-    (tmp_path / "Annotations" / "5.xml").unlink()
-    lists = tmp_path / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    for part, names in {"train": "0\n1\n", "val": "2\n", "test": "3\n5\n", "trainval": "0\n1\n2\n"}.items():
-        (lists / f"{part}.txt").write_text(names)
-    data = check(open_boxes(str(tmp_path), dims=2))
-    assert by_name(data) == {
-        f"JPEGImages/{i}.jpg": [("a" if i != 1 else None, 2, 1, 8, 9)] for i in range(4)
-    }  # 4 is in no list, 5 has no annotation
-    assert data.parts == ("train", "train", "val", "test")
-    assert data.unlabelled == 1
-
-
-def test_voc_files_beside_images_in_parts(tmp_path: Path) -> None:
-    for part, i in itertools.product(("train", "valid", "test"), range(2)):
-        picture(tmp_path / part / f"{i}.png")
-        voc(tmp_path / part / f"{i}.xml", ("a", 1, 2, 9, 8))
-    data = open_boxes(str(tmp_path), dims=2)
-    assert sorted(zip((data.name(row).split("/")[0] for row in range(6)), data.parts)) == [
-        ("test", "test"), ("test", "test"), ("train", "train"), ("train", "train"), ("valid", "val"), ("valid", "val")
-    ]  # fmt: skip
-
-
-def test_blood_cells_as_a_folder_and_by_name(shared_data: Path) -> None:
-    plain = check(open_boxes(str(shared_data / "BCCD"), dims=2))
-    named = check(open_boxes(f"bccd:{shared_data / 'BCCD'}", dims=2))
-    assert named.classes == ("RBC", "WBC", "Platelets")
-    assert by_name(plain) == by_name(named)
-    assert plain.warnings == (
-        "2 boxes have no area and are dropped, in 2 images such as JPEGImages/BloodImage_00338.jpg.",
-    )
-    assert (plain.sizes(), named.sizes()) == ({"train": 179, "val": 26, "test": 87},) * 2
-    for row in (0, 100):
-        root = ElementTree.parse(shared_data / "BCCD" / "Annotations" / f"{Path(named.name(row)).stem}.xml").getroot()
-        expected = sorted(
-            (
-                item.findtext("name"),
-                *(float(item.findtext(f"bndbox/{side}") or "") for side in ("ymin", "xmin", "ymax", "xmax")),
-            )
-            for item in root.iter("object")
-        )
-        assert sorted(by_name(named)[named.name(row)]) == expected
-    assert check_classes(plain) == []
-    image = plain.read(0)
-    assert image.image.shape == (3, 480, 640)
-    assert image.affine is None
-
-
-def test_luna16_with_findings_left_out(tmp_path: Path) -> None:
-    import SimpleITK
-
-    for number in range(4):
-        scan = SimpleITK.GetImageFromArray(np.zeros((10, 20, 30), np.int16))
-        scan.SetSpacing((0.5, 0.5, 2.0))
-        scan.SetOrigin((-100.0, -50.0, -200.0))
-        folder = tmp_path / f"subset{number}"
-        folder.mkdir()
-        SimpleITK.WriteImage(scan, str(folder / f"1.2.{number}.mhd"))
-    head = "seriesuid,coordX,coordY,coordZ,diameter_mm"
-    # 10 columns, 8 rows and 3 slices from the first voxel's centre
-    rows = [f"1.2.{i},-95,-46,-194,4" for i in range(3)]
-    table(tmp_path, head, *rows, name="annotations.csv")
-    table(tmp_path, head, "1.2.0,-90,-45,-190,-1", name="annotations_excluded.csv")
-    data = check(open_boxes(f"luna16:{tmp_path}", dims=3))
-    assert data.spheres
-    assert data.classes == ("nodule",)
-    assert by_name(data)["subset1/1.2.1.mhd"] == [("nodule", 2.5, 4.5, 6.5, 4.5, 12.5, 14.5)]
-    assert by_name(data)["subset3/1.2.3.mhd"] == []
-    assert by_name(data)["subset0/1.2.0.mhd"][1] == (None, 3.0, 0.5, 10.5, 8.0, 20.5, 30.5)
-
-
 # --- what is wrong
 
 
@@ -373,7 +230,7 @@ BOX3D = "path,x_min,y_min,z_min,x_max,y_max,z_max"
 WRONG = {
     "nothing there": (lambda root: str(root / "none"), 2, r"not found.*\n  catalogue: dataset-id:folder"),
     "nothing marked": (lambda root: str(picture(root / "1.png").parent), 2, r"no boxes were recognised"),
-    "classes": (class_folders, 2, "only classes of whole images .*frepa classify"),
+    "classes": (class_folders, 2, "If the names of the folders are classes of whole images, frepa classify"),
     "a store": (a_store, 2, "is a store, and stores hold no boxes"),
     "no column of files": (in_table("x_min,y_min,x_max,y_max", "1,1,2,2"), 2, "no column that names the image"),
     "no columns of boxes": (in_table("path,x,y", "0.png,1,1"), 2, "no column set that gives a box"),

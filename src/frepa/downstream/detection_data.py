@@ -110,6 +110,7 @@ def open_boxes(
     dims: int,
     split: str = "official",
     seed: int = 0,
+    mask_threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
 ) -> DetectionData:
@@ -119,10 +120,11 @@ def open_boxes(
     7:1:2 (Frepa section 4).
 
     Args:
-        text: what ``box_layouts`` describe: ``dataset-id:folder``, a table, a Pascal VOC folder.
+        text: what ``box_layouts`` read: ``dataset-id:folder``, a table, COCO, Pascal VOC, or images with masks.
         dims: 2 or 3.
         split: ``official`` or ``random``.
         seed: another seed gives another division.
+        mask_threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
 
@@ -130,7 +132,7 @@ def open_boxes(
         InputError: nothing is marked, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_boxed(Request(text, dims, workers, progress))
+    found = open_boxed(Request(text, dims, mask_threshold, workers, progress))
     kept = [i for i, marked in enumerate(found.findings) if marked is not None]
     findings = tuple(marked for marked in found.findings if marked is not None)
     classes = ordered_classes(

@@ -14,7 +14,7 @@ from frepa.downstream.case_reading import check_fit, read_header, read_mask, ref
 from frepa.downstream.cases import Case, SegmentationSet
 from frepa.downstream.labels import LabelMap, agreed_maps, label_map
 from frepa.downstream.layouts.pairing import stem
-from frepa.downstream.layouts.registry import Layout, find_layout
+from frepa.downstream.layouts.registry import Layout, Listing, find_layout
 from frepa.downstream.splits import SHARES, complete_split, split_groups
 from frepa.errors import InputError
 
@@ -68,15 +68,25 @@ def open_sets(sources: Sequence[str], *, dims: int, split: str = "official", see
         raise InputError("No source was given: name at least one folder with images and masks, or a manifest.")
     sets: list[SegmentationSet] = []
     for source in sources:
-        chosen, path = find_layout(source)
-        listing = chosen.read(path, dims)
-        if len(listing.cases) <= len(listing.unpaired):
-            _check_axes(path, chosen, dims)
-        _check_found(path, chosen.name, len(listing.cases), listing.unpaired, dims)
+        chosen, path, listing = list_cases(source, dims)
         name = _free_name(stem(path) if path.is_file() else path.resolve().name, {item.name for item in sets})
         cases, note = _with_splits(name, _with_names(path, listing.cases), split, seed)
         sets.append(SegmentationSet(name, chosen.name, tuple(cases), listing.binary, note, tuple(listing.unpaired)))
     return sets
+
+
+def list_cases(source: str, dims: int) -> tuple[Layout, Path, Listing]:
+    """The layout, path and cases that a source means. No file is decoded.
+
+    Raises:
+        InputError: it is not understood, has no cases, or images of another number of axes.
+    """
+    chosen, path = find_layout(source)
+    listing = chosen.read(path, dims)
+    if len(listing.cases) <= len(listing.unpaired):
+        _check_axes(path, chosen, dims)
+    _check_found(path, chosen.name, len(listing.cases), listing.unpaired, dims)
+    return chosen, path, listing
 
 
 def check_sets(

@@ -14,7 +14,7 @@ from frepa.errors import InputError
 from frepa.images.source import Source
 
 # Asked in this order whether a source is theirs: the particular ones before the general one.
-_MODULES = ("catalogue", "table", "voc")
+_MODULES = ("catalogue", "table", "coco", "voc", "masks")
 
 #: Class of a finding where nothing names its class.
 FINDING = "finding"
@@ -62,11 +62,13 @@ class BoxedSource:
 class Request:
     """What is to be opened: ``text`` as the user wrote it, also as a path, and the number of axes.
 
+    Values of masks above ``mask_threshold`` are findings; None looks at the values, as ``frepa segment`` does.
     ``workers`` threads and ``progress`` (wraps an iteration of known length) are for layouts that must read pixels.
     """
 
     text: str
     dims: int
+    mask_threshold: float | None = None
     workers: int = 2
     progress: Progress = lambda items, total: items
 
@@ -121,7 +123,8 @@ def open_boxed(request: Request) -> BoxedSource:
     shown = "\n".join(f"  {layout.name}: {layout.expects}" for layout in box_layouts())
     if not path.exists():
         raise InputError(f"{text}: not found. One of these is expected:\n{shown}")
-    raise InputError(f"{text}: no boxes were recognised here{_classes_hint(text, request.dims)}. Expected:\n{shown}")
+    hint = _classes_hint(text, request.dims)
+    raise InputError(f"{text}: no boxes were recognised here. {hint}One of these is expected:\n{shown}")
 
 
 def _refuse_store(text: str, path: Path) -> None:
@@ -138,4 +141,4 @@ def _classes_hint(text: str, dims: int) -> str:
         found = open_labelled(text, dims)
     except InputError:
         return ""
-    return f", only classes of whole images ({found.origin}): frepa classify learns these"
+    return f"If {found.origin} are classes of whole images, frepa classify learns them. "
