@@ -36,6 +36,15 @@ def _write_images(folder: Path) -> None:
         for kind, factor in (("bright", 255), ("dark", 100)):
             (folder / "lesions" / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * factor).astype(np.uint8)).save(folder / "lesions" / kind / f"{number}.png")
+    (folder / "cells").mkdir()
+    rows = ["path,x_min,y_min,x_max,y_max"]
+    for number in range(12):
+        cells = np.random.default_rng(number).normal(90, 9, (64, 64))
+        y, x = np.random.default_rng(number).integers(2, 50, 2).tolist()
+        cells[y : y + 12, x : x + 10] += 90
+        Image.fromarray(cells.astype(np.uint8)).save(folder / "cells" / f"{number}.png")
+        rows.append(f"cells/{number}.png,{x},{y},{x + 10},{y + 12}")
+    (folder / "cells.csv").write_text("\n".join(rows) + "\n")
     (folder / "volumes").mkdir()
     for number in range(3):
         volume = np.stack([angiogram(48, number)[0]] * 40).astype(np.float32)
@@ -65,6 +74,7 @@ PAGES = {
     "volumes.md": 2,
     "segmentation.md": 1,
     "classification.md": 3,
+    "detection.md": 2,
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
+    from frepa.verbs.detect import detect
     from frepa.verbs.prepare import prepare
     from frepa.verbs.pretrain import pretrain
     from frepa.verbs.segment import segment
@@ -30,11 +31,12 @@ _WHERE = {
     "prepare": "frepa.verbs.prepare",
     "classify": "frepa.verbs.classify",
     "segment": "frepa.verbs.segment",
+    "detect": "frepa.verbs.detect",
     "demo": "frepa.verbs.demo",
     "load_encoder": "frepa.encoders.files",
 }
 
-__all__ = ["check", "classify", "demo", "load_encoder", "prepare", "pretrain", "segment"]
+__all__ = ["check", "classify", "demo", "detect", "load_encoder", "prepare", "pretrain", "segment"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "prepare": "frepa.verbs.prepare:prepare",
     "classify": "frepa.verbs.classify:classify",
     "segment": "frepa.verbs.segment:segment",
+    "detect": "frepa.verbs.detect:detect",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

@@ -155,7 +155,9 @@ def test_operating_point_by_hand() -> None:
     point = at_threshold(marks, 0.5)  # of the same score: counts
     assert point == pytest.approx((0.5, 1 / 4, 1 / 5, 2 / (1 + 4 + 4), 4 / 2))
     assert at_threshold(marks, 0.95)[1:] == pytest.approx((0, math.nan, 0, 0), nan_ok=True)
-    assert best_f1_threshold(marks) == 0.9  # 2 / 5 there and 4 / 10 at 0.4: the strictest of equals
+    # 2 / 5 at 0.9 and 4 / 10 at 0.4: the strictest of equals, midway to the next score
+    assert best_f1_threshold(marks) == pytest.approx((0.9 + 0.6) / 2)
+    assert best_f1_threshold([Marks(np.array([0.8]), nothing, 1)]) == pytest.approx(0.4)
     assert math.isnan(best_f1_threshold([Marks(nothing, np.array([0.5]), 2)]))
     assert math.isnan(best_f1_threshold([Marks(nothing, nothing, 0)]))
     # A threshold that was never found finds nothing

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +31,12 @@ from frepa.downstream.devices import autocast_dtype, default_device, device_name
 from frepa.downstream.encoder_reference import EncoderReference, open_encoder
 from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.metrics import DDOF, summarise
-from frepa.downstream.run_folder import check_out, start_run, write_csv, write_json
+from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.errors import InputError
 from frepa.heads.classifier import POOLINGS
 from frepa.images.intensity import check_window
 from frepa.pretraining.schedules import learning_rates
 
-_VERSIONS = ("frepa", "torch", "timm", "monai", "numpy")
 _VALIDATIONS = 20
 _BATCH, _BATCH_OF_STACKS = 64, 8
 
@@ -233,7 +230,7 @@ def summarise_run(
         "encoding_seconds": encoding_seconds,
         "warnings": list(warnings),
         "device": device_name(device),
-        "versions": {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()},
+        "versions": versions(),
     }
 
 

@@ -150,13 +150,17 @@ def _sensitivity_of_resamples(pooled: _Pooled, findings: np.ndarray, weights: np
 def best_f1_threshold(marks: Sequence[Marks]) -> float:
     """The threshold of the highest F1, the strictest of equals; NaN where no mark hits anything.
 
-    To be chosen on validation images. A mark counts from the threshold on (score >= threshold).
+    To be chosen on validation images. A mark counts from the threshold on (score >= threshold). It lies midway between
+    the lowest score that is to count and the next one (0 where there is none): on other images scores are a little
+    lower or higher, and the lowest one itself would cut off half of what is like it.
     """
     thresholds, hits, others = _counts(_pooled(marks))
     if not hits.size or not hits[-1]:
         return math.nan
     findings = sum(item.findings for item in marks)
-    return float(thresholds[np.argmax(2 * hits / (hits + others + findings))])
+    best = int(np.argmax(2 * hits / (hits + others + findings)))
+    below = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
+    return float((thresholds[best] + below) / 2)
 
 
 def at_threshold(marks: Sequence[Marks], threshold: float) -> OperatingPoint:

@@ -6,8 +6,10 @@ import csv
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 from frepa.errors import InputError
 
 CONFIG = "config.yaml"
+_VERSIONS = ("frepa", "torch", "timm", "monai", "numpy")
 
 
 def check_out(out: str | Path, *, overwrite: bool) -> Path:
@@ -46,6 +49,11 @@ def start_run(root: Path, config: Mapping[str, Any]) -> None:
         shutil.rmtree(root)
     root.mkdir(parents=True)
     write_text(root / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def versions() -> dict[str, str]:
+    """Of this program, of what its results depend on, and of Python."""
+    return {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,13 @@ from frepa.downstream.encoder_reference import EncoderReference, open_encoder
 from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.head_training import HeadPlan, HeadTraining, train_head
 from frepa.downstream.metrics import DDOF, summarise_cases
-from frepa.downstream.run_folder import check_out, start_run, write_csv, write_json
+from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.downstream.segmentation_data import SegmentationData, check_sets, open_sets
 from frepa.downstream.segmentation_loss import LOSSES
 from frepa.downstream.segmentation_report import write_report
 from frepa.downstream.segmenter import Segmenter
 from frepa.downstream.testing import CaseResult, predict_and_score
-from frepa.downstream.windowed import WindowSettings, check_window_options, fitted_crop
+from frepa.downstream.windowed import WindowSettings, check_cacheable, check_window_options, fitted_crop
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
 from frepa.heads.segmenter import SegmentationHead
@@ -35,7 +33,6 @@ from frepa.pretraining.schedules import learning_rates
 
 _DEFAULT_CROP = {2: 256, 3: 96}
 _VALIDATIONS = 20
-_VERSIONS = ("frepa", "torch", "timm", "monai", "numpy")
 
 
 def run_segmentation(options: Mapping[str, Any]) -> Path:
@@ -63,7 +60,8 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
     stream, plan = plan_training(segmenter, data, options)
     segmenter.cache = open_cache(options["feature_cache"], encoder)
     if segmenter.cache is not None:
-        _check_cacheable(segmenter, data, plan)
+        sizes = ((str(image), segmenter.working_size(size)) for image, size in data.sizes.items())
+        check_cacheable(plan.crops, sizes)
 
     start_run(root, {name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
     for sentence in _announce(reference, data, stream, plan, device):
@@ -171,7 +169,7 @@ def summarise_run(
         "training": asdict(training),
         "test_seconds": test_seconds,
         "device": device_name(device),
-        "versions": {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()},
+        "versions": versions(),
     }
 
 
@@ -179,21 +177,6 @@ def _check(options: Mapping[str, Any]) -> None:
     check_window_options(options)
     if options["loss"] not in LOSSES:
         raise InputError(f"--loss {options['loss']}: not known. {nearest(options['loss'], LOSSES)}")
-
-
-def _check_cacheable(segmenter: Segmenter, data: SegmentationData, plan: HeadPlan) -> None:
-    """Raise InputError where no two epochs would look at the same window: the cache would only grow."""
-    if plan.crops.augment:
-        raise InputError("--feature-cache: augmented crops are never the same twice. Add --no-augment.")
-    for image, size in data.sizes.items():
-        working = segmenter.working_size(size)
-        if any(n > to for n, to in zip(working, plan.crops.size)):
-            shown, crop = (" x ".join(map(str, extent)) for extent in (working, plan.crops.size))
-            raise InputError(
-                f"--feature-cache: crops of {crop} are drawn at random from volumes such as {image} ({shown}), so no "
-                f"two epochs see the same one. Give --crop-size {max(working)} or more, so that a crop is the whole "
-                "volume, or leave the option out."
-            )
 
 
 def _announce(

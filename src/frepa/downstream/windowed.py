@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frepa.downstream.crops import CropPlan
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.encoders.contract import Encoder, per_axis
 from frepa.encoders.feature_cache import FeatureCache
@@ -114,3 +115,20 @@ def check_window_options(options: Mapping[str, Any]) -> None:
     if not 0 <= options["foreground"] <= 1:
         raise InputError(f"--foreground {options['foreground']}: expected a share from 0 to 1.")
     check_window(options["window"])
+
+
+def check_cacheable(plan: CropPlan, sizes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Raise InputError where no two epochs would look at the same window: a cache of features would only grow.
+
+    ``sizes``: name and working size of every image.
+    """
+    if plan.augment:
+        raise InputError("--feature-cache: augmented crops are never the same twice. Add --no-augment.")
+    for name, size in sizes:
+        if any(n > to for n, to in zip(size, plan.size)):
+            shown, crop = (" x ".join(map(str, extent)) for extent in (size, plan.size))
+            raise InputError(
+                f"--feature-cache: crops of {crop} are drawn at random from volumes such as {name} ({shown}), so no "
+                f"two epochs see the same one. Give --crop-size {max(size)} or more, so that a crop is the whole "
+                "volume, or leave the option out."
+            )
