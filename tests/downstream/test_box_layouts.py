@@ -92,6 +92,27 @@ def test_luna16_with_findings_left_out(tmp_path: Path) -> None:
     assert by_name(data)["subset1/1.2.1.mhd"] == [("nodule", 2.5, 4.5, 6.5, 4.5, 12.5, 14.5)]
     assert by_name(data)["subset3/1.2.3.mhd"] == []
     assert by_name(data)["subset0/1.2.0.mhd"][1] == (None, 3.0, 0.5, 10.5, 8.0, 20.5, 30.5)
+    # The release's own folds are its subsets
+    divided = data.folds(4, seed=0)
+    tested = [[fold.name(row) for row in fold.rows("test")] for fold in divided]
+    assert tested == [[f"subset{k}/1.2.{k}.mhd"] for k in range(4)]
+    assert divided[0].split_note.startswith("the source's own 4 folds")
+    assert data.folds(2, seed=0)[0].split_note.startswith("2 folds by group")
+    other = check(open_boxes(f"luna16:{tmp_path}", dims=3, split="random"))
+    assert other.folds(4, seed=0)[0].split_note.startswith("4 folds by group")
+
+
+def test_folds_of_a_table(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / f"{number}.png")
+    rows = [f"{i}.png,{(2, 0, 2, 1, 0, 1)[i]},1,2,9,8" for i in range(6)]
+    path = table(tmp_path, "path,fold,x_min,y_min,x_max,y_max", *rows)
+    divided = check(open_boxes(str(path), dims=2)).folds(3, seed=0)
+    tested = [[fold.name(row) for row in fold.rows("test")] for fold in divided]
+    assert tested == [["1.png", "4.png"], ["3.png", "5.png"], ["0.png", "2.png"]]
+    path = table(tmp_path, "path,fold,x_min,y_min,x_max,y_max", "0.png,first,1,2,9,8")
+    with pytest.raises(InputError, match="line 2: fold 'first'"):
+        open_boxes(str(path), dims=2)
 
 
 def coco(path: Path, images: list[str], *boxes: tuple, categories: tuple[str, ...] = ("thing", "a", "b")) -> None:

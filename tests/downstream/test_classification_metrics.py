@@ -13,8 +13,8 @@ from torchmetrics.functional.classification import (
     multilabel_auroc,
 )
 
+from frepa.downstream.bootstrapping import RESAMPLES
 from frepa.downstream.classification_metrics import (
-    RESAMPLES,
     accuracy,
     auc_per_class,
     bootstrap,
@@ -95,7 +95,7 @@ def test_resampled_auc_is_that_of_the_repeated_cases(monkeypatch: pytest.MonkeyP
 
     probabilities, targets = cases(30, 3)
     weights = np.random.default_rng(0).integers(0, 3, (5, 30))
-    monkeypatch.setattr(module, "_resamples", lambda groups, seed: iter([weights]))
+    monkeypatch.setattr(module, "resamples", lambda groups, seed: iter([weights]))
     found = bootstrap(probabilities, targets, ["x"] * 30)
     areas = [macro_auc(probabilities.repeat(row, axis=0), targets.repeat(row, axis=0)) for row in weights]
     assert found["auc"].std == pytest.approx(np.std(areas, ddof=1))

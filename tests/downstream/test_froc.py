@@ -96,7 +96,7 @@ def test_a_resample_is_the_curve_of_the_repeated_images(digits: int, monkeypatch
     weights = np.random.default_rng(1).multinomial(20, np.full(20, 1 / 20), size=50)
     weights[-1] = 0
     weights[-1, 3] = 20  # one image only
-    monkeypatch.setattr(module, "_resamples", lambda groups, seed: iter([weights[:30], weights[30:]]))
+    monkeypatch.setattr(module, "resamples", lambda groups, seed: iter([weights[:30], weights[30:]]))
     monkeypatch.setattr(module, "_CHUNK_BYTES", 8 * 7 * 400)  # several parts
     expected = [sensitivity_at_rates(froc([item for item, n in zip(marks, row) for _ in range(n)])) for row in weights]
     np.testing.assert_allclose(resampled_sensitivity(marks), expected)
@@ -119,7 +119,7 @@ def test_resamples_are_seeded_and_draw_patients_whole(monkeypatch: pytest.Monkey
         seen.append(groups)
         return iter([np.ones((1, len(groups)), int)])
 
-    monkeypatch.setattr(module, "_resamples", resamples)
+    monkeypatch.setattr(module, "resamples", resamples)
     np.testing.assert_allclose(resampled_sensitivity(marks)[0], sensitivity_at_rates(froc(marks)))
     assert len(set(seen[0])) == 12
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from frepa.downstream.bootstrapping import RESAMPLES
 from frepa.downstream.classification_data import ClassificationData, check_classes, open_data
 from frepa.downstream.classification_features import FixedFeatures, LiveFeatures, common_side
 from frepa.downstream.classification_metrics import (
-    RESAMPLES,
     accuracy,
     auc_per_class,
     bootstrap,

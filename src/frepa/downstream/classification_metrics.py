@@ -7,23 +7,11 @@ out of means.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-#: Resamples of the test cases.
-RESAMPLES = 1000
-_CHUNK_BYTES = 2**26
-
-
-class Interval(NamedTuple):
-    """A score, its standard deviation over resamples, and the 2.5th and 97.5th percentile of these."""
-
-    value: float
-    std: float
-    low: float
-    high: float
+from frepa.downstream.bootstrapping import Interval, interval, resamples
 
 
 def accuracy(probabilities: np.ndarray, targets: np.ndarray, *, several: bool = False) -> float:
@@ -66,7 +54,7 @@ def bootstrap(
     right = _right(probabilities, targets, several).reshape(len(targets), -1).mean(1)
     columns = [(p, t) for p, t in zip(probabilities.T, targets.T)]
     found: dict[str, list[np.ndarray]] = {"acc": [], "auc": []}
-    for weights in _resamples(groups, seed):
+    for weights in resamples(groups, seed):
         found["acc"].append(weights @ right / weights.sum(1))
         areas = np.stack([_weighted_auc(p, t, weights) for p, t in columns])
         known = np.isfinite(areas)
@@ -76,26 +64,7 @@ def bootstrap(
         "acc": accuracy(probabilities, targets, several=several),
         "auc": macro_auc(probabilities, targets),
     }
-    return {name: _interval(values[name], np.concatenate(drawn)) for name, drawn in found.items()}
-
-
-def _interval(value: float, drawn: np.ndarray) -> Interval:
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) < 2:
-        return Interval(value, math.nan, math.nan, math.nan)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Interval(value, float(drawn.std(ddof=1)), float(low), float(high))
-
-
-def _resamples(groups: Sequence[str], seed: int) -> Iterator[np.ndarray]:
-    """``RESAMPLES`` rows of how often each case is in the resample, a few at a time."""
-    _, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    count = int(group.max()) + 1
-    draw = np.random.default_rng(seed)
-    step = max(1, _CHUNK_BYTES // (8 * len(group)))
-    for first in range(0, RESAMPLES, step):
-        times = draw.multinomial(count, np.full(count, 1 / count), size=min(step, RESAMPLES - first))
-        yield times[:, group]
+    return {name: interval(values[name], np.concatenate(drawn)) for name, drawn in found.items()}
 
 
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:

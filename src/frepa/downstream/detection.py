@@ -190,7 +190,10 @@ def build_detector(encoder: Encoder, data: DetectionData, options: Mapping[str, 
         scale = np.divide(sizes[row], data.shapes[row])
         own.append(extents(boxes.corners[boxes.classes >= 0]) * scale)
     found = np.concatenate(own)
-    step = grid_step(encoder.stride, np.percentile(found, _SMALL, axis=0).tolist(), dims)
+    small = np.percentile(found, _SMALL, axis=0)
+    if options["augment"]:  # quarter turns exchange the last two axes
+        small[-2:] = small[-2:].min()
+    step = grid_step(encoder.stride, small.tolist(), dims)
     asked = options["crop_size"] or _DEFAULT_CROP[dims]
     crop = fitted_crop(asked, sizes, encoder.size_multiple, dims)
     settings = DetectionSettings(

@@ -158,8 +158,15 @@ def open_boxes(
         left_out=tuple(found.source.skipped),
         spheres=found.spheres,
         findings=findings,
+        given_folds=_given_folds([found.folds[i] for i in kept] if found.folds else [], split),
         warnings=tuple(found.source.warnings),
     )
+
+
+def _given_folds(folds: Sequence[int | None], split: str) -> tuple[int, ...] | None:
+    """The source's own folds, if it has one for every record and the user does not want others."""
+    known = tuple(fold for fold in folds if fold is not None)
+    return known if known and len(known) == len(folds) and split == "official" else None
 
 
 def _presence(classes: Sequence[str], findings: Sequence[Findings]) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from frepa.downstream.classification_metrics import RESAMPLES, _interval
+from frepa.downstream.bootstrapping import RESAMPLES, interval
 from frepa.downstream.froc import (
     RATES,
     Marks,
@@ -324,8 +324,8 @@ def score_detections(
 
 def _spread(values: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
     """CPM and the sensitivity at each rate ``(7,)`` with their spread over resamples ``(RESAMPLES, 7)``."""
-    each = {f"{rate:g}": _interval(float(values[i]), draws[:, i])._asdict() for i, rate in enumerate(RATES)}
-    return {"cpm": _interval(float(values.mean()), draws.mean(1))._asdict(), "sensitivity_at": each}
+    each = {f"{rate:g}": interval(float(values[i]), draws[:, i])._asdict() for i, rate in enumerate(RATES)}
+    return {"cpm": interval(float(values.mean()), draws.mean(1))._asdict(), "sensitivity_at": each}
 
 
 def _column_means(values: np.ndarray) -> np.ndarray:

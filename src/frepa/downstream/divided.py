@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -33,6 +33,7 @@ class DividedRecords:
         split_note, origin: how parts and labels came about, in words.
         unlabelled: records left out because nothing says what they show.
         left_out: records left out because they cannot be read, with the reason.
+        given_folds: the fold each record is tested in where the source says so, else None.
     """
 
     source: Source
@@ -45,6 +46,7 @@ class DividedRecords:
     origin: str
     unlabelled: int
     left_out: tuple[Skipped, ...]
+    given_folds: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def rows(self, part: str) -> np.ndarray:
         """Rows of ``train``, ``val`` or ``test``."""
@@ -62,6 +64,7 @@ class DividedRecords:
             targets=self.targets[list(rows)],
             parts=tuple(self.parts[row] for row in rows),
             groups=tuple(self.groups[row] for row in rows),
+            given_folds=None if self.given_folds is None else tuple(self.given_folds[row] for row in rows),
         )
 
     def without(self: _Data, unreadable: dict[int, Skipped]) -> _Data:
@@ -72,14 +75,22 @@ class DividedRecords:
     def folds(self: _Data, count: int, seed: int) -> list[_Data]:
         """``count`` divisions in which every group is tested once; an eighth of the other groups is for validation.
 
+        The source's own folds where it has so many, otherwise groups are spread by ``splits.fold_groups``.
+
         Raises:
             InputError: fewer groups than folds.
         """
-        tested = fold_groups(self.groups, self.targets, count, seed)
-        note = f"{count} folds by group, seed {seed}; an eighth of each fold's other groups is used for validation"
+        own = sorted(set(self.given_folds or ()))
+        if self.given_folds is not None and len(own) == count:
+            tested = [own.index(fold) for fold in self.given_folds]
+            note = f"the source's own {count} folds"
+        else:
+            tested = fold_groups(self.groups, self.targets, count, seed)
+            note = f"{count} folds by group, seed {seed}"
+        note += "; an eighth of each fold's other groups is used for validation"
         divided = []
         for fold in range(count):
-            parts = ["test" if own == fold else "train" for own in tested]
+            parts = ["test" if its == fold else "train" for its in tested]
             divided.append(replace(self, parts=tuple(complete_split(parts, self.groups, seed)[0]), split_note=note))
         return divided
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frepa.downstream.classification_metrics import _resamples
+from frepa.downstream.bootstrapping import resamples
 
 #: False positives per image at which LUNA16 reads the sensitivity; the mean of the seven is CPM.
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -119,7 +119,7 @@ def resampled_sensitivity(marks: Sequence[Marks], groups: Sequence[str] | None =
     step = max(1, _CHUNK_BYTES // (8 * max(1, len(pooled.scores))))
     found = [
         _sensitivity_of_resamples(pooled, findings, weights[first : first + step])
-        for weights in _resamples(names, seed)
+        for weights in resamples(names, seed)
         for first in range(0, len(weights), step)
     ]
     return np.concatenate(found)

@@ -48,13 +48,14 @@ def detect(
     Args:
         source: images with boxes: a Pascal VOC folder, a COCO folder, a table (CSV or parquet with the columns path,
             x_min, y_min, x_max, y_max, or coordX, coordY, coordZ and diameter_mm as LUNA16 has them, and label, split,
-            group if wanted), dataset-id:folder of the catalogue, or images with masks as frepa segment takes them,
-            whose connected parts are the findings.
+            group, fold if wanted), dataset-id:folder of the catalogue, or images with masks as frepa segment takes
+            them, whose connected parts are the findings.
         encoder: a run folder, an encoder file, random:NAME, timm:NAME[@checkpoint], or slices:ENCODER2D, which carries
             any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
         split: "official" keeps the source's own split and completes it; "random" is 7:1:2 by patient.
-        folds: cross-validation with so many folds instead of one split; 5 in the paper.
+        folds: cross-validation with so many folds instead of one split, the source's own where it has so many; 5 in
+            the paper.
         mask_threshold: mask values above it are findings, where boxes come from masks; by default the values in the
             masks decide the classes.
         criterion: what makes a box a hit. centre: its centre lies in the true box. sphere: its centre lies in the

@@ -42,6 +42,7 @@ def read_catalogue(request: Request) -> BoxedSource:
         classes=tuple(facts.get("classes", ())),
         origin="the dataset's own findings, as centre and diameter" if spheres else "the dataset's own boxes",
         spheres=spheres,
+        folds=source.table["fold"].to_pylist(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class BoxedSource:
         classes: names in the order the source gives; () where it gives none.
         origin: where the boxes come from, in words.
         spheres: findings are spheres in the patient, not boxes in the image.
+        folds: the fold each record is tested in, None where nothing says so; () where the source knows of none.
     """
 
     source: Source
@@ -56,6 +57,7 @@ class BoxedSource:
     classes: tuple[str, ...]
     origin: str
     spheres: bool = False
+    folds: Sequence[int | None] = ()
 
 
 @dataclass(frozen=True)

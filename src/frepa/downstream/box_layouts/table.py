@@ -24,7 +24,7 @@ _SPHERE = ("coordx", "coordy", "coordz", "diametermm")
 _YES = frozenset({"1", "1.0", "true", "yes"})
 EXPECTS = (
     "a CSV or parquet file with a row per box: path, x_min, y_min, x_max, y_max (for volumes z_min and z_max too, or "
-    "coordX, coordY, coordZ, diameter_mm), and label, split, group, ignored if wanted"
+    "coordX, coordY, coordZ, diameter_mm), and label, split, group, fold, ignored if wanted"
 )
 
 _Row = Mapping[str, str]
@@ -67,6 +67,7 @@ def read_table(request: Request) -> BoxedSource:
     source, places = open_listed(path.parent, request.text, names, list(images), dims=dims, groups=groups)
     marked = [_findings(path, mine, wanted, columns) for mine in images.values()]
     splits = [_split(path, mine) if "split" in columns else None for mine in images.values()]
+    folds = [_fold(path, mine) for mine in images.values()] if "fold" in columns else []
     kind = "centres and diameters in mm (LPS)" if spheres else "pixel corners"
     return BoxedSource(
         source=source,
@@ -75,6 +76,7 @@ def read_table(request: Request) -> BoxedSource:
         classes=(),
         origin=f"the columns {', '.join(columns[name] for name in wanted)} of the table ({kind})",
         spheres=spheres,
+        folds=[folds[place] for place in places] if folds else [],
     )
 
 
@@ -147,6 +149,13 @@ def _split(path: Path, rows: Sequence[tuple[int, _Row]]) -> str | None:
     if cell and part is None:
         raise InputError(f"{path}, line {rows[0][0]}: split {cell!r} is not known. Expected train, val or test.")
     return part
+
+
+def _fold(path: Path, rows: Sequence[tuple[int, _Row]]) -> int | None:
+    cell = _one(path, rows, "fold")
+    if cell and not cell.removesuffix(".0").isdecimal():
+        raise InputError(f"{path}, line {rows[0][0]}: fold {cell!r} is not known. Expected a whole number, or nothing.")
+    return int(cell.removesuffix(".0")) if cell else None
 
 
 def _findings(
