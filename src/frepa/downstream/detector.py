@@ -47,7 +47,10 @@ class DetectionSettings(WindowSettings):
 
 
 class Detector(WindowedHead):
-    """Encoder (frozen, always in evaluation mode) and detection head; ``classes`` are the names of the classes."""
+    """Encoder (frozen, always in evaluation mode) and detection head; ``classes`` are the names of the classes.
+
+    ``detector(inputs)`` gives (B, classes + 2 dims, *grid), see the head.
+    """
 
     head: DetectionHead
     settings: DetectionSettings
@@ -61,16 +64,8 @@ class Detector(WindowedHead):
         *,
         autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(encoder, autocast=autocast)
-        self.head = head
-        self.settings = settings
+        super().__init__(encoder, head, settings, autocast=autocast)
         self.classes = classes
-        self.eval()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, in_channels, *S) as ``prepare_input`` makes them -> (B, classes + 2 dims, *grid), see the head."""
-        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.head(self.dense(inputs), tuple(inputs.shape[2:]))
 
     @torch.no_grad()
     def detect_working(self, image: Tensor, guide: Tensor) -> Detections:

@@ -35,7 +35,10 @@ class Prediction(NamedTuple):
 
 
 class Segmenter(WindowedHead):
-    """Encoder (frozen, always in evaluation mode) and segmentation head; ``labels`` says what a class is written as."""
+    """Encoder (frozen, always in evaluation mode) and segmentation head; ``labels`` says what a class is written as.
+
+    ``segmenter(inputs)`` gives logits (B, K, *S).
+    """
 
     head: SegmentationHead
 
@@ -48,16 +51,8 @@ class Segmenter(WindowedHead):
         *,
         autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(encoder, autocast=autocast)
-        self.head = head
-        self.settings = settings
+        super().__init__(encoder, head, settings, autocast=autocast)
         self.labels = labels
-        self.eval()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, in_channels, *S) as ``encoder.prepare_input`` makes them -> logits (B, K, *S)."""
-        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.head(self.dense(inputs), tuple(inputs.shape[2:]))
 
     @torch.no_grad()
     def window_probabilities(self, image: Tensor, guide: Tensor) -> Tensor:

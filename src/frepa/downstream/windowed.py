@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.frozen import HeadOnFrozen
@@ -55,15 +55,25 @@ class WindowedHead(HeadOnFrozen):
 
     settings: WindowSettings
 
-    def __init__(self, encoder: Encoder, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, head: nn.Module, settings: WindowSettings, *, autocast: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder.freeze()
+        self.head = head
+        self.settings = settings
         self.autocast = autocast
         self.cache: FeatureCache | None = None
+        self.eval()
 
     @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the head answers to a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it."""
+        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.head(self.dense(inputs), tuple(inputs.shape[2:]))
 
     def dense(self, inputs: Tensor) -> Tensor:
         """The encoder's map of a batch of inputs, with gradients only for what of the encoder trains."""
