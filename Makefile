@@ -1,6 +1,8 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both build .venv first and skip that when it is up to date.
 PYTHON ?= python3
 BIN := .venv/bin
+# A worker per core, at most four: each holds a copy of PyTorch. Files stay whole, since fixtures are made per file.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-all lint docs clean
 
@@ -16,10 +18,10 @@ demo: setup
 	$(BIN)/frepa demo --out demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -20,8 +20,8 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    """Tests share small machines: two threads are enough and keep timings alike."""
+def _few_threads() -> None:
+    """Tests share small machines: two threads are enough, and one where files are tested side by side."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 2)

@@ -17,5 +17,5 @@ def _one_thread_for_runs() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
+def _one_thread(_few_threads: None) -> None:
     torch.set_num_threads(1)
