@@ -9,37 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from frepa.downstream.crops import CropPlan, CropStream
+from frepa.downstream.detection_building import build_detector, cut_findings, plan_training
 from frepa.downstream.detection_data import DetectionData, check, check_classes, open_boxes
 from frepa.downstream.detection_metrics import CRITERIA, best_thresholds, score_detections
 from frepa.downstream.detection_reading import Reading
 from frepa.downstream.detection_report import write_report
 from frepa.downstream.detection_testing import CASE_COLUMNS, FoundCase, case_row, find_in, finding_rows, found_columns
-from frepa.downstream.detection_training import VALIDATION_AP, DetectorPlan, DetectorTraining, train_detector
-from frepa.downstream.detector import DetectionSettings, Detector, whole_cells
-from frepa.downstream.devices import autocast_dtype, default_device, device_name
+from frepa.downstream.detection_training import VALIDATION_AP, DetectorTraining, train_detector
+from frepa.downstream.detector import Detector
+from frepa.downstream.devices import default_device, device_name
 from frepa.downstream.encoder_reference import EncoderReference, open_encoder
 from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.metrics import DDOF, summarise
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
-from frepa.downstream.windowed import check_cacheable, check_window_options, fitted_crop
-from frepa.encoders.contract import Encoder
+from frepa.downstream.windowed import check_cacheable, check_window_options
 from frepa.errors import InputError
-from frepa.heads.detector import DetectionHead, grid_step
-from frepa.images.boxes import extents
-from frepa.images.geometry import placement
 from frepa.images.scan import Skipped
-from frepa.pretraining.schedules import learning_rates
-
-_DEFAULT_CROP = {2: 512, 3: 96}
-_DEFAULT_NMS = {2: 0.5, 3: 0.2}
-_VALIDATIONS = 20
-# Cells are made for the smaller findings: a tenth of them is smaller still.
-_SMALL = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +81,7 @@ def run_detection(options: Mapping[str, Any]) -> Path:
     criterion = options["criterion"] or ("sphere" if data.spheres else "centre")
     device = default_device()
     detectors = [build_detector(encoder, part, options, device) for part in divided]
+    warnings += cut_findings(detectors[0], data)
     cache = open_cache(options["feature_cache"], encoder)
     for detector, part in zip(detectors, divided):
         detector.cache = cache
@@ -177,62 +166,6 @@ def _begin_again(detector: Detector, fresh: dict[str, torch.Tensor]) -> None:
     own = detector.trained_state()
     heads = set(detector.head.state_dict())
     detector.load_trained_state({name: own[name] if name in heads else fresh[name] for name in own})
-
-
-def build_detector(encoder: Encoder, data: DetectionData, options: Mapping[str, Any], device: torch.device) -> Detector:
-    """Encoder and a fresh head on ``device``; its grid and typical box are those of the training part's findings."""
-    dims = encoder.dims
-    side = options["image_size"]
-    sizes = [size if side is None else placement(size, (side,) * dims).inner for size in data.shapes]
-    own = []
-    for row in data.rows("train").tolist():
-        boxes = data.boxes[row]
-        scale = np.divide(sizes[row], data.shapes[row])
-        own.append(extents(boxes.corners[boxes.classes >= 0]) * scale)
-    found = np.concatenate(own)
-    small = np.percentile(found, _SMALL, axis=0)
-    if options["augment"]:  # quarter turns exchange the last two axes
-        small[-2:] = small[-2:].min()
-    step = grid_step(encoder.stride, small.tolist(), dims)
-    asked = options["crop_size"] or _DEFAULT_CROP[dims]
-    crop = fitted_crop(asked, sizes, encoder.size_multiple, dims)
-    settings = DetectionSettings(
-        crop=whole_cells(crop, step, encoder.size_multiple),
-        image_size=side,
-        window=options["window"],
-        overlap=options["overlap"],
-        batch_size=options["batch_size"],
-        nms_iou=options["nms_iou"] if options["nms_iou"] is not None else _DEFAULT_NMS[dims],
-        max_boxes=options["max_boxes"],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options["seed"])  # the head's initial weights depend on the seed alone
-        head = DetectionHead(
-            encoder.channels,
-            encoder.stride,
-            len(data.classes),
-            dims,
-            step=step,
-            extent=np.exp(np.log(np.maximum(found, 1e-3)).mean(0)).tolist(),
-        )
-    autocast = autocast_dtype(options["precision"], device)
-    return Detector(encoder, head, settings, data.classes, autocast=autocast).to(device)
-
-
-def plan_training(
-    detector: Detector, data: DetectionData, options: Mapping[str, Any]
-) -> tuple[CropStream, DetectorPlan]:
-    """Which crops in which order, and the learning rates. An epoch is as many crops as cover the images once."""
-    crop = detector.settings.crop
-    sizes = [detector.working_size(data.shapes[row]) for row in data.rows("train").tolist()]
-    stream = CropStream(sizes, crop, options["seed"])
-    steps = options["max_steps"] or max(1, math.ceil(options["epochs"] * stream.length / options["batch_size"]))
-    rates = learning_rates(
-        options["schedule"], peak=options["lr"], steps=steps, warmup_steps=min(options["warmup_steps"], steps - 1)
-    )
-    crops = CropPlan(crop, options["seed"], options["foreground"], options["augment"])
-    val_every = options["val_every"] or max(1, steps // _VALIDATIONS)
-    return stream, DetectorPlan(rates, options["batch_size"], val_every, crops)
 
 
 def summarise_run(

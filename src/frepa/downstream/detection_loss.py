@@ -48,14 +48,16 @@ def assign(middles: Tensor, step: tuple[int, ...], targets: Targets) -> tuple[Te
         empty = torch.zeros(batch, len(middles), dtype=torch.int64, device=middles.device)
         return empty, empty
     dims = middles.shape[1]
-    low, high = corners[:, None, :, :dims], corners[:, None, :, dims:]
-    point = middles[None, :, None]
-    inside = ((point >= low) & (point < high)).all(-1)  # (B, P, M)
-    cells = (point - (low + high) / 2).abs() / torch.as_tensor(step, dtype=point.dtype, device=point.device)
-    far = cells.amax(-1)
+    extents = corners[..., dims:] - corners[..., :dims]
+    inside, far = torch.ones((), dtype=torch.bool, device=middles.device), torch.zeros((), device=middles.device)
+    for axis, cell in enumerate(step):  # one after another: (B, P, M) numbers at a time, not dims times as many
+        low, high = corners[:, None, :, axis], corners[:, None, :, dims + axis]
+        point = middles[None, :, None, axis]
+        inside = inside & (point >= low) & (point < high)
+        far = torch.maximum(far, (point - (low + high) / 2).abs() / cell)
     # A centre on the border of two cells belongs to both.
     answering = ((far <= 0.5) | (inside & (far < _RADIUS))) & (classes >= 0)[:, None]
-    volume = (high - low).prod(-1).expand_as(far).masked_fill(~answering, torch.inf)
+    volume = extents.prod(-1)[:, None].expand_as(far).masked_fill(~answering, torch.inf)
     smallest, row = volume.min(-1)
     state = (inside & (classes == IGNORED)[:, None]).any(-1).to(torch.int64).neg()
     return row, torch.where(smallest.isfinite(), 1, state)
