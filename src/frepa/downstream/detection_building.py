@@ -71,7 +71,7 @@ def cut_findings(detector: Detector, data: DetectionData) -> Iterable[str]:
         crop = " x ".join(map(str, detector.settings.crop))
         largest = " x ".join(f"{n:.0f}" for n in found.max(0))
         yield (
-            f"{larger.sum():,} of {len(found):,} findings are larger than a window of {crop} px (the largest: {largest})"
+            f"{larger.sum():,} of {len(found):,} findings are larger than a window of {crop} px (largest: {largest})"
             ", so that no window shows them whole. Give a larger --crop-size, or a smaller --image-size."
         )
 
