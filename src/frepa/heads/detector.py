@@ -45,6 +45,7 @@ class DetectionHead(nn.Module):
     """
 
     extent: Tensor
+    _cell: Tensor
 
     def __init__(
         self,
@@ -75,6 +76,8 @@ class DetectionHead(nn.Module):
             bias.zero_()
             bias[:classes] = -math.log((1 - PRIOR) / PRIOR)
         self.register_buffer("extent", torch.as_tensor(extent, dtype=torch.float32))
+        # On the device beforehand, so that no step waits for a copy; known from the description, so not saved.
+        self.register_buffer("_cell", torch.as_tensor(self.step, dtype=torch.float32), persistent=False)
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Cells per axis over an image of ``size`` pixels."""
@@ -100,8 +103,7 @@ class DetectionHead(nn.Module):
         """Boxes (B, 2 dims, *grid) as ``forward`` answers them, to corners (B, prod(grid), 2 dims) in pixels."""
         middles = self.centres(answers.shape[2:], answers.device)
         flat = answers.flatten(2).transpose(1, 2)
-        cell = torch.as_tensor(self.step, dtype=flat.dtype, device=flat.device)
-        middle = middles + _bounded(flat[..., : self.dims], _FARTHEST) * cell
+        middle = middles + _bounded(flat[..., : self.dims], _FARTHEST) * self._cell
         half = self.extent / 2 * _bounded(flat[..., self.dims :], _LARGEST).exp()
         return torch.cat([middle - half, middle + half], -1)
 
@@ -116,8 +118,7 @@ class DetectionHead(nn.Module):
             (..., 2 dims).
         """
         low, high = corners[..., : self.dims], corners[..., self.dims :]
-        cell = torch.as_tensor(self.step, dtype=corners.dtype, device=corners.device)
-        shift = ((low + high) / 2 - middles) / cell
+        shift = ((low + high) / 2 - middles) / self._cell
         return torch.cat([_unbounded(shift, _FARTHEST), _unbounded(((high - low) / self.extent).log(), _LARGEST)], -1)
 
 
