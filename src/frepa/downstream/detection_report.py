@@ -55,7 +55,7 @@ def write_report(root: Path, summary: Mapping[str, Any], tested: Sequence[Tested
     definitions = summary["definitions"]
     page.text(
         f"Per cent. A hit: {definitions['criterion']}. CPM: {definitions['cpm']}; what follows ± is the standard "
-        f"deviation {definitions['std']}. Sensitivity, precision and false alarms (false positives an image) are those "
+        f"deviation {definitions['std']}. Sensitivity, precision and false positives per image (FP) are those "
         f"at {definitions['threshold']}. AP is COCO's average precision at an IoU of 0.1, of 0.5, and over 0.5 to 0.95."
     )
     dims = encoder["dims"]
@@ -89,7 +89,7 @@ def write_report(root: Path, summary: Mapping[str, Any], tested: Sequence[Tested
     lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
     page.figure(
         loss_curves(_courses(lines, "loss"), smooth=max(1, len(lines) // 50)),
-        "Training loss of the head: quality focal loss, and twice the GIoU loss.",
+        "Training loss of the head: quality focal loss + 2 GIoU loss + 0.5 smooth L1 loss.",
     )
     if scores := _courses(lines, "val_ap", 100):
         shown = _AP[VALIDATION_AP[dims]]
@@ -166,14 +166,14 @@ def _add_overlays(page: Page, root: Path, tested: Sequence[Tested], criterion: s
         )
         picture = png_bytes(figure)
         (folder / f"{word}.png").write_bytes(picture)
-        page.figure(picture, f"{word.capitalize()} test image: true boxes, hits and false alarms.", wide=True)
+        page.figure(picture, f"{word.capitalize()} test image, with the boxes above the threshold.", wide=True)
 
 
 def _row(name: str, item: Mapping[str, Any], dims: int) -> dict[str, Any]:
     shown = ["ap_10", "ap_50"] if dims == 3 else ["ap_50", "ap_50_95"]
     row: dict[str, Any] = {"Class": name, "CPM": MeanStd(100 * item["cpm"]["value"], 100 * item["cpm"]["std"])}
     row |= {"Sensitivity": _percent(item["sensitivity"]), "Precision": _percent(item["precision"])}
-    row |= {"False positives": _value(item["false_positives"])}
+    row |= {"FP / image": _value(item["false_positives"])}
     row |= {_AP[key]: _percent(item[key]) for key in shown}
     if "findings" in item:
         row["Findings"] = _total(item["findings"])
