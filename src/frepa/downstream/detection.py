@@ -16,7 +16,7 @@ from frepa.downstream.detection_building import build_detector, cut_findings, pl
 from frepa.downstream.detection_data import DetectionData, check, check_classes, open_boxes
 from frepa.downstream.detection_metrics import CRITERIA, best_thresholds, score_detections
 from frepa.downstream.detection_reading import Reading
-from frepa.downstream.detection_report import write_report
+from frepa.downstream.detection_report import mostly_single, write_report
 from frepa.downstream.detection_testing import CASE_COLUMNS, FoundCase, case_row, find_in, finding_rows, found_columns
 from frepa.downstream.detection_training import VALIDATION_AP, DetectorTraining, train_detector
 from frepa.downstream.detector import Detector
@@ -301,8 +301,9 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         f"{shown(mean['sensitivity'])}, precision {shown(mean['precision'])}, AP at IoU "
         f"{'0.5' if key == 'ap_50' else '0.1'} {shown(mean[key])}"
     )
-    overlap = top["iou"]["mean"]
-    overlap = overlap["value"] if isinstance(overlap, Mapping) else overlap
-    if overlap is not None and math.isfinite(overlap):
-        text += f"; of images with one finding: IoU {100 * overlap:.2f} %, detection ratio {shown(top['centre_ratio'])}"
+    if mostly_single(summary["test"]):
+        text += (
+            f"; of images with one finding: IoU {shown(top['iou']['mean'])}, detection ratio "
+            f"{shown(top['centre_ratio'])}"
+        )
     return f"{text} (guide: {summary['guide']})."

@@ -64,7 +64,7 @@ def write_report(root: Path, summary: Mapping[str, Any], tested: Sequence[Tested
         rows.append(_row("mean", test["mean"], dims))
     page.table(rows)
     top = test["top_one"]
-    if _value(top["iou"]["cases"]):
+    if mostly_single(test):
         page.table(
             [
                 {
@@ -111,6 +111,11 @@ def write_report(root: Path, summary: Mapping[str, Any], tested: Sequence[Tested
     versions = "\n".join(f"{name} {number}" for name, number in summary["versions"].items())
     page.code("Encoder and versions", f"{json.dumps(encoder, indent=2)}\n\n{versions}")
     return page.save(root / "report.html")
+
+
+def mostly_single(test: Mapping[str, Any]) -> bool:
+    """Whether most test images have exactly one finding, so that the best box alone says something of the set."""
+    return 2 * _total(test["top_one"]["iou"]["cases"]) > test["images"]
 
 
 def _add_curves(page: Page, test: Mapping[str, Any], tested: Sequence[Tested]) -> None:
