@@ -104,7 +104,7 @@ def run_detection(options: Mapping[str, Any]) -> Path:
         tested.append(_train_and_test(detector, part, fold, folder, root, reference, criterion, options))
     if weights_hash(encoder) != reference.weights:
         raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
-    warnings += [sentence for item in tested for sentence in _blind(item)]
+    warnings += _blind(tested)
     broken = {skipped.path: skipped for item in tested for skipped in item.unreadable.values()}
     left_out = [*data.left_out, *broken.values()]
     summary = summarise_run(reference, tested, detectors[0], criterion, options, device)
@@ -230,11 +230,13 @@ def over_folds(tested: Sequence[Tested]) -> dict[str, Any]:
     return {"criterion": first["criterion"], **counts, **parts}
 
 
-def _blind(tested: Tested) -> Iterable[str]:
-    """Which classes have no threshold."""
-    where = "" if tested.fold is None else f" in fold {tested.fold}"
-    for name, threshold in zip(tested.data.classes, tested.thresholds):
-        if math.isnan(threshold):
+def _blind(tested: Sequence[Tested]) -> Iterable[str]:
+    """Which classes have no threshold, and in which folds."""
+    for k, name in enumerate(tested[0].data.classes):
+        blind = [item for item in tested if math.isnan(item.thresholds[k])]
+        if blind:
+            folds = ", ".join(str(item.fold) for item in blind)
+            where = "" if blind[0].fold is None else f" (fold {folds})"
             yield (
                 f"No box hit a finding of {name} on the images the threshold is chosen on{where}: there is no "
                 "threshold, and sensitivity and precision count no box as found. CPM and average precision need none."
