@@ -29,15 +29,14 @@ from frepa.downstream.classifier import TASK, ClassificationSettings, Classifier
 from frepa.downstream.classifier_training import ClassifierPlan, ClassifierTraining, predict_rows, train_classifier
 from frepa.downstream.devices import autocast_dtype, default_device, device_name
 from frepa.downstream.encoder_reference import EncoderReference, open_encoder
+from frepa.downstream.fitting import planned_steps
 from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.metrics import DDOF, summarise
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.errors import InputError
 from frepa.heads.classifier import POOLINGS
 from frepa.images.intensity import check_window
-from frepa.pretraining.schedules import learning_rates
 
-_VALIDATIONS = 20
 _BATCH, _BATCH_OF_STACKS = 64, 8
 
 
@@ -151,11 +150,8 @@ def _features(classifier: Classifier, data: ClassificationData, options: Mapping
 
 def _plan(data: ClassificationData, options: Mapping[str, Any], *, stacks: bool) -> ClassifierPlan:
     size = options["batch_size"] or (_BATCH_OF_STACKS if stacks else _BATCH)
-    count = len(data.rows("train"))
-    steps = options["max_steps"] or max(1, math.ceil(options["epochs"] * count / size))
-    warmup = min(options["warmup_steps"], steps - 1)
-    rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=warmup)
-    return ClassifierPlan(rates, size, options["val_every"] or max(1, steps // _VALIDATIONS), options["seed"])
+    rates, val_every = planned_steps(options, len(data.rows("train")), size)
+    return ClassifierPlan(rates, size, val_every, options["seed"])
 
 
 def summarise_run(

@@ -80,10 +80,6 @@ class Classifier(HeadOnFrozen):
         self.eval()
 
     @property
-    def device(self) -> torch.device:
-        return next(self.head.parameters()).device
-
-    @property
     def transfer(self) -> SliceTransfer | None:
         """The encoder where it is a slice transfer, whose blocks train with the head; else None."""
         return self.encoder if isinstance(self.encoder, SliceTransfer) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,16 +13,15 @@ from frepa.downstream.detection_data import DetectionData
 from frepa.downstream.detection_training import DetectorPlan
 from frepa.downstream.detector import DetectionSettings, Detector, whole_cells
 from frepa.downstream.devices import autocast_dtype
+from frepa.downstream.fitting import planned_steps
 from frepa.downstream.windowed import fitted_crop
 from frepa.encoders.contract import Encoder
 from frepa.heads.detector import DetectionHead, grid_step
 from frepa.images.boxes import extents
 from frepa.images.geometry import placement
-from frepa.pretraining.schedules import learning_rates
 
 _DEFAULT_CROP = {2: 512, 3: 96}
 _DEFAULT_NMS = {2: 0.5, 3: 0.2}
-_VALIDATIONS = 20
 # Cells are made for the smaller findings: a tenth of them is smaller still.
 _SMALL = 10
 
@@ -92,10 +90,6 @@ def plan_training(
     crop = detector.settings.crop
     sizes = [detector.working_size(data.shapes[row]) for row in data.rows("train").tolist()]
     stream = CropStream(sizes, crop, options["seed"])
-    steps = options["max_steps"] or max(1, math.ceil(options["epochs"] * stream.length / options["batch_size"]))
-    rates = learning_rates(
-        options["schedule"], peak=options["lr"], steps=steps, warmup_steps=min(options["warmup_steps"], steps - 1)
-    )
+    rates, val_every = planned_steps(options, stream.length, options["batch_size"])
     crops = CropPlan(crop, options["seed"], options["foreground"], options["augment"])
-    val_every = options["val_every"] or max(1, steps // _VALIDATIONS)
     return stream, DetectorPlan(rates, options["batch_size"], val_every, crops)

@@ -14,7 +14,7 @@ from monai.data.box_utils import non_max_suppression
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from frepa.downstream.case_reading import read_header, read_scan, refuse_stack
+from frepa.downstream.case_reading import read_as_filed
 from frepa.downstream.encoder_reference import EncoderReference, reopen_encoder
 from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.downstream.windowed import WindowedHead, WindowSettings, read_settings
@@ -23,7 +23,6 @@ from frepa.heads.detector import DetectionHead
 from frepa.images.boxes import Detections, clipped, extents, turned
 from frepa.images.geometry import resize
 from frepa.images.intensity import to_unit
-from frepa.images.orientation import reorient
 from frepa.images.scan import Scan
 
 TASK = "detection"
@@ -190,11 +189,8 @@ def detect_case(detector: Detector, path: str | Path) -> tuple[Detections, Scan]
     Raises:
         InputError: the file is damaged or has another number of axes than the encoder.
     """
-    dims = detector.encoder.dims
-    refuse_stack(Path(path), read_header(Path(path), dims, canonical=False).count, dims)
-    scan = read_scan(Path(path), dims, canonical=False)
-    canonical = reorient(scan)
+    scan, canonical = read_as_filed(Path(path), detector.encoder.dims)
     found = detector.predict(to_unit(canonical, window=detector.settings.window))
-    if canonical.affine is None or scan.affine is None or dims == 2:
+    if canonical.affine is None or scan.affine is None or detector.encoder.dims == 2:
         return found, scan
     return found._replace(corners=turned(found.corners, canonical.affine, scan.affine)), scan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,30 @@ from tqdm import tqdm
 from frepa.downstream.devices import deterministic
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.run_folder import append_json_lines
+from frepa.pretraining.schedules import learning_rates
 
 _LOG_EVERY = 10
+_VALIDATIONS = 20
 
 
 class TrainingDiverged(RuntimeError):
     """The loss became infinite or not a number."""
 
     plain = True  # the command line shows the sentence, not a traceback
+
+
+def planned_steps(options: Mapping[str, Any], count: int, batch_size: int) -> tuple[np.ndarray, int]:
+    """Learning rate of every step, and steps between validations (20 in all unless asked otherwise).
+
+    Args:
+        options: ``max_steps`` or else ``epochs``, ``lr``, ``schedule``, ``warmup_steps``, ``val_every`` of the verb.
+        count: images or crops of an epoch.
+        batch_size: of these per step.
+    """
+    steps = options["max_steps"] or max(1, math.ceil(options["epochs"] * count / batch_size))
+    warmup = min(options["warmup_steps"], steps - 1)
+    rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=warmup)
+    return rates, options["val_every"] or max(1, steps // _VALIDATIONS)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ class HeadOnFrozen(nn.Module):
     encoder: Encoder
     head: nn.Module
 
+    @property
+    def device(self) -> torch.device:
+        """Where the head is, and the encoder with it."""
+        return next(self.head.parameters()).device
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """What an optimizer changes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

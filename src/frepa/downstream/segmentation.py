@@ -16,6 +16,7 @@ from tqdm import tqdm
 from frepa.downstream.crops import CropPlan, CropStream
 from frepa.downstream.devices import autocast_dtype, default_device, device_name
 from frepa.downstream.encoder_reference import EncoderReference, open_encoder
+from frepa.downstream.fitting import planned_steps
 from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.head_training import HeadPlan, HeadTraining, train_head
 from frepa.downstream.metrics import DDOF, summarise_cases
@@ -29,10 +30,8 @@ from frepa.downstream.windowed import WindowSettings, check_cacheable, check_win
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
 from frepa.heads.segmenter import SegmentationHead
-from frepa.pretraining.schedules import learning_rates
 
 _DEFAULT_CROP = {2: 256, 3: 96}
-_VALIDATIONS = 20
 
 
 def run_segmentation(options: Mapping[str, Any]) -> Path:
@@ -124,12 +123,8 @@ def plan_training(
     crop = segmenter.settings.crop
     sizes = [segmenter.working_size(data.sizes[item.case.image]) for item in data.part("train")]
     stream = CropStream(sizes, crop, options["seed"])
-    steps = options["max_steps"] or max(1, math.ceil(options["epochs"] * stream.length / options["batch_size"]))
-    rates = learning_rates(
-        options["schedule"], peak=options["lr"], steps=steps, warmup_steps=min(options["warmup_steps"], steps - 1)
-    )
+    rates, val_every = planned_steps(options, stream.length, options["batch_size"])
     crops = CropPlan(crop, options["seed"], options["foreground"], options["augment"])
-    val_every = options["val_every"] or max(1, steps // _VALIDATIONS)
     return stream, HeadPlan(rates, options["batch_size"], val_every, options["loss"], crops)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from frepa.downstream.case_reading import read_header, read_scan, refuse_stack
+from frepa.downstream.case_reading import read_as_filed
 from frepa.downstream.encoder_reference import EncoderReference, reopen_encoder
 from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.downstream.labels import LabelMap
@@ -21,7 +21,7 @@ from frepa.encoders.contract import Encoder
 from frepa.heads.segmenter import SegmentationHead
 from frepa.images.geometry import resize
 from frepa.images.intensity import to_unit
-from frepa.images.orientation import axis_codes, reorient, reorient_array
+from frepa.images.orientation import axis_codes, reorient_array
 from frepa.images.scan import Scan
 
 TASK = "segmentation"
@@ -132,10 +132,7 @@ def predict_case(segmenter: Segmenter, path: str | Path) -> tuple[Prediction, Sc
     Raises:
         InputError: the file is damaged or has another number of axes than the encoder.
     """
-    dims = segmenter.encoder.dims
-    refuse_stack(Path(path), read_header(Path(path), dims, canonical=False).count, dims)
-    scan = read_scan(Path(path), dims, canonical=False)
-    turned = reorient(scan)
+    scan, turned = read_as_filed(Path(path), segmenter.encoder.dims)
     found = segmenter.predict(to_unit(turned, window=segmenter.settings.window))
     probabilities = turn_back(found.probabilities, turned.affine, scan.affine)
     return Prediction(turn_back(found.classes[None], turned.affine, scan.affine)[0], probabilities), scan

@@ -66,10 +66,6 @@ class WindowedHead(HeadOnFrozen):
         self.cache: FeatureCache | None = None
         self.eval()
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.head.parameters()).device
-
     def forward(self, inputs: Tensor) -> Tensor:
         """What the head answers to a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it."""
         with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
