@@ -149,6 +149,9 @@ def _train_and_test(
     detector.settings = replace(detector.settings, thresholds=thresholds)
     detector.save(folder, reference, {"best_step": training.best_step, "fold": fold, "threshold_from": chosen_on})
     cases = find_in(detector, reading, "test", workers=workers, quiet=quiet)
+    if not cases:
+        first = next(iter(reading.unreadable.values()))
+        raise InputError(f"{data.source.location}: no test image can be read. {first.path}: {first.reason}")
     groups = [data.groups[item.row] for item in cases]
     scores = score_detections(
         [item.case for item in cases],
