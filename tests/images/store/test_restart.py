@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from store_helpers import ArraySource, contents, write_pictures
 
 from frepa.errors import InputError
@@ -145,6 +146,22 @@ def test_data_lost_behind_the_journal_is_written_again(tmp_path: Path, pictures:
 def test_workers_change_nothing(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
     pack_source(open_source(undisturbed[0]), tmp_path / "three", num_workers=3)
     assert contents(tmp_path / "three") == contents(undisturbed[1])
+
+
+def test_workers_do_not_wait_for_the_threads_their_parent_had(tmp_path: Path) -> None:
+    """A forked process has none of its parent's OpenMP threads, and would wait for them for ever.
+
+    Images are large enough that torch shares the counting of their values between threads, in the parent too, which
+    probes a few of them for the room they need.
+    """
+    (tmp_path / "pictures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)
+    for number in range(36):
+        Image.fromarray(np.roll(noise, number)).save(tmp_path / "pictures" / f"{number:02d}.png", compress_level=1)
+    words = [sys.executable, "-m", "frepa.cli", "prepare", str(tmp_path / "pictures"), "--out", str(tmp_path / "store")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([*words, "--num-workers", "2", "--quiet"], check=True, timeout=60, env=environment)
+    assert len(open_source(tmp_path / "store")) == 36
 
 
 def test_shards_follow_from_the_source_alone() -> None:

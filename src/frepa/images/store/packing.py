@@ -285,6 +285,10 @@ def _write_shards(
 def _start_worker(shared: _Shared) -> None:
     global _shared
     _shared = shared
+    import torch
+
+    # A forked process has none of its parent's OpenMP threads, and would wait for them for ever.
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells the workers
     threading.Thread(target=_end_with_parent, args=(shared.parent,), daemon=True).start()
 
