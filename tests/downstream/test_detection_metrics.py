@@ -295,7 +295,6 @@ def test_average_precision_against_loops(dims: int) -> None:
 
 
 def test_average_precision_against_torchmetrics() -> None:
-    pytest.importorskip("pycocotools", reason="torchmetrics reckons average precision with pycocotools")
     from torchmetrics.detection import MeanAveragePrecision
 
     levels = [float(level) for level in np.linspace(0.5, 0.95, 10)]  # theirs are in single precision
