@@ -68,11 +68,6 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(_plain(values), indent=2, ensure_ascii=False) + "\n")
 
 
-def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row to a JSON-lines file."""
-    append_json_lines(path, [row])
-
-
 def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows to a JSON-lines file."""
     with open(path, "a", encoding="utf-8") as file:
