@@ -35,11 +35,11 @@ import torch
 from scipy import ndimage
 from skimage.filters import frangi
 
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.dual import Corruption
 from frepa.corruption.frequency import frequency_corrupt
 from frepa.corruption.guide import hessian_guide
 from frepa.corruption.histogram import DEFAULT_PATCH, histogram_mask
+from frepa.draws import Draws, sample_keys
 
 SIGMAS = (0.5, 1.0, 1.5)
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.spectrum import high_pass
-from frepa.pretraining import terms
-from frepa.pretraining.augment import Augmentation
-from frepa.pretraining.objective import Objective
+from frepa.draws import Draws, sample_keys
+from frepa.pretraining.methods import terms
+from frepa.pretraining.methods.augment import Augmentation
+from frepa.pretraining.methods.objective import Objective
 
 VIEWS = 2
 

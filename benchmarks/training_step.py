@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.dual import Corruption
 from frepa.corruption.guide import hessian_guide
+from frepa.draws import Draws, sample_keys
 from frepa.encoders.registry import build_encoder
 from frepa.heads.decoder import ReconstructionDecoder
-from frepa.pretraining.augment import Augmentation
-from frepa.pretraining.objective import Objective
+from frepa.pretraining.methods.augment import Augmentation
+from frepa.pretraining.methods.objective import Objective
 
 
 def measure(

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.dual import Corruption
 from frepa.corruption.frequency import frequency_corrupt
 from frepa.corruption.histogram import histogram_mask
 from frepa.corruption.inputs import check_images
+from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError
 
 SHAPES = [(48, 40), (33, 21), (1, 30), (1, 1), (20, 17, 18), (1, 1, 24)]

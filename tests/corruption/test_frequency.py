@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from frepa.corruption import frequency
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.spectrum import frequency_distance, half_shape, to_image, to_spectrum
+from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError
 
 SHAPES = [(64, 48), (45, 37), (33, 50), (1, 40), (40, 1), (1, 1), (20, 34, 18), (17, 19, 33), (2, 1, 35), (1, 1, 1)]

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.histogram import from_patches, histogram_mask, patch_moments, to_patches
+from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError
 
 CASES = [((64, 96), 16), ((45, 37), 8), ((20, 33, 18), 8), ((1, 50), 32), ((16, 16, 16), 16), ((1, 1), 32)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frepa.corruption.guide import hessian_guide
-from frepa.downstream.case_reading import LabelledImage
+from frepa.datasets.reading import LabelledImage
 from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, draw_crops, working_case
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_encoders  # noqa: F401 (registers them)
 import torch
 from safetensors.torch import load_file
 
-from frepa.downstream.encoder_reference import absolute, method_of, open_encoder
+import tiny_encoders  # noqa: F401 (registers them)
 from frepa.downstream.frozen import trained_names, weights_hash
-from frepa.downstream.segmenter import load_segmenter, predict_case
+from frepa.downstream.segmentation.model import load_segmenter, predict_case
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.files import load_encoder, save_encoder
+from frepa.encoders.reference import absolute, method_of, open_encoder
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.verbs.segment import segment

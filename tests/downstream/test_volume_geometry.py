@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from frepa.downstream.case_reading import read_case, read_scan
-from frepa.downstream.cases import Case
-from frepa.downstream.labels import LabelMap
-from frepa.downstream.segmentation_data import check_sets, open_sets
-from frepa.downstream.segmenter import turn_back
-from frepa.downstream.testing import _in_file_axes, write_labels
+from frepa.datasets.annotations import Case
+from frepa.datasets.labels import LabelMap
+from frepa.datasets.reading import read_case, read_scan
+from frepa.downstream.segmentation.data import check_sets, open_sets
+from frepa.downstream.segmentation.model import turn_back
+from frepa.downstream.segmentation.testing import _in_file_axes, write_labels
 from frepa.errors import InputError
 
 AFFINE = np.array([[-0.9, 0, 0, 40], [0, 0, 1.5, -20], [0, 1.1, 0, 7], [0, 0, 0, 1]])

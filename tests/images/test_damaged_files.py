@@ -22,9 +22,10 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 import tifffile
-from dicom_making import MR, dataset, save, series, smooth
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from dicom_making import MR, dataset, save, series, smooth
 
 SECONDS_EACH, MEMORY = 20.0, 6 * 2**30
 KINDS = ("cut", "cut near the end", "flip bits", "flip the header", "zero a part", "large numbers", "insert", "empty")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_making import CORONAL, MR, SAGITTAL, dataset, save, series, smooth
 from pydicom.uid import generate_uid
 
+from dicom_making import CORONAL, MR, SAGITTAL, dataset, save, series, smooth
 from frepa.errors import InputError
 from frepa.images.orientation import axis_codes, reorient_array
 from frepa.images.scan import HU, Scan, UnreadableScan

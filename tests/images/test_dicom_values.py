@@ -9,7 +9,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_making import AXIAL, CR, ENHANCED_CT, ENHANCED_MR, MR, US_MULTIFRAME, dataset, group, save, series, smooth
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
@@ -21,7 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from frepa.images.readers.dicom_codecs import stated_size
+from dicom_making import AXIAL, CR, ENHANCED_CT, ENHANCED_MR, MR, US_MULTIFRAME, dataset, group, save, series, smooth
+from frepa.images.readers.dicom.codecs import stated_size
 from frepa.images.scan import ARBITRARY, HU, Scan, UnreadableScan
 from frepa.images.source import open_source
 

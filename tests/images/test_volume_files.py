@@ -312,8 +312,9 @@ def test_hdf5_datasets(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_every_format(tmp_path: Path) -> None:
-    from dicom_making import series, smooth
     from PIL import Image
+
+    from dicom_making import series, smooth
 
     volume = RNG.integers(0, 99, (4, 8, 8)).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(volume.T, np.eye(4)), tmp_path / "a.nii.gz")

@@ -39,7 +39,8 @@ _OF_DIMS = {
 _KILLED = """
 import os, signal, sys
 from frepa import cli
-from frepa.pretraining import journal, state_files
+from frepa import files as state_files
+from frepa.pretraining import journal
 where, count = sys.argv[1], int(sys.argv[2])
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 if where == "step":

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from frepa.corruption.draws import Draws, sample_keys
 from frepa.corruption.frequency import frequency_corrupt
 from frepa.corruption.hessian import eigenvalues, hessian
 from frepa.corruption.histogram import histogram_mask
 from frepa.corruption.spectrum import apply_transfer, band_pass, low_pass, to_spectrum
-from frepa.pretraining import terms
-from frepa.pretraining.augment import map_intensity
+from frepa.draws import Draws, sample_keys
+from frepa.pretraining.methods import terms
+from frepa.pretraining.methods.augment import map_intensity
 from frepa.report.figures import log_spectrum
 
 PLANE, DEPTH = (20, 17), 24

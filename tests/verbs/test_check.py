@@ -14,8 +14,8 @@ from pyarrow import parquet
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from frepa.checks.findings import KINDS
 from frepa.cli import main
-from frepa.images.checks.findings import KINDS
 from frepa.images.store.packing import pack_source
 
 RNG = np.random.default_rng(3)

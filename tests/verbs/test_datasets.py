@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from frepa.datasets.catalogue import entry as entry_module
 from frepa.errors import InputError
-from frepa.images.catalogue import entry as entry_module
 from frepa.verbs.datasets import datasets_fetch, datasets_list, datasets_show, datasets_verify
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from frepa.corruption import frequency, histogram
-from frepa.corruption.draws import Draws
 from frepa.corruption.inputs import check_images
 from frepa.corruption.workers import for_each
+from frepa.draws import Draws
 from frepa.errors import InputError
 
 _Strategy = Callable[[Tensor, Draws], tuple[Tensor, Tensor]]

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from frepa.corruption.draws import Draws
 from frepa.corruption.inputs import check_images
 from frepa.corruption.spectrum import half_shape, low_pass, signed_frequencies, to_image, to_spectrum
 from frepa.corruption.workers import for_each
+from frepa.draws import Draws
 from frepa.errors import InputError
 
 

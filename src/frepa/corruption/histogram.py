@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from frepa.corruption.draws import Draws
 from frepa.corruption.inputs import check_images
 from frepa.corruption.workers import for_each
+from frepa.draws import Draws
 from frepa.errors import InputError, nearest
 
 # Side of a patch by the number of image axes.

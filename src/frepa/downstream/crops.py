@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frepa.corruption.draws import Draws, sample_keys
-from frepa.downstream.case_reading import LabelledImage
+from frepa.datasets.reading import LabelledImage
+from frepa.draws import Draws, sample_keys
 from frepa.images.sampling import SampleStream
 
 _CROPS = 0  # view number of the draws

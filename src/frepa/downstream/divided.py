@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from frepa.downstream.labelled_source import class_order
-from frepa.downstream.splits import SHARES, complete_split, fold_groups, split_groups
+from frepa.datasets.labelled import class_order
+from frepa.downstream.division import SHARES, complete_split, fold_groups, split_groups
 from frepa.errors import InputError
 from frepa.images.scan import Skipped
 from frepa.images.source import Source

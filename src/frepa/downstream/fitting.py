@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from frepa.downstream.devices import deterministic
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.run_folder import append_json_lines
-from frepa.pretraining.schedules import learning_rates
+from frepa.machine import deterministic
+from frepa.schedules import learning_rates
 
 _LOG_EVERY = 10
 _VALIDATIONS = 20

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from frepa.errors import InputError
-from frepa.images.dicom_files import grouped
 from frepa.images.finding import Found, find_files, manifest_files
 from frepa.images.label_folders import warning as label_warning
+from frepa.images.readers.dicom.folders import grouped
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import READERS, Reader, readable_suffixes, reader_at
 from frepa.images.resampling import per_axis, resample, resampled_header
@@ -257,7 +257,7 @@ class FileSource(Source):
         options: dict[str, Any] = {"dims": self.dims, "max_pixels": self._max_pixels, "canonical": self._canonical}
         files = self._files(row)
         if files is not None:
-            from frepa.images.readers.dicom import series_header
+            from frepa.images.readers.dicom.reader import series_header
 
             return series_header(files, **options)
         return READERS[self._readers[row]].header(*self._place(row), **options)
@@ -282,7 +282,7 @@ class FileSource(Source):
         options: dict[str, Any] = {"dims": self.dims, "max_pixels": self._max_pixels, "canonical": self._canonical}
         files = self._files(row)
         if files is not None:
-            from frepa.images.readers.dicom import read_series
+            from frepa.images.readers.dicom.reader import read_series
 
             return read_series(files, within, voi=self._voi, **options)
         return READERS[self._readers[row]].read(*self._place(row), within, voi=self._voi, **options)

@@ -238,7 +238,9 @@ def open_source(
         raise InputError(f"dims is {dims}, expected 2 (images) or 3 (volumes).")
     text, path = str(source), Path(source)
     if ":" in text:
-        importlib.import_module("frepa.images.catalogue.source")  # registers "dataset-id:folder"; few need its tables
+        importlib.import_module(
+            "frepa.datasets.catalogue.listing"
+        )  # registers "dataset-id:folder"; few need its tables
     if path.is_dir():
         importlib.import_module("frepa.images.store.source")  # registers stores, which need blosc2
     for kind in _KINDS:

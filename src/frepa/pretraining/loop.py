@@ -14,12 +14,12 @@ from torch import Tensor
 
 from frepa.pretraining.ema import Ema
 from frepa.pretraining.journal import Journal
-from frepa.pretraining.methods import Method
+from frepa.pretraining.methods.contract import Method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.stopping import StopRequest
 
 if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
-    from frepa.pretraining.adversarial import Adversary
+    from frepa.pretraining.methods.adversarial import Adversary
 
 Batch = dict[str, Any]
 

@@ -17,22 +17,23 @@ from frepa.encoders.specs import split_options
 from frepa.errors import InputError
 from frepa.images.loading import load_images, make_loader
 from frepa.images.source import Source, open_source
-from frepa.pretraining.augment import Augmentation
 from frepa.pretraining.defaults import check_ranges, resolved
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Batch, Plan, fit
-from frepa.pretraining.methods import Method, build_method
-from frepa.pretraining.objective import Objective
+from frepa.pretraining.methods.augment import Augmentation
+from frepa.pretraining.methods.contract import Method
+from frepa.pretraining.methods.objective import Objective
+from frepa.pretraining.methods.registry import build_method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import voxels, write_report
-from frepa.pretraining.schedules import learning_rates
 from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
 from frepa.pretraining.stopping import StopRequest
 from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
+from frepa.schedules import learning_rates
 
 if TYPE_CHECKING:
-    from frepa.pretraining.adversarial import Adversary
+    from frepa.pretraining.methods.adversarial import Adversary
 
 _MOST_PICTURES = 100
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -210,7 +211,7 @@ def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversar
     )
     adversary = None
     if options["adversarial_weight"]:
-        from frepa.pretraining.adversarial import Adversary
+        from frepa.pretraining.methods.adversarial import Adversary
 
         adversary = Adversary(options["dims"], source.channels, start_epoch=options["adversarial_start_epoch"])
     return method, adversary

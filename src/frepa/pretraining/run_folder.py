@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from frepa.errors import InputError
+from frepa.files import write_text_atomically
 from frepa.pretraining.checkpoints import Checkpoints
-from frepa.pretraining.state_files import write_text_atomically
 
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
 MAY_CHANGE_ON_RESUME = frozenset(

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from frepa.images.source import Source
-from frepa.pretraining.methods import Method
+from frepa.pretraining.methods.contract import Method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.report.figures import loss_curves
 from frepa.report.page import Page

@@ -13,7 +13,7 @@ from frepa.images.loading import Batch
 from frepa.images.orientation import voxel_sizes
 from frepa.images.writing import write_nifti
 from frepa.pretraining.journal import Journal
-from frepa.pretraining.methods import Method, StepResult
+from frepa.pretraining.methods.contract import Method, StepResult
 from frepa.pretraining.run_folder import RunFolder
 from frepa.report.figures import png_bytes, reconstruction_grid
 

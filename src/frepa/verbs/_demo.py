@@ -158,7 +158,7 @@ def _on_a_photograph(run: Path) -> Any:
     from skimage import data
     from skimage.transform import resize
 
-    from frepa.downstream.segmenter import load_segmenter
+    from frepa.downstream.segmentation.model import load_segmenter
 
     photograph = resize(data.retina()[..., 1], (352, 352), anti_aliasing=True).astype(
         np.float32

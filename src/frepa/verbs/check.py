@@ -58,9 +58,9 @@ def check(
 
     from tqdm import tqdm
 
-    from frepa.images.checks.findings import write_findings
-    from frepa.images.checks.report import summary, write_page
-    from frepa.images.checks.run import check_source
+    from frepa.checks.findings import write_findings
+    from frepa.checks.report import summary, write_page
+    from frepa.checks.run import check_source
     from frepa.images.source import open_source
 
     opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)

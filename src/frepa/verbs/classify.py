@@ -73,6 +73,6 @@ def classify(
         quiet: no progress bars.
     """
     options = dict(locals())
-    from frepa.downstream.classification import run_classification
+    from frepa.downstream.classification.task import run_classification
 
     return run_classification(options)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from frepa.datasets.catalogue.entry import ACCESS, MODALITIES, ROLES, TASKS, Entry, load_entries, load_entry
 from frepa.errors import InputError, nearest
-from frepa.images.catalogue.entry import ACCESS, MODALITIES, ROLES, TASKS, Entry, load_entries, load_entry
 
 # The paper's words for two modalities.
 _ALIASES = {"retina": "fundus", "oct reconstruction": "OCT angiography", "mr": "MRI", "xray": "X-ray"}
@@ -32,7 +32,7 @@ def datasets_list(
     Returns:
         A table with one line per dataset.
     """
-    from frepa.images.catalogue.describe import list_text
+    from frepa.datasets.catalogue.describe import list_text
 
     wanted = _modality(modality)
     roles = {"pretraining": ("pretraining", "both"), "downstream": ("downstream", "both")}.get(role or "", (role,))
@@ -58,7 +58,7 @@ def datasets_show(dataset: str) -> str:
     Returns:
         A page of text.
     """
-    from frepa.images.catalogue.describe import show_text
+    from frepa.datasets.catalogue.describe import show_text
 
     return show_text(load_entry(dataset))
 
@@ -76,7 +76,7 @@ def datasets_verify(dataset: str, folder: str, *, strict: bool = False) -> str:
     Returns:
         The report as text.
     """
-    from frepa.images.catalogue.verify import verify
+    from frepa.datasets.catalogue.verify import verify
 
     result = verify(load_entry(dataset), folder)
     if strict and not result.complete:
@@ -111,7 +111,7 @@ def datasets_fetch(
     Returns:
         The folder.
     """
-    from frepa.images.catalogue.fetch import chosen_downloads, fetch_one
+    from frepa.datasets.catalogue.fetch import chosen_downloads, fetch_one
 
     entry = load_entry(dataset)
     downloads = chosen_downloads(entry, _only(only))

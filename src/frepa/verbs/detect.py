@@ -89,6 +89,6 @@ def detect(
         quiet: no progress bars.
     """
     options = dict(locals())
-    from frepa.downstream.detection import run_detection
+    from frepa.downstream.detection.task import run_detection
 
     return run_detection(options)

@@ -79,6 +79,6 @@ def segment(
         quiet: no progress bars.
     """
     options = dict(locals())
-    from frepa.downstream.segmentation import run_segmentation
+    from frepa.downstream.segmentation.task import run_segmentation
 
     return run_segmentation(options)

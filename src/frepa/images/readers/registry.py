@@ -130,7 +130,7 @@ def reader_at(path: Path) -> Reader | None:
         return None
     if path.name.upper().startswith("DICOMDIR"):
         return None
-    from frepa.images.readers.dicom_header import is_dicom
+    from frepa.images.readers.dicom.header import is_dicom
 
     return _BY_SUFFIX[".dcm"] if path.is_dir() or is_dicom(path) else None
 
@@ -159,7 +159,7 @@ register("simpleitk", (".mha", ".mhd", ".nrrd", ".nhdr"), "frepa.images.readers.
 register(
     "dicom",
     (".dcm", ".dicom", ".ima"),
-    "frepa.images.readers.dicom",
+    "frepa.images.readers.dicom.reader",
     dims=(2, 3),
     many=True,
     options=("voi",),

@@ -1,0 +1,203 @@
+"""A table with a row per box: pixels, or centre and diameter in millimetres as LUNA16 lists its nodules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from frepa.datasets.catalogue.tables import read_rows
+from frepa.datasets.labelled import PARTS
+from frepa.datasets.layouts.box_registry import FINDING, BoxedSource, Findings, Request, box_layout
+from frepa.datasets.layouts.listed import Locator, open_listed, wrong_axes
+from frepa.errors import InputError
+
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+_FILES = ("path", "image", "file", "seriesuid")
+_MASK = "mask"
+# Axes of the file from the last one on; the letters of NIfTI's voxel indices are known for volumes only, since
+# elsewhere i often means the row.
+_LETTERS = {2: ("xy",), 3: ("xyz", "ijk")}
+_SPHERE = ("coordx", "coordy", "coordz", "diametermm")
+_YES = frozenset({"1", "1.0", "true", "yes"})
+EXPECTS = (
+    "a CSV or parquet file with a row per box: path, x_min, y_min, x_max, y_max (for volumes z_min and z_max too, or "
+    "coordX, coordY, coordZ, diameter_mm), and label, split, group, fold, ignored if wanted"
+)
+
+_Row = Mapping[str, str]
+
+
+def _detect(text: str, path: Path) -> bool:
+    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+        return False
+    columns = _read(path)[0]
+    return _MASK not in columns or _box_columns(columns, 2) is not None or _box_columns(columns, 3) is not None
+
+
+@box_layout("table", expects=EXPECTS, detect=_detect)
+def read_table(request: Request) -> BoxedSource:
+    """Files are relative to the table's folder, or named alone and found in its sub-folders.
+
+    x is the last axis of the file's array (the column of an image, i of NIfTI), y the one before. Millimetres are
+    those of LUNA16's tables, LPS as in DICOM and ITK. A row with empty box cells is an image without findings.
+
+    Raises:
+        InputError: a column is missing, or a cell cannot be understood; names the line.
+    """
+    path, dims = request.path, request.dims
+    columns, rows = _read(path)
+    files = next((name for name in _FILES if name in columns), None)
+    wanted = _wanted(path, columns, files, dims)
+    assert files is not None
+    spheres = wanted == _SPHERE
+    images: dict[str, list[tuple[int, _Row]]] = {}
+    for number, row in enumerate(rows, start=2):
+        if not row[files]:
+            raise InputError(f"{path}, line {number}: the column {columns[files]!r} is empty: which image is meant?")
+        images.setdefault(row[files], []).append((number, row))
+    locator = Locator(path.parent, dims)
+    names = [locator.find(name) for name in images]
+    # Two spellings of one file would be two images with half the boxes each
+    if len({name for name in names if name}) < sum(name is not None for name in names):
+        raise InputError(f"{path}: one image is named in two ways. Write the same path in all rows of an image.")
+    groups = [_one(path, mine, "group") for mine in images.values()] if "group" in columns else None
+    source, places = open_listed(path.parent, request.text, names, list(images), dims=dims, groups=groups)
+    marked = [_findings(path, mine, wanted, columns) for mine in images.values()]
+    splits = [_split(path, mine) if "split" in columns else None for mine in images.values()]
+    folds = [_fold(path, mine) for mine in images.values()] if "fold" in columns else []
+    kind = "centres and diameters in mm (LPS)" if spheres else "pixel corners"
+    return BoxedSource(
+        source=source,
+        findings=[marked[place] for place in places],
+        splits=[splits[place] for place in places],
+        classes=(),
+        origin=f"the columns {', '.join(columns[name] for name in wanted)} of the table ({kind})",
+        spheres=spheres,
+        folds=[folds[place] for place in places] if folds else [],
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, str], list[_Row]]:
+    """Plain column name -> as written, and every row by plain column names."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        try:
+            found = pyarrow.parquet.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read as a table ({error}).") from None
+        rows = [{name: "" if cell is None else str(cell).strip() for name, cell in row.items()} for row in found]
+    else:
+        rows = read_rows(path)
+    if not rows:
+        raise InputError(f"{path}: has no rows. Expected {EXPECTS}.")
+    columns = {_plain(name): name for name in rows[0]}
+    return columns, [{_plain(name): cell for name, cell in row.items()} for row in rows]
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", "").replace(" ", "")
+
+
+def _corner_columns(letters: str) -> tuple[str, ...]:
+    """In the order of a box's corners: the last letter is the first axis."""
+    return tuple(f"{letter}{side}" for side in ("min", "max") for letter in reversed(letters))
+
+
+def _box_columns(columns: Mapping[str, str], dims: int) -> tuple[str, ...] | None:
+    """Columns of the box: corners before spheres, since pixels need no conversion."""
+    choices = [_corner_columns(letters) for letters in _LETTERS[dims]] + ([_SPHERE] if dims == 3 else [])
+    return next((names for names in choices if all(name in columns for name in names)), None)
+
+
+def _wanted(path: Path, columns: Mapping[str, str], files: str | None, dims: int) -> tuple[str, ...]:
+    wanted = _box_columns(columns, dims)
+    # A table of volumes has the columns of a table of images too
+    of_volumes = dims == 2 and _box_columns(columns, 3) is not None
+    if files is not None and wanted is not None and not of_volumes:
+        return wanted
+    shown = ", ".join(columns.values())
+    if of_volumes:
+        raise InputError(f"{path}: {wrong_axes(2)} (The table has boxes with three axes.)")
+    if dims == 3 and _box_columns(columns, 2) is not None:
+        raise InputError(
+            f"{path}: its boxes have no third axis (columns {shown}), and the encoder takes volumes. Add z_min and "
+            "z_max, or give a 2D encoder."
+        )
+    missing = "that names the image" if files is None else "set that gives a box"
+    raise InputError(f"{path}: there is no column {missing}; its columns are {shown}. Expected {EXPECTS}.")
+
+
+def _one(path: Path, rows: Sequence[tuple[int, _Row]], column: str) -> str:
+    """The value that all rows of an image agree on."""
+    first = rows[0][1][column]
+    for number, row in rows:
+        if row[column] != first:
+            raise InputError(
+                f"{path}, line {number}: {column} is {row[column]!r}, but {first!r} in another row of the same image."
+            )
+    return first
+
+
+def _split(path: Path, rows: Sequence[tuple[int, _Row]]) -> str | None:
+    cell = _one(path, rows, "split")
+    part = PARTS.get(cell.lower())
+    if cell and part is None:
+        raise InputError(f"{path}, line {rows[0][0]}: split {cell!r} is not known. Expected train, val or test.")
+    return part
+
+
+def _fold(path: Path, rows: Sequence[tuple[int, _Row]]) -> int | None:
+    cell = _one(path, rows, "fold")
+    if cell and not cell.removesuffix(".0").isdecimal():
+        raise InputError(f"{path}, line {rows[0][0]}: fold {cell!r} is not known. Expected a whole number, or nothing.")
+    return int(cell.removesuffix(".0")) if cell else None
+
+
+def _findings(
+    path: Path, rows: Sequence[tuple[int, _Row]], wanted: tuple[str, ...], columns: Mapping[str, str]
+) -> Findings:
+    values, labels = [], []
+    for number, row in rows:
+        if not any(row[name] for name in wanted):
+            continue
+        where, cells = f"{path}, line {number}", {columns[name]: row[name] for name in wanted}
+        values.append(_sphere(where, cells) if wanted == _SPHERE else _corners(where, cells))
+        label = row["label"] if "label" in columns else FINDING
+        ignored = row.get("ignored", "").lower() in _YES
+        if not label and not ignored:
+            raise InputError(f"{path}, line {number}: a box without label. Write its class, or leave out the column.")
+        labels.append(None if ignored else label)
+    return Findings(np.array(values, np.float64).reshape(-1, len(wanted)), tuple(labels))
+
+
+def _numbers(where: str, cells: Mapping[str, str]) -> list[float]:
+    try:
+        numbers = [float(cell) for cell in cells.values()]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(f"{where}: found {_shown(cells)}. Expected a number in each, or nothing in all of them.")
+    return numbers
+
+
+def _corners(where: str, cells: Mapping[str, str]) -> list[float]:
+    numbers = _numbers(where, cells)
+    half = len(numbers) // 2
+    if any(low > high for low, high in zip(numbers[:half], numbers[half:])):
+        raise InputError(f"{where}: the box ends before it starts: {_shown(cells)}.")
+    return numbers
+
+
+def _sphere(where: str, cells: Mapping[str, str]) -> list[float]:
+    """LPS to RAS."""
+    x, y, z, diameter = _numbers(where, cells)
+    return [-x, -y, z, diameter]
+
+
+def _shown(cells: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {cell!r}" for name, cell in cells.items())

@@ -1,0 +1,156 @@
+"""One case from its files: image in [0, 1], classes, field of view, all of one size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from frepa.datasets.annotations import Case
+from frepa.datasets.labels import LabelMap
+from frepa.errors import InputError
+from frepa.images.intensity import Window, to_unit
+from frepa.images.orientation import reorient, same_grid
+from frepa.images.readers.pixels import MAX_PIXELS
+from frepa.images.readers.registry import Reader, readable_suffixes, reader_for
+from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
+
+# Corners may differ by this share of a voxel: headers are rounded, and some programs place voxel corners by halves.
+_PLACE_TOLERANCE = 0.6
+
+
+class LabelledImage(NamedTuple):
+    """image ``(C, *S)`` float32 in [0, 1]; classes ``(*S)`` uint8; inside ``(*S)`` bool or None, the field of view."""
+
+    image: np.ndarray
+    classes: np.ndarray
+    inside: np.ndarray | None
+
+
+def read_scan(path: Path, dims: int, *, canonical: bool = True) -> Scan:
+    """Decode one file; volumes are turned to the canonical orientation unless ``canonical`` is False.
+
+    Raises:
+        InputError: no reader takes it, or it is damaged; names the file.
+    """
+    reader = _reader(path, dims)
+    try:
+        return reader.read(path, None, 0, dims=dims, max_pixels=MAX_PIXELS[dims], canonical=canonical)
+    except UnreadableScan as error:
+        raise InputError(f"{error}. Repair the file or take it out of the set.") from None
+
+
+def read_header(path: Path, dims: int, *, canonical: bool = True) -> Header:
+    """Size and place of one file without decoding it; ``canonical`` and InputError as in `read_scan`."""
+    try:
+        return _reader(path, dims).header(path, None, dims=dims, max_pixels=MAX_PIXELS[dims], canonical=canonical)
+    except UnreadableScan as error:
+        raise InputError(f"{error}. Repair the file or take it out of the set.") from None
+
+
+def refuse_stack(path: Path, count: int, dims: int) -> None:
+    """Raise InputError for a file of many slices that is to be read as one 2D image."""
+    if dims == 2 and count > 1:
+        raise InputError(
+            f"{path}: holds {count} slices, and the encoder takes single 2D images. To carry it to volumes put slices: "
+            'before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
+        )
+
+
+def read_as_filed(path: Path, dims: int) -> tuple[Scan, Scan]:
+    """One image file: in its own axes, and (volumes) turned to the canonical orientation.
+
+    Raises:
+        InputError: it is damaged, or has another number of axes than ``dims``.
+    """
+    refuse_stack(path, read_header(path, dims, canonical=False).count, dims)
+    scan = read_scan(path, dims, canonical=False)
+    return scan, reorient(scan)
+
+
+def _reader(path: Path, dims: int) -> Reader:
+    reader = reader_for(path.name)
+    if reader is None or dims not in reader.dims:
+        raise InputError(
+            f"{path}: no {dims}D image format is known by this ending. Known: {', '.join(readable_suffixes(dims))}. "
+            f"An encoder for {5 - dims}D images is needed for others."
+        )
+    return reader
+
+
+def read_mask(path: Path, dims: int) -> Scan:
+    """A mask with its stored values and type, ``(1, *S)``; volumes in canonical orientation.
+
+    Palette images give their palette positions, not colours.
+
+    Raises:
+        InputError: the file is damaged or holds a colour picture.
+    """
+    scan = read_scan(path, dims)
+    array = scan.array
+    if array.shape[0] == 1:
+        return scan
+    positions = _palette_positions(path)
+    if positions is not None and positions.shape == array.shape[1:]:
+        return replace_scan(scan, array=positions[None])
+    raise InputError(
+        f"{path}: this mask is a colour picture ({array.shape[0]} channels), and a class per pixel is expected. "
+        "Save it as one channel with the class as value."
+    )
+
+
+def _palette_positions(path: Path) -> np.ndarray | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image) if image.mode == "P" else None
+    except OSError:
+        return None
+
+
+def inside_of(values: np.ndarray) -> np.ndarray:
+    """A field of view ``(*S)`` bool from its file's values ``(C, *S)``: above half of the largest; all where empty."""
+    top = float(values.max())
+    return values.max(axis=0) > top / 2 if top > 0 else np.ones(values.shape[1:], dtype=bool)
+
+
+def read_case(case: Case, labels: LabelMap, dims: int, window: Window = None) -> LabelledImage:
+    """Image scaled over the whole image, classes and field of view, at native resolution.
+
+    Volumes come in canonical orientation, each file turned by its own header.
+
+    Raises:
+        InputError: a file is damaged, or mask or field of view do not fit the image; names both files and sizes.
+    """
+    scan = read_scan(case.image, dims)
+    mask = read_mask(case.mask, dims)
+    check_fit(case.image, scan, case.mask, mask, "mask")
+    inside = None
+    if case.fov is not None:
+        fov = read_scan(case.fov, dims)
+        check_fit(case.image, scan, case.fov, fov, "field of view")
+        inside = inside_of(fov.array)
+    return LabelledImage(to_unit(scan, window=window), labels.to_classes(mask.array[0], str(case.mask)), inside)
+
+
+def check_fit(path: Path, image: Scan | Header, other_path: Path, other: Scan | Header, what: str) -> None:
+    """Raise InputError unless both have the same extent on every axis and, where both say so, lie at the same place.
+
+    Both in canonical orientation.
+    """
+    if tuple(image.size) != tuple(other.size):
+        shown, other_shown = (" x ".join(map(str, item.size)) for item in (image, other))
+        hint = ""
+        if sorted(image.size) == sorted(other.size):
+            hint = " The axes look exchanged: one of the two was probably saved turned or with an orientation tag."
+        raise InputError(f"The {what} does not fit its image: {path} is {shown}, {other_path} is {other_shown}.{hint}")
+    if image.affine is None or other.affine is None:
+        return
+    if not same_grid(tuple(image.size), image.affine, tuple(other.size), other.affine, _PLACE_TOLERANCE):
+        raise InputError(
+            f"The {what} lies elsewhere in the patient than its image: {path} and {other_path} have the same size, but "
+            "their headers give other positions or voxel sizes. Resample the mask to the image's grid, or correct its "
+            "header."
+        )

@@ -1,0 +1,192 @@
+"""A frozen encoder with a classification head: what is trained, saved, and applied to whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frepa.datasets.reading import read_header, read_scan, refuse_stack
+from frepa.downstream.frozen import HeadOnFrozen
+from frepa.downstream.head_files import load_weights, read_head, save_head
+from frepa.encoders.contract import Encoder
+from frepa.encoders.feature_cache import FeatureCache
+from frepa.encoders.reference import EncoderReference, reopen_encoder
+from frepa.encoders.slice_transfer import SliceTransfer, pad_stacks
+from frepa.heads.classifier import ClassificationHead
+from frepa.images.geometry import placement, resize, resize_pad
+from frepa.images.intensity import Window, to_unit
+
+TASK = "classification"
+
+
+@dataclass(frozen=True)
+class ClassificationSettings:
+    """How an image is brought before the network; training and prediction use the same.
+
+    Attributes:
+        image_size: side in pixels of the square (cube) an image is resized into, aspect kept, zeros around it; of a
+            slice transfer the side of each slice, while the number of slices stays.
+        window: CT window (``frepa.images.intensity.to_unit``).
+        hidden: width of the head's hidden layer; 0 is a linear probe.
+        pooling: of the embedding's positions, "mean" or "attention".
+    """
+
+    image_size: int
+    window: Window = None
+    hidden: int = 256
+    pooling: str = "mean"
+
+
+class Classifier(HeadOnFrozen):
+    """Encoder (frozen, always in evaluation mode) and head.
+
+    Only ``trained_parameters()`` train: the head's, and of a slice transfer its blocks'. An image passes in three
+    steps, so that the first two are done once where they stay the same: ``inputs`` (image to encoder input),
+    ``encode`` (what the frozen part makes of it), ``forward`` (what trains).
+
+    Attributes:
+        classes: names, in the order of scores.
+        several: classes do not exclude each other: a sigmoid per class instead of a softmax over them.
+        cache: keeps what the 2D encoder of a slice transfer makes of each volume; None keeps nothing.
+    """
+
+    head: ClassificationHead
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: ClassificationSettings,
+        classes: Sequence[str],
+        *,
+        several: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.freeze()
+        self.head = ClassificationHead(
+            encoder.embedding_channels, len(classes), hidden=settings.hidden, pooling=settings.pooling
+        )
+        self.settings = settings
+        self.classes = tuple(classes)
+        self.several = several
+        self.autocast = autocast
+        self.cache: FeatureCache | None = None
+        self.eval()
+
+    @property
+    def transfer(self) -> SliceTransfer | None:
+        """The encoder where it is a slice transfer, whose blocks train with the head; else None."""
+        return self.encoder if isinstance(self.encoder, SliceTransfer) else None
+
+    def frame(self, image: np.ndarray) -> np.ndarray:
+        """Bring an image ``(C, *S)`` float32 in [0, 1] to the size the encoder is fed; same type and range."""
+        side = self.settings.image_size
+        if self.transfer is None:
+            return resize_pad(image, (side,) * self.encoder.dims)
+        place = placement(image.shape[2:], (side, side))
+        framed = np.zeros((*image.shape[:2], side, side), np.float32)
+        rows, columns = place.slices
+        framed[:, :, rows, columns] = resize(image, (image.shape[1], *place.inner))
+        return framed
+
+    @torch.no_grad()
+    def inputs(self, framed: np.ndarray) -> Tensor:
+        """(in_channels, *S) on the device: a framed image and the guide computed from it."""
+        image = torch.from_numpy(framed)[None].to(self.device)
+        return self.encoder.prepare_input(image, self.encoder.make_guide(image))[0]
+
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What the frozen part makes of a batch.
+
+        Returns:
+            The embedding (B, channels, *s), already pooled to (B, channels) where the head takes the mean, and None.
+            Of a slice transfer the 2D features (B, channels, D, h, w), and (B, D), False at padding slices.
+        """
+        self.encoder.eval()
+        with self._autocast():
+            if self.transfer is not None:
+                encoded = self.cache.features if self.cache is not None else self._slices
+                stack, mask = pad_stacks([encoded(volume) for volume in inputs])
+                return stack.to(self.device), mask.to(self.device)
+            embedding = self.encoder(torch.stack(list(inputs))).embedding
+        return (self.head.pool(embedding) if self.settings.pooling == "mean" else embedding).float(), None
+
+    def _slices(self, volume: Tensor) -> Tensor:
+        assert self.transfer is not None
+        return self.transfer.encode_slices(volume[None])[0]
+
+    def forward(self, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What ``encode`` gives, to logits (B, K)."""
+        with self._autocast():
+            if self.transfer is not None:
+                encoded = self.transfer.transform(encoded, mask).embedding
+            return self.head(encoded, mask)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K) float32 in [0, 1]; rows sum to 1 unless classes do not exclude each other."""
+        return logits.float().sigmoid() if self.several else logits.float().softmax(1)
+
+    @torch.no_grad()
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Probabilities ``(K,)`` float32 of a whole image ``(C, *S)`` float32 in [0, 1], C = 1 or 3."""
+        self.eval()
+        encoded, mask = self.encode([self.inputs(self.frame(image))])
+        return self.probabilities(self(encoded, mask))[0].cpu().numpy()
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    def save(self, folder: Path, reference: EncoderReference, extra: dict[str, Any] | None = None) -> Path:
+        """Write the head, and what of the encoder trained with it: ``head.safetensors`` and ``head.json``."""
+        description = {
+            "task": TASK,
+            "classes": list(self.classes),
+            "several": self.several,
+            "settings": asdict(self.settings),
+            "encoder": reference.as_dict(),
+            "extra": extra or {},
+        }
+        return save_head(folder, self.encoder, self.head, description)
+
+
+def load_classifier(run: str | Path, *, encoder: str | None = None, device: str | torch.device = "cpu") -> Classifier:
+    """The classifier of a finished run.
+
+    Args:
+        run: run folder (of a run in folds ``RUN/folds/1`` and so on), or its ``head.safetensors``.
+        encoder: where the encoder is now; None: where it was during training. Its weights must be the same.
+        device: where to put both.
+
+    Raises:
+        InputError: no classification head there, or the encoder is gone or another one.
+    """
+    path, description = read_head(run, TASK)
+    frozen = reopen_encoder(EncoderReference(**description["encoder"]), encoder)
+    settings = dict(description["settings"])
+    if isinstance(settings["window"], list):
+        settings["window"] = tuple(settings["window"])
+    with torch.random.fork_rng(devices=[]):
+        classifier = Classifier(
+            frozen, ClassificationSettings(**settings), description["classes"], several=description["several"]
+        )
+    load_weights(path, frozen, classifier.head)
+    return classifier.to(device).eval()
+
+
+def classify_image(classifier: Classifier, path: str | Path) -> dict[str, float]:
+    """Probability of each class for one image file.
+
+    Raises:
+        InputError: the file is damaged or has another number of axes than the encoder.
+    """
+    dims = classifier.encoder.dims
+    refuse_stack(Path(path), read_header(Path(path), dims).count, dims)
+    image = to_unit(read_scan(Path(path), dims), window=classifier.settings.window)
+    return dict(zip(classifier.classes, classifier.predict(image).tolist()))

@@ -1,0 +1,89 @@
+"""Test of a detector: every image of a part searched, and what was found as rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from frepa.downstream.detection.metrics import DetectionCase, case_scores
+from frepa.downstream.detection.model import Detector
+from frepa.downstream.detection.reading import Reading
+from frepa.downstream.segmentation.testing import read_ahead
+from frepa.images.boxes import centres, turned
+
+CASE_COLUMNS = ("case", "findings", "boxes", "hits", "misses", "false_positives", "iou")
+_AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """What was found in one image.
+
+    Attributes:
+        row: of the data. name: of the record.
+        case: true and found boxes in canonical axes, at the image's own resolution.
+        affine: of the canonical axes, None where the file says nothing. native: of the file's axes.
+    """
+
+    row: int
+    name: str
+    case: DetectionCase
+    affine: np.ndarray | None
+    native: np.ndarray | None
+
+
+def find_in(
+    detector: Detector, reading: Reading, part: str, *, workers: int = 2, quiet: bool = False
+) -> list[FoundCase]:
+    """Search all images of a part, in order; those that cannot be read are left out."""
+    data = reading.data
+    rows = data.rows(part).tolist()
+    label = {"test": "Testing", "val": "Choosing the threshold"}.get(part, "Choosing the threshold on training images")
+    results = []
+    with tqdm(total=len(rows), unit="image", desc=label, disable=quiet, dynamic_ncols=True) as bar:
+        for row, item in zip(rows, read_ahead(reading, rows, workers)):
+            if item is not None:
+                case = DetectionCase(item.boxes, detector.predict(item.image))
+                results.append(FoundCase(row, data.name(row), case, item.affine, item.native.affine))
+            bar.update()
+    return results
+
+
+def case_row(found: FoundCase, thresholds: Sequence[float], criterion: str) -> dict[str, Any]:
+    """The line of ``cases.csv``: findings to be found, boxes above the threshold, hits, misses, mean IoU."""
+    return {"case": found.name, **case_scores(found.case, thresholds, criterion)}
+
+
+def found_columns(dims: int) -> list[str]:
+    """Columns of ``findings.csv``."""
+    sides = [f"{axis}_{end}" for end in ("min", "max") for axis in _AXES[:dims]]
+    world = ["coordX", "coordY", "coordZ"] if dims == 3 else []
+    return ["image", "label", "score", "above_threshold", *sides, *world]
+
+
+def finding_rows(found: FoundCase, classes: Sequence[str], thresholds: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """Lines of ``findings.csv``, best first: boxes in the pixels and axes of the file, x its last axis.
+
+    Of volumes that say where they lie also the centre in LPS millimetres, as LUNA16 and DICOM write it.
+    """
+    corners, kinds, scores = found.case.found
+    dims = corners.shape[1] // 2
+    if found.affine is not None and found.native is not None and dims == 3:
+        corners = turned(corners, found.affine, found.native)
+        # The middle of pixel i is i + 0.5, and affines take i.
+        middles = (centres(corners) - 0.5) @ found.native[:3, :3].T + found.native[:3, 3]
+    else:
+        middles = None
+    for place, (box, kind, score) in enumerate(zip(corners, kinds.tolist(), scores.tolist())):
+        row: dict[str, Any] = {"image": found.name, "label": classes[kind], "score": score}
+        row["above_threshold"] = int(score >= thresholds[kind])
+        for axis in range(dims):
+            row[f"{_AXES[dims - 1 - axis]}_min"] = float(box[axis])
+            row[f"{_AXES[dims - 1 - axis]}_max"] = float(box[dims + axis])
+        if middles is not None:
+            row |= dict(zip(("coordX", "coordY", "coordZ"), (middles[place] * [-1, -1, 1]).tolist()))
+        yield row

@@ -1,0 +1,106 @@
+"""Test of a segmenter: every test case predicted at its own resolution, scored, and written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from frepa.datasets.annotations import Case
+from frepa.datasets.reading import LabelledImage, read_case, read_header
+from frepa.downstream.segmentation.data import LabelledCase
+from frepa.downstream.segmentation.metrics import score_case
+from frepa.downstream.segmentation.model import Segmenter, turn_back
+from frepa.images.orientation import permuted, reorient_header
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Scores of one test case (see ``metrics.score_case``) and the file its prediction was written to."""
+
+    set_name: str
+    case: Case
+    scores: dict[str, float]
+    prediction: Path
+
+
+def predict_and_score(
+    segmenter: Segmenter,
+    cases: Sequence[LabelledCase],
+    folder: Path,
+    *,
+    centreline: bool = False,
+    workers: int = 2,
+    quiet: bool = False,
+) -> list[CaseResult]:
+    """Predict and score all cases, in order; predictions go to ``folder/SET/CASE`` with the masks' own values."""
+
+    def read(item: LabelledCase) -> LabelledImage:
+        return read_case(item.case, item.labels, segmenter.encoder.dims, segmenter.settings.window)
+
+    results = []
+    bar = tqdm(total=len(cases), unit="case", desc="Testing", disable=quiet, dynamic_ncols=True)
+    with bar:
+        for item, labelled in zip(cases, read_ahead(read, cases, workers)):
+            found = segmenter.predict(labelled.image).classes
+            scores = score_case(
+                labelled.classes, found, segmenter.head.classes, inside=labelled.inside, centreline=centreline
+            )
+            target = folder / item.set_name / item.case.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path = write_labels(target, *_in_file_axes(item.labels.to_values(found), item.case.image))
+            results.append(CaseResult(item.set_name, item.case, scores, path))
+            bar.update()
+    return results
+
+
+def _in_file_axes(values: np.ndarray, image: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Label values ``(*S)`` in the axes of the image's file, and the affine of these axes."""
+    if values.ndim == 2:
+        return values, None
+    native = read_header(image, 3, canonical=False)
+    return turn_back(values[None], reorient_header(native).affine, native.affine)[0], native.affine
+
+
+def write_labels(target: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """Write label values ``(*S)``: PNG in 2D, NIfTI in 3D; returns the file written.
+
+    ``affine`` takes voxel indices in the order of ``S`` to RAS millimetres; without it the unit matrix is written.
+    """
+    if values.ndim == 2:
+        from PIL import Image
+
+        path = target.with_name(target.name + ".png")
+        Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.uint16)).save(path)
+        return path
+    import nibabel
+
+    path = target.with_name(target.name + ".nii.gz")
+    # Axes of a NIfTI file run x, y, z; ours z, y, x.
+    place = permuted(np.eye(4)[[2, 1, 0, 3]] if affine is None else affine)
+    nibabel.save(nibabel.Nifti1Image(values.transpose(), place), path)
+    return path
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``map(read, items)`` in order, with up to ``workers`` results made ahead of need; 0 reads when asked."""
+    if workers < 1:
+        yield from map(read, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,79 @@
+"""What pretraining minimises: the weighted sum of Frepa's terms (Eq. 11) and of the optional ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from frepa.errors import InputError
+from frepa.pretraining.methods import terms
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the terms; a weight of 0 switches its term off, and it is then not computed.
+
+    The defaults are the paper's (Frepa Eq. 11). ``focal_frequency`` is for the comparison of Fig. 4, ``adversarial``
+    weighs the generator loss of :class:`frepa.pretraining.methods.adversarial.Adversary`. A negative or
+    non-finite weight, or none above zero, raises InputError.
+    """
+
+    rmse: float = 1.0
+    gradient: float = 1.0
+    hfl: float = 1.0
+    consistency: float = 0.5
+    focal_frequency: float = 0.0
+    adversarial: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, weight in weights.items():
+            if not math.isfinite(weight) or weight < 0:
+                raise InputError(f"The weight of the {name} term is {weight}; give a number of 0 (off) or more.")
+        if not any(weights.values()):
+            raise InputError(f"All weights of the objective are 0; give at least one of {', '.join(weights)} a weight.")
+
+    def __call__(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        embeddings: tuple[Tensor, Tensor] | None,
+        generator_loss: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted total (0-d, float32, differentiable) and the detached, unweighted value of each term computed.
+
+        ``prediction``: (V*B, C, *S), the V views one after the other. ``target``: (B, C, *S), shared by the views, or
+        (V*B, C, *S); both in [0, 1] units. ``mask``: (V*B, 1, *S), nonzero where the RMSE counts, or None for
+        everywhere. ``embeddings``: the two views' (B, Ce, *s), or None where there is one view, which has no
+        consistency term. ``generator_loss``: the adversary's, or None while it is not active. The reconstruction
+        terms are averaged over views. Nothing waits for the device.
+        """
+        working = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+        views = prediction.unflatten(0, (-1, target.shape[0])).to(working)
+        residual = (views - target.to(working)).flatten(0, 1)
+
+        # Views are of one size, so the mean over all V*B images is the mean over views of each view's mean.
+        values: dict[str, Tensor] = {}
+        if self.rmse:
+            values["rmse"] = terms.rmse(residual, mask)
+        if self.gradient:
+            values["gradient"] = terms.gradient_l1(residual)
+        if self.hfl:
+            values["hfl"] = terms.hfl(residual)
+        if self.consistency and embeddings is not None:
+            values["consistency"] = terms.consistency(*embeddings)
+        if self.focal_frequency:
+            values["focal_frequency"] = terms.focal_frequency_loss(residual)
+        if self.adversarial and generator_loss is not None:
+            values["adversarial"] = generator_loss(prediction)
+        if not values:
+            raise InputError("Nothing to minimise: every term with a weight needs two views or an active adversary.")
+        total = residual.new_zeros(())
+        for name, value in values.items():
+            total = total + getattr(self, name) * value
+        return total, {name: value.detach() for name, value in values.items()}
