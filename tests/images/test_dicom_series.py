@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from pydicom.uid import generate_uid
 
 from dicom_making import CORONAL, MR, SAGITTAL, dataset, save, series, smooth
 from frepa.errors import InputError
+from frepa.images.anonymity import anonymous_group
 from frepa.images.orientation import axis_codes, reorient_array
 from frepa.images.scan import HU, Scan, UnreadableScan
 from frepa.images.source import open_source
@@ -239,7 +242,9 @@ def test_group_is_a_keyed_hash_of_the_patient_or_study(tmp_path: Path, monkeypat
     monkeypatch.setenv("FREPA_SECRET", "ours")
     (tmp_path / "a").rename(tmp_path / "z")  # not what this process has read before
     renamed = open_source(tmp_path, dims=3)
+    keyed = hmac.new(b"ours", b"0\0P-1", hashlib.sha256).hexdigest()[:16]
     assert renamed.read(len(renamed) - 1).group not in groups
+    assert anonymous_group("P-1") == keyed
 
 
 def test_headers_are_read_by_the_thousand(tmp_path: Path) -> None:

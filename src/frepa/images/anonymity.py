@@ -1,15 +1,24 @@
-"""Names that tell nothing of a patient: keyed hashes, the same every time."""
+"""Names that tell nothing of a patient: hashes under a key that is the owner's alone.
+
+Hospital numbers are short: whoever knows how a hash was made can try them all in seconds. So every identifier that
+leaves this program, the patients and records of a store above all, is hashed under a secret key. The key is made once,
+at random, and kept in the user's configuration folder with access for that user alone; no output holds it. With
+`SECRET` set in the environment that is the key: the same secret gives the same names on every machine.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
 
-#: Set this variable to a secret of your own where identifiers could be guessed (short hospital numbers): the key used
-#: without it is public. The same secret gives the same groups on every machine.
+from frepa.errors import InputError
+
+#: Environment variable with a secret of one's own, to have the same names on several machines.
 SECRET = "FREPA_SECRET"
-_PUBLIC = "frepa groups 1"
 # What software writes where it has removed an identifier: no two of these are the same patient
 _PLACEHOLDERS = {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "de-identified"}
 _PLACEHOLDERS |= {"none", "null", "unknown", "na", "n/a", "noid", "no id", "patient", "removed", "xxxx", "test"}
@@ -20,6 +29,64 @@ def anonymous_group(*identifiers: str) -> str | None:
     for kind, identifier in enumerate(identifiers):
         text = identifier.strip()
         if text.lower() not in _PLACEHOLDERS:
-            key = os.environ.get(SECRET) or _PUBLIC
-            return hmac.new(key.encode(), f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()[:16]
+            return pseudonym(f"{kind}\0{text}")
     return None
+
+
+def pseudonym(text: str) -> str:
+    """16 hexadecimal digits for ``text``, always the same under the same key and telling nothing without it.
+
+    Raises:
+        InputError: the key cannot be read, or neither read nor made.
+    """
+    return hmac.new(_key(), text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
+
+
+def key_check() -> str:
+    """8 hexadecimal digits that differ between keys, to notice that work is continued under another one."""
+    return pseudonym("which key is this?")[:8]
+
+
+def key_file() -> Path:
+    """Where the key is kept: ``frepa/anonymity.key`` in the user's configuration folder."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "frepa" / "anonymity.key"
+
+
+def _key() -> bytes:
+    secret = os.environ.get(SECRET)
+    return secret.encode("utf-8", "surrogateescape") if secret else _kept_key(key_file())
+
+
+@lru_cache(maxsize=8)
+def _kept_key(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            _make_key(path)
+        key = path.read_bytes().strip()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path}: the secret key that identifiers are hashed under can be neither read nor made there ({cause}). "
+            f"Set {SECRET} in the environment to a secret of your own, or XDG_CONFIG_HOME to a folder you may write."
+        ) from None
+    if len(key) < 32:
+        raise InputError(
+            f"{path}: the secret key that identifiers are hashed under is damaged ({len(key)} characters instead of "
+            f"64). Put the original back, or set {SECRET}; if neither is possible delete the file, and identifiers get "
+            "other names from now on."
+        )
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, unless another process was first: the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        os.link(partial, path)  # fails where the key is there already, which is then the one
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from frepa.errors import InputError
+from frepa.images.anonymity import pseudonym
 from frepa.images.finding import Found, find_files, manifest_files
 from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.dicom.folders import grouped
@@ -272,9 +273,9 @@ class FileSource(Source):
         modality = None if self.modality_codes is None else self.modalities[self.modality_codes[index]]
         values = self._values[self._value_codes[index]] if self._values else {}
         scan = declared(scan, modality=modality, **values)
-        changes: dict[str, object] = {"id": anonymous(name)}
+        changes: dict[str, object] = {"id": pseudonym(name)}
         if self._groups is not None and self.group_codes is not None and self.group_codes[index] < len(self._groups):
-            changes["group"] = anonymous(self._groups[self.group_codes[index]])
+            changes["group"] = pseudonym(self._groups[self.group_codes[index]])
         scan = replace_scan(scan, **changes)
         return scan if self._spacing is None else resample(scan, self._spacing)
 
@@ -304,11 +305,6 @@ class FileSource(Source):
             for start in range(0, len(self), _CHUNK):
                 digest.update("\0".join(self.labels[start : start + _CHUNK]).encode())
         return digest.hexdigest()
-
-
-def anonymous(text: str) -> str:
-    """A stable name that tells nothing: 16 hexadecimal digits of a sha256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _alone_where_unknown(names: np.ndarray, codes: np.ndarray) -> np.ndarray:

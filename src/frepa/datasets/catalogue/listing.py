@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from frepa.datasets.catalogue.resolve import parse_source, read_dataset
 from frepa.errors import InputError
+from frepa.images.anonymity import pseudonym
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import READERS, readable_suffixes, reader_at, reader_for
 from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
@@ -119,9 +120,9 @@ class CatalogueSource(Source):
         values = {column: self._scale[column][index].as_py() for column in ("unit", "slope", "intercept")}
         modality = self.modalities[self.modality_codes[index]] if self.modality_codes is not None else None
         scan = declared(scan, modality=modality, **values)
-        changes: dict[str, object] = {"id": hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]}
+        changes: dict[str, object] = {"id": pseudonym(name)}
         if self.group_codes is not None:
-            changes["group"] = self._groups[self.group_codes[index]]
+            changes["group"] = pseudonym(self._groups[self.group_codes[index]])
         return replace_scan(scan, **changes)
 
     @cached_property

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from frepa.errors import InputError
+from frepa.images.anonymity import SECRET, key_check, key_file
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
 from frepa.images.store.layout import StoreFolder, dump, read_facts, write_text
@@ -156,6 +157,8 @@ def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, over
         return False
     found = read_facts(folder)["options"] if folder.is_finished() else _read_plan(folder)["options"]
     if found == plan:
+        if not folder.is_finished():
+            _check_key(folder)
         return folder.is_finished()
     differs = [name for name in plan if found.get(name) != plan[name]]
     state = "holds a store" if folder.is_finished() else "holds an unfinished store"
@@ -167,11 +170,22 @@ def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, over
 def _read_plan(folder: StoreFolder) -> dict[str, Any]:
     try:
         plan = json.loads(folder.plan.read_text("utf-8"))
-        return {"options": dict(plan["options"]), "shards": [list(map(int, ends)) for ends in plan["shards"]]}
+        shards = [list(map(int, ends)) for ends in plan["shards"]]
+        return {"options": dict(plan["options"]), "shards": shards, "key": plan.get("key")}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"--out {folder.root}: the unfinished store there has lost its plan. Add --overwrite to begin again."
         ) from None
+
+
+def _check_key(folder: StoreFolder) -> None:
+    """A store continued under another key would hold the same patient under two names, and splits would part them."""
+    if _read_plan(folder)["key"] != key_check():
+        raise InputError(
+            f"--out {folder.root}: the unfinished store there was begun under another secret key, so that the same "
+            f"patient would go by two names in it. Use the key it was begun with ({SECRET}, or {key_file()}), or add "
+            "--overwrite to begin again."
+        )
 
 
 def _begin(folder: StoreFolder, plan: dict[str, Any], source: Source) -> list[Shard]:
@@ -180,7 +194,8 @@ def _begin(folder: StoreFolder, plan: dict[str, Any], source: Source) -> list[Sh
         return [Shard(number, *ends) for number, ends in enumerate(_read_plan(folder)["shards"])]
     shards = plan_shards(source)
     folder.unfinished.mkdir(parents=True, exist_ok=True)
-    write_text(folder.plan, dump({"options": plan, "shards": [[s.first, s.last] for s in shards]}))
+    ends = [[shard.first, shard.last] for shard in shards]
+    write_text(folder.plan, dump({"options": plan, "shards": ends, "key": key_check()}))
     return shards
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.images.anonymity import pseudonym
 from frepa.images.intensity import bounds
 from frepa.images.scan import HU, Scan
 from frepa.images.store.frames import pack
@@ -63,8 +64,8 @@ def pack_scan(scan: Scan, *, quantize: bool = False) -> tuple[bytes, dict[str, A
 
 
 def anonymous_id(text: str) -> str:
-    """``text`` where it is an anonymous id already, its hash otherwise: 16 hexadecimal digits."""
-    return text if _HEX16.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    """``text`` where a source gave a pseudonym already, its own otherwise: 16 hexadecimal digits."""
+    return text if _HEX16.fullmatch(text) else pseudonym(text)
 
 
 def _stored(scan: Scan, quantize: bool) -> tuple[np.ndarray, float | None, float | None]:
