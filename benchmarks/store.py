@@ -35,10 +35,11 @@ from typing import Any
 
 import numpy as np
 
+from frepa.datasets.opening import open_source
 from frepa.images.loading import make_loader
 from frepa.images.sampling import SampleStream
 from frepa.images.scan import UnreadableScan
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 from frepa.images.store.packing import pack_source
 
 SIDE, CROP, WORKERS = 512, 128, 2

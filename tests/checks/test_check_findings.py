@@ -17,9 +17,10 @@ from frepa.checks.peers import outlying
 from frepa.checks.run import Checked, check_source
 from frepa.checks.scanning import CRASHED, measure_all
 from frepa.checks.splits import part_of
+from frepa.datasets.opening import open_source
 from frepa.images.angiograms import angiogram
 from frepa.images.scan import Header, Scan
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 
 RNG = np.random.default_rng(8)
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.anonymity import anonymous_group, key_check, key_file, pseudonym
-from frepa.images.source import open_source
 from frepa.images.store.packing import pack_source
 
 

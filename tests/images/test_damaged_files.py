@@ -35,7 +35,7 @@ import json, resource, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-from frepa.images.source import open_source
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.scan import UnreadableScan
 for line in sys.stdin:

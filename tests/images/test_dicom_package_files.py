@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
-from frepa.images.readers import dicom
+from frepa.images.readers.dicom import reader as dicom
 from frepa.images.readers.registry import reader_at
 from frepa.images.scan import UnreadableScan
 

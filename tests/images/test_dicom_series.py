@@ -12,11 +12,11 @@ import SimpleITK as sitk
 from pydicom.uid import generate_uid
 
 from dicom_making import CORONAL, MR, SAGITTAL, dataset, save, series, smooth
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.anonymity import anonymous_group
 from frepa.images.orientation import axis_codes, reorient_array
 from frepa.images.scan import HU, Scan, UnreadableScan
-from frepa.images.source import open_source
 
 RNG = np.random.default_rng(5)
 SHUFFLED = (3, 0, 6, 1, 5, 2, 4)

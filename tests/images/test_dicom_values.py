@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from dicom_making import AXIAL, CR, ENHANCED_CT, ENHANCED_MR, MR, US_MULTIFRAME, dataset, group, save, series, smooth
+from frepa.datasets.opening import open_source
 from frepa.images.readers.dicom.codecs import stated_size
 from frepa.images.scan import ARBITRARY, HU, Scan, UnreadableScan
-from frepa.images.source import open_source
 
 RNG = np.random.default_rng(6)
 
@@ -334,7 +334,7 @@ def test_headers_that_claim_too_much_are_refused_before_memory_is_asked_for(tmp_
 def test_a_deflated_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    from frepa.images.readers import dicom_pixels
+    from frepa.images.readers.dicom import pixels as dicom_pixels
 
     path = save(
         dataset(np.zeros((512, 512), np.uint16), syntax=DeflatedExplicitVRLittleEndian, Modality="MR"),

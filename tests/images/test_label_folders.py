@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import frepa
+from frepa.datasets.opening import open_source
 from frepa.images.label_folders import label_folder, warning
-from frepa.images.source import open_source
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.geometry import resize_pad
 from frepa.images.intensity import to_unit
 from frepa.images.loading import Batch, PositionBatches, load_images, make_loader
 from frepa.images.sampling import SampleStream
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 
 RNG = np.random.default_rng(6)
 SHAPES = [(30, 40), (64, 64), (9, 120, 3), (1, 1), (50, 1), (33, 47, 3), (20, 20), (128, 96), (1, 200), (77, 77, 3)]

@@ -12,6 +12,7 @@ import SimpleITK
 from scipy import ndimage
 
 import frepa
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.geometry import resampling_weights
 from frepa.images.loading import Preparation, load_images, make_loader
@@ -19,7 +20,7 @@ from frepa.images.placing import _span, _weights, foreground_level, make_crop
 from frepa.images.resampling import resample
 from frepa.images.sampling import SampleStream
 from frepa.images.scan import HU, Scan
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 from frepa.images.store.source import StoreSource
 
 FOUR_NUMBERS = (0.0, 1.0)  # bounds that leave values as they are

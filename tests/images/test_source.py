@@ -12,9 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.scan import UnreadableScan
-from frepa.images.source import open_source
 
 RNG = np.random.default_rng(5)
 

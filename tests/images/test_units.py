@@ -8,8 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from frepa.datasets.opening import open_source
 from frepa.images.scan import ARBITRARY, HU, Scan
-from frepa.images.source import open_source
 from frepa.images.units import ASSUMED_HU, CT_NOT_HU, declared, is_ct, looks_like_hu, with_values_judged
 
 RNG = np.random.default_rng(12)

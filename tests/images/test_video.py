@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.scan import UnreadableScan
-from frepa.images.source import open_source
 
 
 def write(path: Path, frames: np.ndarray) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.intensity import bounds
 from frepa.images.orientation import CANONICAL, axis_codes, reorient_array, same_grid, through_plane
 from frepa.images.readers.nifti import NO_ORIENTATION
 from frepa.images.scan import Scan, UnreadableScan
-from frepa.images.source import open_source
 
 RNG = np.random.default_rng(9)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

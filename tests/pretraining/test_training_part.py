@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import frepa
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
 from frepa.images.sampling import SampleStream, sorted_by_code
-from frepa.images.source import open_source
 from frepa.pretraining.held_out import held_out_indices
 from frepa.pretraining.training_part import modality_weights, training_part
 

@@ -124,7 +124,7 @@ def test_a_store_is_checked_too(tmp_path: Path, capsys) -> None:
     twin = RNG.integers(0, 256, (40, 50), dtype=np.uint8)
     for name in ("a", "b"):
         Image.fromarray(twin).save(tmp_path / f"scans/{name}.png")
-    from frepa.images.source import open_source
+    from frepa.datasets.opening import open_source
 
     pack_source(open_source(tmp_path / "scans"), tmp_path / "store")
     shard = tmp_path / "store/shards/00000.b2"

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from frepa.cli import main
-from frepa.images.source import open_source
+from frepa.datasets.opening import open_source
 
 RNG = np.random.default_rng(1)
 

@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 import frepa
+from frepa.datasets.opening import open_source
 from frepa.encoders import contract
 from frepa.errors import InputError
-from frepa.images.source import open_source
 from frepa.pretraining.defaults import resolved, spacing_in_mm
 from frepa.pretraining.journal import Journal
 

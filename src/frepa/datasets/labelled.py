@@ -14,11 +14,12 @@ import numpy as np
 from frepa.datasets.catalogue.listing import CatalogueSource
 from frepa.datasets.catalogue.records import table_facts
 from frepa.datasets.layouts.registry import layouts
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.files import FileSource
 from frepa.images.finding import Found
 from frepa.images.readers.pixels import MAX_PIXELS
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 
 #: Spellings of the three parts in folder names, columns and keys.
 PARTS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.dicom.folders import grouped
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import READERS, Reader, readable_suffixes, reader_at
-from frepa.images.resampling import per_axis, resample, resampled_header
 from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
 from frepa.images.units import declared, scale_value
@@ -77,7 +76,7 @@ class FileSource(Source):
         root: folder the names are relative to.
         location: what the user named.
         found: the files.
-        dims, max_pixels, canonical, voi, spacing: as in `frepa.images.source.open_source`.
+        dims, max_pixels, canonical, voi: as in `frepa.datasets.opening.open_source`.
     """
 
     def __init__(
@@ -90,12 +89,10 @@ class FileSource(Source):
         max_pixels: int,
         canonical: bool = True,
         voi: bool = False,
-        spacing: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.dims, self.location, self.folder = dims, location, root
         self._root, self._max_pixels, self._canonical, self._voi = root, max_pixels, canonical, voi
-        self._spacing = None if spacing is None else per_axis(spacing, dims)
         columns = _Columns()
         for entry in found:
             self._take(entry, columns)
@@ -251,10 +248,7 @@ class FileSource(Source):
         return len(np.unique(self.group_codes[self.group_codes < self._group_names]))
 
     def header(self, index: int) -> Header:
-        found = self._header(self._row(index)[0])
-        return found if self._spacing is None else resampled_header(found, self._spacing)
-
-    def _header(self, row: int) -> Header:
+        row, _ = self._row(index)
         options: dict[str, Any] = {"dims": self.dims, "max_pixels": self._max_pixels, "canonical": self._canonical}
         files = self._files(row)
         if files is not None:
@@ -276,8 +270,7 @@ class FileSource(Source):
         changes: dict[str, object] = {"id": pseudonym(name)}
         if self._groups is not None and self.group_codes is not None and self.group_codes[index] < len(self._groups):
             changes["group"] = pseudonym(self._groups[self.group_codes[index]])
-        scan = replace_scan(scan, **changes)
-        return scan if self._spacing is None else resample(scan, self._spacing)
+        return replace_scan(scan, **changes)
 
     def _read(self, row: int, within: int) -> Scan:
         options: dict[str, Any] = {"dims": self.dims, "max_pixels": self._max_pixels, "canonical": self._canonical}
@@ -291,8 +284,8 @@ class FileSource(Source):
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"frepa files {self.dims}D {len(self)}\n".encode())
-        if not self._canonical or self._voi or self._spacing is not None:
-            digest.update(f"canonical {self._canonical} voi {self._voi} spacing {self._spacing}\n".encode())
+        if not self._canonical or self._voi:
+            digest.update(f"canonical {self._canonical} voi {self._voi} spacing None\n".encode())
         for start in range(0, len(self._names), _CHUNK):
             part = slice(start, start + _CHUNK)
             digest.update("\0".join(self._names[part].to_pylist()).encode("utf-8", "surrogateescape"))
@@ -321,12 +314,10 @@ def open_files(
     max_pixels: int | None,
     canonical: bool = True,
     voi: bool = False,
-    spacing: float | Sequence[float] | None = None,
 ) -> FileSource:
-    """A source from a folder, glob pattern, single file or manifest. See `frepa.images.source.open_source`."""
+    """A source from a folder, glob pattern, single file or manifest. See `frepa.datasets.opening.open_source`."""
     limit = MAX_PIXELS[dims] if max_pixels is None else max_pixels
     options: dict[str, Any] = {"dims": dims, "max_pixels": limit, "canonical": canonical, "voi": voi}
-    options["spacing"] = spacing
     if text.lower().endswith((".csv", ".parquet")):
         root, found, table = manifest_files(text, dims)
         source = FileSource(root, text, found, **options)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frepa.errors import InputError
 from frepa.images.scan import Header, Scan, Skipped, replace_scan
 
 
@@ -182,70 +179,3 @@ class _Selection(Source):
         digest = hashlib.sha256(self._parent.fingerprint.encode())
         digest.update(self._indices.astype("<i8").tobytes())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-    matches: Callable[[str, Path], bool]
-    open: Callable[..., Source]
-
-
-_KINDS: list[_Kind] = []
-
-
-def register_source(name: str, matches: Callable[[str, Path], bool], open: Callable[..., Source]) -> None:
-    """Add a kind of source. ``matches(text, path)`` is asked in order of registration, before plain files are.
-
-    ``open(text, dims=..., max_pixels=..., canonical=..., voi=...)`` gives the `Source`, as `open_source` explains them.
-    """
-    _KINDS.append(_Kind(name, matches, open))
-
-
-def open_source(
-    source: str | Path | Source,
-    *,
-    dims: int = 2,
-    max_pixels: int | None = None,
-    canonical: bool = True,
-    voi: bool = False,
-    spacing: float | Sequence[float] | None = None,
-) -> Source:
-    """Find every record of ``source``.
-
-    Args:
-        source: a folder (searched recursively), a glob pattern, one file (``file.npz#member`` too), or a manifest
-            (.csv or .parquet with a ``path`` column, and ``label``, ``group``, ``modality``, ``dim``, ``unit``,
-            ``slope``, ``intercept`` if wanted). An open `Source` is handed back. DICOM files are grouped into series.
-        dims: 2 for images, 3 for volumes. Files that can only be the other are left out.
-        max_pixels: positions above which a file is refused before memory is asked for; None takes 2^28 pixels in 2D
-            and 2^30 voxels in 3D.
-        canonical: turn volumes of files to one orientation (slices from feet to head, rows from front to back, columns
-            from right to left), by exchanging and flipping axes; nothing is resampled. False: axes as stored.
-        voi: apply the display window or table that DICOM files carry, except to CT: for X-ray images whose stored
-            values are raw detector readings.
-        spacing: bring every scan of a file whose voxel size is known to this one (mm, one number or one per axis),
-            low-passed where that shrinks it; None leaves it as it is.
-
-    Raises:
-        InputError: nothing there, or nothing readable in it.
-    """
-    if isinstance(source, Source):
-        if source.dims != dims:
-            raise InputError(f"The source {source.location} was opened with dims {source.dims}, expected {dims}.")
-        return source
-    if dims not in (2, 3):
-        raise InputError(f"dims is {dims}, expected 2 (images) or 3 (volumes).")
-    text, path = str(source), Path(source)
-    if ":" in text:
-        importlib.import_module(
-            "frepa.datasets.catalogue.listing"
-        )  # registers "dataset-id:folder"; few need its tables
-    if path.is_dir():
-        importlib.import_module("frepa.images.store.source")  # registers stores, which need blosc2
-    for kind in _KINDS:
-        if kind.matches(text, path):
-            return kind.open(text, dims=dims, max_pixels=max_pixels, canonical=canonical, voi=voi)
-    from frepa.images.files import open_files
-
-    return open_files(text, dims=dims, max_pixels=max_pixels, canonical=canonical, voi=voi, spacing=spacing)

@@ -11,12 +11,13 @@ import lightning_fabric
 import torch
 
 from frepa.corruption.dual import Corruption
+from frepa.datasets.opening import open_source
 from frepa.encoders.files import save_encoder
 from frepa.encoders.registry import build_encoder
 from frepa.encoders.specs import split_options
 from frepa.errors import InputError
 from frepa.images.loading import load_images, make_loader
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 from frepa.pretraining.defaults import check_ranges, resolved
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Batch, Plan, fit

@@ -61,7 +61,7 @@ def check(
     from frepa.checks.findings import write_findings
     from frepa.checks.report import summary, write_page
     from frepa.checks.run import check_source
-    from frepa.images.source import open_source
+    from frepa.datasets.opening import open_source
 
     opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
     if folder is not None:  # before an hour of reading, not after

@@ -68,7 +68,7 @@ def prepare(
     if out is None:
         raise InputError("--out is missing: name the folder of the store to write.")
 
-    from frepa.images.source import open_source
+    from frepa.datasets.opening import open_source
     from frepa.images.store.packing import pack_source, tell
 
     opened = open_source(source, dims=dims, max_pixels=max_pixels, voi=voi)

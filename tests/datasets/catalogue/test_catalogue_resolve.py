@@ -16,8 +16,8 @@ from frepa.datasets.catalogue.entry import load_entry
 from frepa.datasets.catalogue.listing import open_catalogue, split_place
 from frepa.datasets.catalogue.records import table_facts
 from frepa.datasets.catalogue.resolve import catalogue_table, parse_source, read_dataset, resolve
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
-from frepa.images.source import open_source
 
 
 def test_a_source_is_dataset_and_folder(tmp_path: Path) -> None:

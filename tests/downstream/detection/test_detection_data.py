@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from box_sets import COLUMNS, SPHERES, by_name, marked, picture, pictures, table, voc, volume
+from frepa.datasets.opening import open_source
 from frepa.downstream.detection.data import check, check_classes, open_boxes
 from frepa.errors import InputError
 from frepa.images import boxes
-from frepa.images.source import open_source
 from frepa.images.store.packing import pack_source
 
 

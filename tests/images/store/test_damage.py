@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from store_helpers import ArraySource, contents
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.loading import make_loader
 from frepa.images.sampling import SampleStream
 from frepa.images.scan import Scan, UnreadableScan
-from frepa.images.source import open_source
 from frepa.images.store import layout
 from frepa.images.store.packing import pack_source
 from frepa.images.store.source import StoreSource

@@ -36,7 +36,7 @@ def test_whole_and_crop_are_what_was_packed(kind: str, shape: tuple[int, ...]) -
 
 
 def test_real_images_shrink(shared_data) -> None:
-    from frepa.images.source import open_source
+    from frepa.datasets.opening import open_source
 
     source = open_source(shared_data / "BrainMR2D_unlabeled")
     arrays = [source.read(i).array for i in range(0, len(source), 100)]

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 from store_helpers import ArraySource, contents, write_pictures
 
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.scan import Scan, UnreadableScan
-from frepa.images.source import open_source
 from frepa.images.store import index, layout, packing, shards
 from frepa.images.store.packing import pack_source, plan_shards
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from store_helpers import ArraySource, contents
 
+from frepa.datasets.opening import open_source
 from frepa.images.intensity import bounds
 from frepa.images.loading import make_loader
 from frepa.images.sampling import SampleStream
 from frepa.images.scan import HU, Scan
-from frepa.images.source import Source, open_source
+from frepa.images.source import Source
 from frepa.images.store.packing import pack_source
 from frepa.images.store.records import narrowed, pack_scan
 from frepa.pretraining.training_part import training_part

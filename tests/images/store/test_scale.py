@@ -19,7 +19,7 @@ PROBE = """
 import json, sys, time, pickle
 import numpy as np
 import torch, frepa.images.loading, frepa.images.store.source
-from frepa.images.source import open_source
+from frepa.datasets.opening import open_source
 from frepa.pretraining.training_part import training_part
 
 def anonymous():

@@ -19,7 +19,7 @@ from frepa.images.anonymity import pseudonym
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import READERS, readable_suffixes, reader_at, reader_for
 from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
-from frepa.images.source import Source, register_source
+from frepa.images.source import Source
 from frepa.images.units import declared
 
 _ROW = re.compile(r"(.*)\[(\d+)\]", re.DOTALL)
@@ -176,6 +176,3 @@ def _labels(table: pa.Table) -> np.ndarray | None:
     if all(label is None for label in one) and all(label is None for label in many):
         return None
     return np.array([label if label is not None else "|".join(names or []) for label, names in zip(one, many)], object)
-
-
-register_source("catalogue", lambda text, path: parse_source(text) is not None, open_catalogue)

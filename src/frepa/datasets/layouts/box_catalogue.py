@@ -12,8 +12,8 @@ from frepa.datasets.catalogue.resolve import parse_source
 from frepa.datasets.catalogue.steps.points_csv import SPHERES
 from frepa.datasets.labelled import PARTS
 from frepa.datasets.layouts.box_registry import FINDING, BoxedSource, Findings, Request, box_layout
+from frepa.datasets.opening import open_source
 from frepa.errors import InputError
-from frepa.images.source import open_source
 
 
 @box_layout(

@@ -13,7 +13,7 @@ import numpy as np
 
 from frepa.errors import InputError
 from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
-from frepa.images.source import Source, register_source
+from frepa.images.source import Source
 from frepa.images.store.files import Column, ShardFiles
 from frepa.images.store.frames import DamagedRecord, unpack, unpack_crop
 from frepa.images.store.layout import DTYPES, HAS_GROUP, IS_QUANTIZED, StoreFolder, read_facts, row_type
@@ -214,6 +214,3 @@ def _reopened(location: str, fingerprint: str, skipped: list[Any]) -> StoreSourc
         raise InputError(f"The store {location} has been replaced while it was in use. Start again.")
     source.skipped = skipped
     return source
-
-
-register_source("store", lambda text, path: StoreFolder(path).exists(), open_store)
