@@ -95,27 +95,22 @@ def choose_logistic(
     its place: every fourth sample of each class is left out in turn. Of equal penalties the larger.
     """
     ranked = sorted(penalties, reverse=True)
-    least = max(4, targets.shape[1])
-    if val is not None and len(val[0]) >= least:
-        splits = [(np.arange(len(x)), None)]
+    splits: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    if val is not None and len(val[0]) >= max(4, targets.shape[1]):
+        splits.append((x, targets, *val))
     else:
         fold = _folds(targets)
-        splits = [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(_FOLDS)]
-        splits = [both for both in splits if len(both[0]) and len(both[1])]
+        for left in (fold == number for number in range(_FOLDS)):
+            if left.any() and not left.all():
+                splits.append((x[~left], targets[~left], x[left], targets[left]))
     errors = np.zeros(len(ranked))
-    fitted: list[Logistic] = []
-    for kept, left in splits:
-        model = None
+    model: Logistic | None = None
+    for kept, known, seen, truth in splits:
         for place, penalty in enumerate(ranked):
-            model = fit_logistic(x[kept], targets[kept], penalty, several=several, start=model)
-            seen, truth = (x[left], targets[left]) if left is not None else val  # type: ignore[misc]
+            model = fit_logistic(kept, known, penalty, several=several, start=model)
             errors[place] += len(seen) * log_loss(model.logits(seen), truth, several=several)
-            if left is None:
-                fitted.append(model)
     best = int(errors.argmin())
-    if fitted:
-        return fitted[best], ranked[best]
-    return fit_logistic(x, targets, ranked[best], several=several), ranked[best]
+    return fit_logistic(x, targets, ranked[best], several=several, start=model), ranked[best]
 
 
 def _folds(targets: np.ndarray) -> np.ndarray:

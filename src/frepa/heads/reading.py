@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder, StageShape, pad_to_multiple, per_axis
+from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, nearest
 
 #: ``last`` is the encoder's dense map alone, for comparisons of encoders; the others are for the best result.
@@ -41,6 +42,29 @@ def read_maps(encoder: Encoder, inputs: Tensor, features: str) -> list[Tensor]:
     return maps
 
 
+def default_features(encoder: Encoder) -> str:
+    """What a head reads unless it is told: everything where the last map is coarse, else the last map.
+
+    A map of full resolution comes from a U-shaped trunk, which has joined its stages in it already.
+    """
+    coarse = max(encoder.stage_shapes[-1].stride) > 1
+    return "pyramid+image" if coarse and not isinstance(encoder, SliceTransfer) else "last"
+
+
+def fitting(shapes: Sequence[StageShape], most: int) -> tuple[int, ...]:
+    """Places of the maps whose features on the last grid are at most ``most`` together, the last map always.
+
+    Maps are taken from the last to the first; one that does not fit any more is left out.
+    """
+    kept, used = [len(shapes) - 1], grid_channels(shapes[-1:])
+    for place in range(len(shapes) - 2, -1, -1):
+        more = grid_channels([shapes[place], shapes[-1]]) - grid_channels(shapes[-1:])
+        if used + more <= most:
+            kept.append(place)
+            used += more
+    return tuple(sorted(kept))
+
+
 def grid_channels(shapes: Sequence[StageShape]) -> int:
     """Channels of :func:`on_last_grid`."""
     last = shapes[-1].stride
@@ -58,7 +82,9 @@ def on_last_grid(maps: Sequence[Tensor], shapes: Sequence[StageShape]) -> Tensor
     for item, shape in zip(maps, shapes):
         parts = _finer(shape.stride, last)
         if math.prod(parts) > 1:
-            item = to_depth(item[(..., *(slice(0, n * part) for n, part in zip(size, parts)))], parts)
+            for axis, (n, part) in enumerate(zip(size, parts), start=2):
+                item = item.narrow(axis, 0, n * part)
+            item = to_depth(item, parts)
         if item.shape[2:] != size:
             item = F.interpolate(item, size=size, mode=_MODE[len(size)], align_corners=False)
         found.append(item)

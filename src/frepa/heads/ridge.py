@@ -206,7 +206,13 @@ def neighbourhood(features: Tensor, reach: int) -> Tensor:
     padded = F.pad(features, (side,) * (2 * axes), mode="replicate")
     shape = features.shape[2:]
     offsets = torch.cartesian_prod(*(torch.arange(reach),) * axes).tolist()
-    return torch.cat([padded[(..., *(slice(o, o + n) for o, n in zip(offset, shape)))] for offset in offsets], dim=1)
+    found = []
+    for offset in offsets:
+        own = padded
+        for axis, (first, length) in enumerate(zip(offset, shape), start=2):
+            own = own.narrow(axis, first, length)
+        found.append(own)
+    return torch.cat(found, dim=1)
 
 
 def rows_of(features: Tensor) -> Tensor:

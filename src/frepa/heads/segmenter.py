@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from frepa.encoders.contract import StageShape
 from frepa.errors import InputError
-from frepa.heads.reading import from_depth, grid_channels, on_last_grid
+from frepa.heads.reading import fitting, from_depth, grid_channels, on_last_grid
 from frepa.heads.ridge import Ridge
 from frepa.heads.standardise import Standardise
 
 #: ``linear`` is the closed-form probe; ``conv`` adds trained convolutions to it.
 HEADS = ("conv", "linear")
+#: Features of a position that the linear part reads at most: the sums of its regression are this number squared.
+MOST_FEATURES = 4096
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 _MAX_WIDTH = 256
@@ -62,7 +65,8 @@ class BlockMap(nn.Module):
 class SegmentationHead(nn.Module):
     """Frozen maps to class scores: ``head(maps, size) -> logits (B, classes, *size)``.
 
-    Maps are standardised by the training part's statistics. ``direct`` reads every position linearly; ``conv`` adds
+    Maps are standardised by the training part's statistics. ``direct`` reads every position linearly, from as many maps
+    as give at most ``MOST_FEATURES`` features together (see ``reading.fitting``); ``conv`` adds
     to it a body of 3 x 3 convolutions that goes up from the last map to the pixels, and takes in the finer maps on its
     way. The body starts at zero, so that the head starts as the linear one.
 
@@ -71,6 +75,8 @@ class SegmentationHead(nn.Module):
         classes: number of classes, background included.
         kind: one of ``HEADS``.
         reach: positions per axis the linear map looks at.
+        before: channels of what is standardised before blocks that train with the head make the map (``before``); the
+            map itself is then taken as it is.
         width: channels of the body at full resolution; None is 16, or 8 for volumes that must be upsampled.
     """
 
@@ -81,15 +87,42 @@ class SegmentationHead(nn.Module):
         *,
         kind: str = "conv",
         reach: int = 1,
+        before: int | None = None,
         width: int | None = None,
     ) -> None:
         super().__init__()
+        self.before = None if before is None else Standardise(before)
         self.shapes = tuple(StageShape(int(n), tuple(int(step) for step in stride)) for n, stride in shapes)
-        self.classes, self.kind, self.reach = classes, kind, reach
+        self.classes, self.kind, self.reach, self.width = classes, kind, reach, width
         self.stride = self.shapes[-1].stride
-        self.standardise = nn.ModuleList(Standardise(shape.channels) for shape in self.shapes)
-        self.direct = BlockMap(grid_channels(self.shapes), self.stride, classes, reach=reach)
+        self.standardise = nn.ModuleList([Standardise(shape.channels) for shape in self.shapes])
+        self.read = fitting(self.shapes, MOST_FEATURES // reach ** len(self.stride))
+        self.direct = BlockMap(grid_channels(self.read_shapes), self.stride, classes, reach=reach)
         self.body = Body(self.shapes, classes, width=width) if kind == "conv" else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that build it again; plain JSON values."""
+        before = None if self.before is None else len(self.before.mean)
+        shapes = [[shape.channels, list(shape.stride)] for shape in self.shapes]
+        return {
+            "shapes": shapes, "classes": self.classes, "kind": self.kind, "reach": self.reach, "before": before,
+            "width": self.width,
+        }  # fmt: skip
+
+    @property
+    def read_shapes(self) -> list[StageShape]:
+        """Shapes of the maps that the linear part reads."""
+        return [self.shapes[place] for place in self.read]
+
+    def grid(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the linear part reads of all maps, on the last one's grid."""
+        return on_last_grid([maps[place] for place in self.read], self.read_shapes)
+
+    @property
+    def statistics(self) -> list[Standardise]:
+        """What standardises each map."""
+        return [layer for layer in self.standardise if isinstance(layer, Standardise)]
 
     def standardised(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps with mean 0 and deviation 1 per channel over the training part."""
@@ -104,7 +137,7 @@ class SegmentationHead(nn.Module):
                 f"and an output of {tuple(size)} is asked for."
             )
         own = self.standardised(maps)
-        scores = self.direct(on_last_grid(own, self.shapes))
+        scores = self.direct(self.grid(own))
         if self.body is not None:
             scores = scores + self.body(own)
         return scores[(..., *(slice(0, length) for length in size))]
@@ -152,7 +185,7 @@ class Body(nn.Module):
             _CONV[dims](shape.channels, widths[at], 1) for shape, at in zip(shapes, self.joins)
         )
         self.refine = nn.ModuleList(_refine(dims, one) for one in widths)
-        self.up = nn.ModuleList(_CONV[dims](wide, narrow, 1) for wide, narrow in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(_CONV[dims](wide, narrow, 1) for wide, narrow in itertools.pairwise(widths))
         self.output = _CONV[dims](widths[-1], classes, 3, padding=1)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
