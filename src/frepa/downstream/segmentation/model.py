@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -127,11 +126,6 @@ class Segmenter(WindowedHead):
         )
         assert isinstance(found, Tensor)
         return found[0][(slice(None), *(slice(0, n) for n in size))]
-
-    def window_count(self, size: tuple[int, ...], overlap: float) -> int:
-        """Windows of an image of ``size``."""
-        steps = [max(1, int(to * (1 - overlap))) for to in self.settings.crop]
-        return math.prod(max(0, -(-(n - to) // step)) + 1 for n, to, step in zip(size, self.settings.crop, steps))
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Prediction:

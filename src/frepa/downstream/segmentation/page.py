@@ -84,17 +84,25 @@ def write_report(
             page.table(rows, caption=f"{name}: DSC of each class (per cent).")
     _add_overlays(page, root, results, data, segmenter)
     page.section("Training")
-    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    written = root / "metrics.jsonl"
+    lines = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
     losses = [(row["step"], row["loss"]) for row in lines if "loss" in row]
-    page.figure(
-        loss_curves({"loss": tuple(zip(*losses))}, smooth=max(1, len(losses) // 50)),  # type: ignore[dict-item]
-        "Training loss of the head.",
-    )
+    if probe := training["probe"]:
+        page.text(
+            f"The linear part is ridge regression in closed form from {probe['features']:,} features of each of "
+            f"{probe['positions']:,} positions, in {probe['seconds']:.0f} s; penalty {probe['penalty']:g}, validation "
+            f"DSC {_percent(probe['val_dsc'])}."
+        )
+    if losses:
+        page.figure(
+            loss_curves({"loss": tuple(zip(*losses))}, smooth=max(1, len(losses) // 50)),  # type: ignore[dict-item]
+            "Training loss of the head.",
+        )
     scores = [(row["step"], 100 * row["val_dsc"]) for row in lines if row.get("val_dsc") is not None]
     if scores:
         page.figure(
             loss_curves({"DSC": tuple(zip(*scores))}, ylabel="validation DSC (%)"),  # type: ignore[dict-item]
-            "Mean DSC of the validation cases; the head of the highest point was kept.",
+            "Mean DSC of the validation cases; the head of the highest point was kept; step 0 is the closed form.",
         )
     page.section("Data")
     page.table(

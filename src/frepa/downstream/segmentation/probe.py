@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from frepa.downstream.crops import CaseCache, Place, WorkingCase, cut
+from frepa.downstream.crops import CaseCache, cover
 from frepa.downstream.segmentation.metrics import Counts, case_mean, dice, summarise
 from frepa.downstream.segmentation.model import Segmenter
 from frepa.errors import InputError
@@ -73,7 +73,7 @@ def fit_statistics(segmenter: Segmenter, cache: CaseCache, train: Sequence[int],
     check_foreground([1, sum(len(cache[index].points) for index in train)])
     moments = Moments(len(segmenter.head.before.mean), segmenter.device)
     for index in tqdm(train, unit="case", desc="Statistics of the features", disable=quiet, leave=False):
-        for planes in windows_of(cache[index], segmenter.settings.crop, 0):
+        for planes in cover(cache[index].planes, segmenter.settings.crop, 0):
             moments.add(segmenter.read(_inputs(segmenter, [planes]))[0])
     segmenter.head.before.set(moments.mean, moments.std)
     return constant_channels([segmenter.head.before])
@@ -135,32 +135,6 @@ def check_foreground(pixels: Sequence[int]) -> None:
         )
 
 
-def windows_of(case: WorkingCase, crop: tuple[int, ...], view: int) -> Iterator[Tensor]:
-    """Planes of windows that cover a case once, turned and placed in the way number ``view``; 0 is as it lies.
-
-    Views go through the flips of all axes and quarter turns of the last two, and begin at other pixels, so that a
-    detail comes to lie elsewhere in its position.
-    """
-    size, axes = tuple(case.planes.shape[1:]), len(crop)
-    flips = tuple(axis for axis in range(axes) if view >> axis & 1)
-    turnable = crop[-1] == crop[-2]
-    quarters = (view >> axes) % 4 if turnable else 0
-    starts = [_starts(n, to, view) for n, to in zip(size, crop)]
-    for place in np.ndindex(*(len(each) for each in starts)):
-        chosen = tuple(each[at] for each, at in zip(starts, place))
-        yield cut(case.planes, Place(chosen, flips, quarters), crop)
-
-
-def _starts(size: int, crop: int, view: int) -> list[int]:
-    if size <= crop:
-        return [0]
-    count_ = math.ceil(size / crop)
-    spare = count_ * crop - size
-    # The golden ratio spreads the beginnings of any number of views.
-    first = -int(spare * ((view * 0.618034) % 1))
-    return sorted({min(max(0, first + at * crop), size - crop) for at in range(count_)})
-
-
 def _views(segmenter: Segmenter, cache: CaseCache, train: Sequence[int], *, augment: bool) -> list[int]:
     """As many views of each case as the pixels allow."""
     pixels = sum(cache[index].planes[0].numel() for index in train)
@@ -196,7 +170,7 @@ def _sums(
         cache.ahead(train[number : number + 2])
         case = cache[index]
         pixels += torch.bincount(case.classes.long().flatten(), minlength=head.classes)
-        every = [planes for view in views for planes in windows_of(case, crop, view)]
+        every = [planes for view in views for planes in cover(case.planes, crop, view)]
         for at in range(0, len(every), batch):
             planes = every[at : at + batch]
             maps = segmenter.read(_inputs(segmenter, planes))
