@@ -31,8 +31,8 @@ def test_features_of_a_volume(transfer: SliceTransfer) -> None:
     features = transfer(torch.rand(2, 2, 5, 20, 33))
     assert transfer.stride == (1, 8, 8)
     assert features.dense.shape == (2, 32, 5, 3, 5)
-    head = SegmentationHead(transfer.channels, transfer.stride, 2, 3)
-    assert head(features.dense, (5, 20, 33)).shape == (2, 2, 5, 20, 33)
+    head = SegmentationHead(transfer.stage_shapes, 2)
+    assert head([features.dense], (5, 20, 33)).shape == (2, 2, 5, 20, 33)
 
 
 def test_slices_are_what_the_2d_encoder_sees(transfer: SliceTransfer, encoder2d: Encoder) -> None:

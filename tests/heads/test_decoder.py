@@ -6,7 +6,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frepa.errors import InputError
 from frepa.heads.decoder import ReconstructionDecoder
-from frepa.heads.segmenter import SegmentationHead
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,6 @@ def test_it_is_light_beside_the_encoder() -> None:
     encoder_flops = 2 * 12 * (1025 * 12 * 768**2 + 2 * 1025**2 * 768)
     assert sum(p.numel() for p in decoder.parameters()) < 0.015 * 86.6e6
     assert counter.get_total_flops() < 0.05 * encoder_flops
-
-
-def test_segmentation_head_is_the_same_body() -> None:
-    head = SegmentationHead(24, 8, 5, 2)
-    assert head(torch.randn(1, 24, 3, 3), (20, 24)).shape == (1, 5, 20, 24)
-    assert head.classes == 5
-    assert set(head.state_dict()) == set(ReconstructionDecoder(24, 8, 5, 2).state_dict())
 
 
 @pytest.mark.parametrize("size", [(17, 16), (16,), (16, 16, 1)])

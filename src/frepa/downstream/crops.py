@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -222,6 +223,30 @@ def cut(planes: Tensor, place: Place, size: tuple[int, ...]) -> Tensor:
     if place.flips:
         crop = crop.flip([axis + 1 for axis in place.flips])
     return crop.rot90(place.quarters, (-2, -1)) if place.quarters else crop
+
+
+def cover(planes: Tensor, crop: tuple[int, ...], view: int) -> Iterator[Tensor]:
+    """Windows ``(C, *crop)`` that cover ``(C, *S)`` once, placed and turned in way number ``view``; 0 is as it lies.
+
+    Views go through the flips of all axes and the quarter turns of the last two, and begin at other pixels, so that a
+    detail comes to lie elsewhere in a window. Nothing is drawn at random.
+    """
+    axes = len(crop)
+    flips = tuple(axis for axis in range(axes) if view >> axis & 1)
+    quarters = (view >> axes) % 4 if crop[-1] == crop[-2] else 0
+    starts = [_spread(n, to, view) for n, to in zip(planes.shape[1:], crop)]
+    for place in np.ndindex(*(len(each) for each in starts)):
+        chosen = tuple(each[at] for each, at in zip(starts, place))
+        yield cut(planes, Place(chosen, flips, quarters), crop)
+
+
+def _spread(size: int, crop: int, view: int) -> list[int]:
+    """First pixels of as few windows as cover an axis; views begin at other pixels where there is room."""
+    count = max(1, math.ceil(size / crop))
+    spare = count * crop - size
+    # The golden ratio spreads the beginnings of any number of views.
+    first = -int(spare * ((view * 0.618034) % 1))
+    return sorted({min(max(0, first + at * crop), max(0, size - crop)) for at in range(count)})
 
 
 def draw_crops(cases: Sequence[WorkingCase], positions: Sequence[int], plan: CropPlan) -> Crops:

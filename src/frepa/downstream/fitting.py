@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from frepa.schedules import learning_rates
 
 _LOG_EVERY = 10
 _VALIDATIONS = 20
+# A training pass costs as much as three passes forward; validation may take a tenth of training.
+_BACKWARD, _SHARE = 3, 0.1
+# Fewer choices than this choose badly: rather than that, fewer cases are looked at.
+_FEWEST_VALIDATIONS = 5
 
 
 class TrainingDiverged(RuntimeError):
@@ -41,6 +45,29 @@ def planned_steps(options: Mapping[str, Any], count: int, batch_size: int) -> tu
     warmup = min(options["warmup_steps"], steps - 1)
     rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=warmup)
     return rates, options["val_every"] or max(1, steps // _VALIDATIONS)
+
+
+def affordable(steps: int, batch_size: int, windows: Sequence[int]) -> tuple[int, list[int]]:
+    """Steps between validations, and which validation cases are looked at, for a tenth of the time of training.
+
+    Counted in windows, not in seconds, so that a run is the same on every machine.
+
+    Args:
+        steps, batch_size: of training.
+        windows: of each validation case, as large as a training crop.
+
+    Returns:
+        At most 20 validations, and at least 5 where one case allows it; cases evenly spread if not all of them.
+    """
+    budget = _SHARE * _BACKWARD * steps * batch_size
+    each = budget / _FEWEST_VALIDATIONS
+    cases = list(range(len(windows)))
+    if sum(windows) > each:
+        kept = max(1, int(len(windows) * each / max(sum(windows), 1)))
+        cases = np.unique(np.linspace(0, len(windows) - 1, kept).round().astype(int)).tolist() if windows else []
+    looked = sum(windows[case] for case in cases)
+    count = int(min(_VALIDATIONS, max(1, budget // max(looked, 1))))
+    return max(1, -(-steps // count)), cases
 
 
 @dataclass(frozen=True)
@@ -69,11 +96,13 @@ def fit(
     score: tuple[str, str],
     label: str = "Training the head",
     extra: dict[str, Any] | None = None,
+    from_start: bool = False,
     quiet: bool = False,
 ) -> Fit:
     """Train what trains with the head by Adam; leave the weights with the best validation score in the model.
 
-    Of equal ones the earliest; the last where no score is defined.
+    Of equal ones the earliest; the last where no score is defined. With ``from_start`` the weights as they come are the
+    first to be scored, as step 0: training never leaves worse ones.
 
     Args:
         model: encoder and head.
@@ -98,6 +127,12 @@ def fit(
     validating, shown = 0.0, {}
     start = time.perf_counter()
     bar = tqdm(total=steps, unit="step", desc=label, disable=quiet, dynamic_ncols=True)
+    if from_start and validate is not None:
+        value = validate()
+        append_json_lines(metrics, [{**extra, "step": 0, score[0]: value}])
+        if value > best_score:
+            best_step, best_score, best = 0, value, model.trained_state()
+        validating += time.perf_counter() - start
     with bar, deterministic(device):
         for step in range(1, steps + 1):
             for group in optimizer.param_groups:

@@ -17,7 +17,7 @@ from frepa.errors import InputError
 
 WEIGHTS = "head.safetensors"
 DESCRIPTION = "head.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def save_head(folder: Path, encoder: Encoder, head: nn.Module, description: dict[str, Any]) -> Path:
@@ -59,6 +59,12 @@ def read_head(run: str | Path, task: str) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"{path}: not a readable head file ({error}).") from None
     if description.get("task") != task:
         raise InputError(f"{path}: holds no {task} head of this program.")
+    if description["format"] < FORMAT:
+        raise InputError(
+            f"{path}: made by an older frepa, whose heads saw the encoder's features as they came. Heads now see them "
+            f"standardised, and this one does not fit. Train it again with the same command (its config.yaml is "
+            "beside it), or install the frepa that made it."
+        )
     if description["format"] > FORMAT:
         raise InputError(f"{path}: written by a newer frepa (format {description['format']}). Install that one.")
     return path, description

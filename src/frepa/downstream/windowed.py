@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.frozen import HeadOnFrozen
-from frepa.encoders.contract import Encoder, per_axis
+from frepa.encoders.contract import Encoder, pad_to_multiple, per_axis
 from frepa.encoders.feature_cache import FeatureCache
+from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
+from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.geometry import placement
 from frepa.images.intensity import Window, check_window
 
@@ -53,6 +56,7 @@ class WindowedHead(HeadOnFrozen):
     encoder of a slice transfer makes of each window; None keeps nothing.
     """
 
+    head: Any  # with ``standardise`` and ``before``, of heads.standardise
     settings: WindowSettings
 
     def __init__(
@@ -73,20 +77,47 @@ class WindowedHead(HeadOnFrozen):
 
     def dense(self, inputs: Tensor) -> Tensor:
         """The encoder's map of a batch of inputs, with gradients only for what of the encoder trains."""
+        frozen = self.frozen(inputs)
+        if isinstance(self.encoder, SliceTransfer):
+            before = self.head.before
+            return self.encoder.transform(frozen if before is None else before(frozen)).dense
+        return frozen
+
+    @torch.no_grad()
+    def frozen(self, inputs: Tensor) -> Tensor:
+        """What the frozen part makes of a batch: the dense map, or of a slice transfer its 2D encoder's maps."""
         if self.cache is not None:
-            transfer = self.cache.transfer
-            features = torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
-            return transfer.transform(features).dense
-        # The frozen part of a slice transfer sees to itself.
-        trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            return self.encoder(inputs).dense
+            return torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
+        if isinstance(self.encoder, SliceTransfer):
+            return self.encoder.encode_slices(pad_to_multiple(inputs, per_axis(self.encoder.size_multiple, 3)))
+        return self.encoder(inputs).dense
+
+    def standardise_by(self, windows: Iterable[Tensor]) -> list[str]:
+        """Take the statistics of these windows' features into the head, inputs (B, in_channels, *crop) each.
+
+        Returns:
+            Sentences for the user, where channels have no variance.
+        """
+        layer = self.head.standardise if self.head.before is None else self.head.before
+        moments = Moments(len(layer.mean), self.device)
+        self.eval()
+        for inputs in windows:
+            with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                moments.add(self.frozen(inputs))
+        layer.set(moments.mean, moments.std)
+        return constant_channels([layer])
 
     def working_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Extent an image of ``size`` is worked on at."""
         if self.settings.image_size is None:
             return tuple(size)
         return placement(size, (self.settings.image_size,) * len(size)).inner
+
+    def window_count(self, size: tuple[int, ...], overlap: float | None = None) -> int:
+        """Windows of an image of ``size``, with the settings' overlap or another."""
+        overlap = self.settings.overlap if overlap is None else overlap
+        steps = [max(1, int(to * (1 - overlap))) for to in self.settings.crop]
+        return math.prod(max(0, -(-(n - to) // step)) + 1 for n, to, step in zip(size, self.settings.crop, steps))
 
     def guide(self, image: Tensor) -> Tensor:
         """Guide channel (1, *S) of a whole clean image (C, *S) in [0, 1], by the encoder's own kind."""

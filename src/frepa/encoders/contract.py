@@ -29,6 +29,21 @@ class Features(NamedTuple):
     embedding: Tensor
 
 
+class StageShape(NamedTuple):
+    """channels of a map, and input pixels per position, one number per axis."""
+
+    channels: int
+    stride: tuple[int, ...]
+
+
+def quarters(depth: int) -> list[int]:
+    """Blocks (0-based) after which a plain trunk of ``depth`` blocks is looked at: 1/4, 1/2, 3/4 of them, and all.
+
+    Fewer where the trunk is shallower than four blocks.
+    """
+    return sorted({max(1, round(depth * part / 4)) - 1 for part in (1, 2, 3, 4)})
+
+
 def per_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
     """One number per spatial axis: ``per_axis(16, 2)`` is ``(16, 16)``; a tuple is checked and returned."""
     values = (value,) * dims if isinstance(value, int) else tuple(value)
@@ -110,6 +125,24 @@ class Encoder(nn.Module, ABC):
         """Features of (B, in_channels, *S), any S. Raises InputError on a wrong number of axes or channels."""
         self.check_input(x)
         return self.extract(pad_to_multiple(x, per_axis(self.size_multiple, self.dims)))
+
+    @property
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """Channels and stride of every map of ``stages``, in its order; the last is that of ``Features.dense``."""
+        return (StageShape(self.channels, per_axis(self.stride, self.dims)),)
+
+    def extract_stages(self, x: Tensor) -> list[Tensor]:
+        """The maps of an input whose axes are already multiples of ``size_multiple``; see ``stages``."""
+        return [self.extract(x).dense]
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Maps along the trunk for (B, in_channels, *S), in the order they are computed; the last is ``dense``.
+
+        One per stage of a hierarchical trunk; at a quarter, half, three quarters and all of a plain trunk's depth; the
+        bottleneck and every step up of a U-shaped one. A trunk that shows no more gives ``dense`` alone.
+        """
+        self.check_input(x)
+        return self.extract_stages(pad_to_multiple(x, per_axis(self.size_multiple, self.dims)))
 
     def check_input(self, x: Tensor) -> None:
         """Raise InputError unless ``x`` is (B, in_channels, *S) with this encoder's number of axes."""

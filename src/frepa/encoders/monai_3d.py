@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from monai.networks.nets import MedNeXt, SwinUNETR, ViT
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features
+from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters
 from frepa.encoders.registry import register
 from frepa.errors import InputError
 
@@ -101,14 +101,31 @@ class Vit3d(Encoder):
                 if hasattr(block, unused):
                     delattr(block, unused)
 
+    @property
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """Channels and strides of ``stages``."""
+        return (StageShape(self.channels, per_axis(self.stride, 3)),) * len(quarters(len(self.trunk.blocks)))
+
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, D, H, W), axes multiples of the patch size."""
+        (dense,) = self._walk(x, [len(self.trunk.blocks) - 1])
+        return Features(dense, dense)
+
+    def extract_stages(self, x: Tensor) -> list[Tensor]:
+        """Maps of (B, in_channels, D, H, W) along the depth; the last is ``dense``."""
+        return self._walk(x, quarters(len(self.trunk.blocks)))
+
+    def _walk(self, x: Tensor, looks: list[int]) -> list[Tensor]:
+        """Maps after these blocks, the last block's after the last norm."""
         patches = self.trunk.patch_embedding.patch_embeddings(x)
         tokens = (patches + self._positions(patches)).flatten(2).transpose(1, 2)
-        for block in self.trunk.blocks:
+        seen = []
+        for number, block in enumerate(self.trunk.blocks):
             tokens = self.run(block, tokens)
-        dense = self.trunk.norm(tokens).transpose(1, 2).reshape(patches.shape)
-        return Features(dense, dense)
+            if number in looks:
+                seen.append(tokens)
+        seen[-1] = self.trunk.norm(seen[-1])
+        return [item.transpose(1, 2).reshape(patches.shape) for item in seen]
 
     def _positions(self, patches: Tensor) -> Tensor:
         positions = self.trunk.patch_embedding.position_embeddings
@@ -149,18 +166,32 @@ class SwinUnetr3d(Encoder):
         )
         del self.trunk.out
 
+    @property
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """Channels and strides of ``stages``."""
+        steps = ((16, 32), (8, 16), (4, 8), (2, 4), (1, 2), (1, 1))
+        return tuple(StageShape(self.channels * wider, (step,) * 3) for wider, step in steps)
+
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, D, H, W), axes multiples of 32."""
-        net, run, length = self.trunk, self.run, x.shape[-1]
+        maps = self._walk(x)
+        return Features(maps[-1][..., : x.shape[-1]], maps[0])
+
+    def extract_stages(self, x: Tensor) -> list[Tensor]:
+        """The bottleneck of (B, in_channels, D, H, W) and every step up; the last is ``dense``."""
+        return [item[..., : x.shape[-1] // shape.stride[-1]] for item, shape in zip(self._walk(x), self.stage_shapes)]
+
+    def _walk(self, x: Tensor) -> list[Tensor]:
+        net, run = self.trunk, self.run
         x = _two_positions(x, 32)
         hidden = net.swinViT(x, net.normalize)
-        embedding = run(net.encoder10, hidden[4])
-        dense = run(net.decoder5, embedding, hidden[3])
-        dense = run(net.decoder4, dense, run(net.encoder4, hidden[2]))
-        dense = run(net.decoder3, dense, run(net.encoder3, hidden[1]))
-        dense = run(net.decoder2, dense, run(net.encoder2, hidden[0]))
-        dense = run(net.decoder1, dense, run(net.encoder1, x))
-        return Features(dense[..., :length], embedding)
+        maps = [run(net.encoder10, hidden[4])]
+        maps.append(run(net.decoder5, maps[-1], hidden[3]))
+        maps.append(run(net.decoder4, maps[-1], run(net.encoder4, hidden[2])))
+        maps.append(run(net.decoder3, maps[-1], run(net.encoder3, hidden[1])))
+        maps.append(run(net.decoder2, maps[-1], run(net.encoder2, hidden[0])))
+        maps.append(run(net.decoder1, maps[-1], run(net.encoder1, x)))
+        return maps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block."""
@@ -208,19 +239,33 @@ class MedNext3d(Encoder):
         )
         del self.trunk.out_0
 
+    @property
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """Channels and strides of ``stages``."""
+        steps = [2**level for level in range(len(self.trunk.enc_stages), -1, -1)]
+        return tuple(StageShape(self.channels * step, (step,) * 3) for step in steps)
+
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, D, H, W), axes multiples of 16."""
-        net, length = self.trunk, x.shape[-1]
+        maps = self._walk(x)
+        return Features(maps[-1][..., : x.shape[-1]], maps[0])
+
+    def extract_stages(self, x: Tensor) -> list[Tensor]:
+        """The bottleneck of (B, in_channels, D, H, W) and every step up; the last is ``dense``."""
+        return [item[..., : x.shape[-1] // shape.stride[-1]] for item, shape in zip(self._walk(x), self.stage_shapes)]
+
+    def _walk(self, x: Tensor) -> list[Tensor]:
+        net = self.trunk
         x = net.stem(_two_positions(x, 16))
         skips = []
         for stage, down in zip(net.enc_stages, net.down_blocks):
             x = self._stage(stage, x)
             skips.append(x)
             x = self.run(down, x)
-        embedding = x = self._stage(net.bottleneck, x)
+        maps = [self._stage(net.bottleneck, x)]
         for up, stage in zip(net.up_blocks, net.dec_stages):
-            x = self._stage(stage, self.run(up, x) + skips.pop())
-        return Features(x[..., :length], embedding)
+            maps.append(self._stage(stage, self.run(up, maps[-1]) + skips.pop()))
+        return maps
 
     def _stage(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
         for block in blocks:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features
+from frepa.encoders.contract import Encoder, Features, StageShape
 from frepa.encoders.registry import register
 from frepa.errors import InputError
 
@@ -76,8 +76,21 @@ class ResEnc3d(Encoder):
         # Its decoder holds the encoder a second time and one output layer per stage: neither belongs to the features.
         del self.trunk.decoder.encoder, self.trunk.decoder.seg_layers
 
+    @property
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """Channels and strides of ``stages``."""
+        return tuple(StageShape(n, (2**level,) * 3) for level, n in reversed(list(enumerate(SHAPES[self.name][0]))))
+
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, D, H, W), axes multiples of the deepest stride."""
+        maps = self._walk(x)
+        return Features(maps[-1][..., : x.shape[-1]], maps[0])
+
+    def extract_stages(self, x: Tensor) -> list[Tensor]:
+        """The bottleneck of (B, in_channels, D, H, W) and every step up; the last is ``dense``."""
+        return [item[..., : x.shape[-1] // shape.stride[-1]] for item, shape in zip(self._walk(x), self.stage_shapes)]
+
+    def _walk(self, x: Tensor) -> list[Tensor]:
         encoder, decoder, length = self.trunk.encoder, self.trunk.decoder, x.shape[-1]
         if all(size == self.size_multiple for size in x.shape[2:]):
             x = F.pad(x, (0, length))  # instance norm needs two positions at the bottleneck
@@ -87,10 +100,10 @@ class ResEnc3d(Encoder):
         for stage in encoder.stages:
             x = self.run(stage, x)
             skips.append(x)
-        embedding = skips.pop()
+        maps = [skips.pop()]
         for up, stage in zip(decoder.transpconvs, decoder.stages):
-            x = self.run(stage, torch.cat((up(x), skips.pop()), dim=1))
-        return Features(x[..., :length], embedding)
+            maps.append(self.run(stage, torch.cat((up(maps[-1]), skips.pop()), dim=1)))
+        return maps
 
 
 for _name in SHAPES:

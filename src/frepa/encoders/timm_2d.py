@@ -14,7 +14,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features
+from frepa.encoders.contract import Encoder, Features, StageShape, quarters
 from frepa.encoders.registry import register
 from frepa.errors import InputError, nearest
 
@@ -109,6 +109,7 @@ class TimmEncoder(Encoder):
             size_multiple=stride,
             options=options,
         )
+        self._looks, self._stage_shapes = _all_stages(model, channels, stride)
         self.uses_guide = uses_guide
         self.fixed_size = None if any_size else image_size
         self.trunk = model
@@ -118,8 +119,21 @@ class TimmEncoder(Encoder):
             # Kept in encoder.json, not among the weights.
             self.register_buffer(key, buffer, persistent=False)
 
+    @property
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """Channels and strides of ``stages``."""
+        return self._stage_shapes
+
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, H, W), H and W multiples of the stride."""
+        dense = _maps(self.trunk, self._trunk_input(x), self._norm)[-1]
+        return Features(dense, dense)
+
+    def extract_stages(self, x: Tensor) -> list[Tensor]:
+        """Maps of (B, in_channels, H, W) along the trunk; the last is ``dense``."""
+        return _maps(self.trunk, self._trunk_input(x), self._norm, self._looks)
+
+    def _trunk_input(self, x: Tensor) -> Tensor:
         if self.fixed_size is not None and x.shape[2:] != (self.fixed_size, self.fixed_size):
             raise InputError(
                 f"encoder {self.name} takes images of {self.fixed_size} x {self.fixed_size} only (its image_size), "
@@ -129,8 +143,7 @@ class TimmEncoder(Encoder):
             x = x[:, : self.image_channels]
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
-        dense = _last_map(self.trunk, x, self._norm)
-        return Features(dense, dense)
+        return x
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block."""
@@ -168,21 +181,37 @@ def _last_stage(name: str, model: nn.Module) -> tuple[int, int]:
     info = getattr(model, "feature_info", None)
     if info is None or not hasattr(model, "forward_intermediates"):
         raise InputError(f"encoder {name} gives no feature maps (timm has no forward_intermediates for it).")
-    last = (info if isinstance(info, list) else info.get_dicts())[-1]
+    last = _declared(model)[-1]
     return int(last["num_chs"]), int(last["reduction"])
 
 
-def _last_map(model: Any, x: Tensor, norm: bool = True) -> Tensor:
-    """The last feature map (B, channels, h, w) after the trunk's final norm."""
-    (dense,) = model.forward_intermediates(x, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)
+def _declared(model: Any) -> list[dict[str, Any]]:
+    info = model.feature_info
+    return info if isinstance(info, list) else info.get_dicts()
+
+
+def _all_stages(model: nn.Module, channels: int, stride: int) -> tuple[list[int], tuple[StageShape, ...]]:
+    """Which of the trunk's maps ``stages`` gives, and their shapes; ``channels`` and ``stride`` are the last one's."""
+    found = [(int(item["num_chs"]), int(item["reduction"])) for item in _declared(model)]
+    plain = len({reduction for _, reduction in found}) == 1
+    looks = quarters(len(found)) if plain else list(range(len(found)))
+    shapes = [StageShape(found[look][0], (found[look][1],) * 2) for look in looks[:-1]]
+    return looks, (*shapes, StageShape(channels, (stride,) * 2))
+
+
+def _maps(model: Any, x: Tensor, norm: bool = True, looks: int | list[int] = 1) -> list[Tensor]:
+    """Feature maps (B, channels, h, w) after these stages or blocks, the last of them after the trunk's final norm."""
+    *before, dense = model.forward_intermediates(
+        x, indices=looks, norm=norm, output_fmt="NCHW", intermediates_only=True
+    )
     # Some trunks keep their final norm in the classifier, to be used after pooling (ConvNeXt's ``head.norm``, BEiT's
     # ``fc_norm``). It belongs to the features, so it is applied at every position.
     last = getattr(getattr(model, "head", None), "norm", None) or getattr(model, "fc_norm", None)
     if isinstance(last, LayerNorm2d | nn.GroupNorm):
-        return last(dense)
-    if isinstance(last, nn.LayerNorm) and last.normalized_shape == dense.shape[1:2]:
-        return last(dense.movedim(1, -1)).movedim(-1, 1)
-    return dense
+        dense = last(dense)
+    elif isinstance(last, nn.LayerNorm) and last.normalized_shape == dense.shape[1:2]:
+        dense = last(dense.movedim(1, -1)).movedim(-1, 1)
+    return [*before, dense]
 
 
 def _try_trunk(
@@ -198,7 +227,7 @@ def _try_trunk(
             for norm in (True, False):
                 try:
                     with torch.no_grad():
-                        dense = _last_map(model, torch.zeros(1, inputs, *size, device=device), norm)
+                        (dense,) = _maps(model, torch.zeros(1, inputs, *size, device=device), norm)
                 except (AssertionError, RuntimeError, ValueError) as error:
                     reasons.append(str(error))
                     continue

@@ -1,41 +1,63 @@
-"""Classification head: pooled embedding, then a multilayer perceptron (Frepa section 4.1)."""
+"""Classification heads: pooled embedding, standardised, then logistic regression, or a multilayer perceptron from it.
+
+The paper's head is the perceptron (Frepa section 4.1).
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from frepa.errors import InputError, nearest
+from frepa.heads.logistic import Logistic
+from frepa.heads.standardise import Standardise
 
 POOLINGS = ("mean", "attention")
+#: ``linear`` is logistic regression solved to convergence; ``mlp`` adds a trained hidden layer to it.
+HEADS = ("linear", "mlp")
 
 
 class ClassificationHead(nn.Module):
     """Embedding map to class scores, for any number of axes.
 
+    Embeddings are standardised by the training part's statistics. ``direct`` reads them linearly; ``mlp`` adds to it a
+    hidden layer that starts at zero, so that the head starts as the linear one.
+
     Args:
         channels: channels of the embedding.
         classes: number of scores.
-        hidden: width of the one hidden layer; 0 gives a linear probe.
+        hidden: width of the one hidden layer; 0 is the linear head alone.
         pooling: "mean" over positions, or "attention": a weighted mean whose weights one learned query gives.
         dropout: probability before the last layer while training.
+        before: channels of what is standardised before blocks that train with the head make the embedding.
     """
 
     def __init__(
-        self, channels: int, classes: int, *, hidden: int = 256, pooling: str = "mean", dropout: float = 0.0
+        self,
+        channels: int,
+        classes: int,
+        *,
+        hidden: int = 256,
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        before: int | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r} is not known. {nearest(pooling, POOLINGS)}")
+        self.before = None if before is None else Standardise(before)
+        self.standardise = Standardise(channels)
         self.score = nn.Linear(channels, 1) if pooling == "attention" else None
-        # Encoders differ by orders of magnitude in the scale of their features; the same head must serve all.
-        self.norm = nn.LayerNorm(channels)
+        self.direct = nn.Linear(channels, classes)
+        nn.init.zeros_(self.direct.weight)
+        nn.init.zeros_(self.direct.bias)
+        self.mlp: nn.Sequential | None = None
         if hidden:
-            self.mlp = nn.Sequential(
-                nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
-            )
-        else:
-            self.mlp = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, classes))
+            last = nn.Linear(hidden, classes)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout), last)
 
     def pool(self, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, *s) to (B, channels); a (B, channels) input is returned as it is.
@@ -45,7 +67,7 @@ class ClassificationHead(nn.Module):
         if embedding.ndim == 2:
             return embedding
         positions = embedding.flatten(2).transpose(1, 2)
-        score = positions.new_zeros(*positions.shape[:2], 1) if self.score is None else self.score(self.norm(positions))
+        score = positions.new_zeros(*positions.shape[:2], 1) if self.score is None else self.score(positions)
         if mask is not None:
             shape = (embedding.shape[0], *embedding.shape[2:])
             keep = mask.view(*mask.shape, *(1,) * (len(shape) - mask.ndim)).expand(shape).reshape(*score.shape)
@@ -55,4 +77,12 @@ class ClassificationHead(nn.Module):
 
     def forward(self, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, *s), or embeddings (B, channels) that are pooled already, to logits (B, classes)."""
-        return self.mlp(self.norm(self.pool(embedding, mask)))
+        pooled = self.pool(self.standardise(embedding), mask)
+        scores = self.direct(pooled)
+        return scores if self.mlp is None else scores + self.mlp(pooled)
+
+    @torch.no_grad()
+    def start_from(self, logistic: Logistic) -> None:
+        """Let the linear part answer what a logistic regression on standardised embeddings does."""
+        self.direct.weight.copy_(torch.from_numpy(np.ascontiguousarray(logistic.weight.T)))
+        self.direct.bias.copy_(torch.from_numpy(logistic.bias))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from frepa.encoders.contract import per_axis
 from frepa.heads.decoder import DenseHead
+from frepa.heads.standardise import Standardise
 
 _WIDTH = 32
 _COARSEST = 8
@@ -42,6 +43,7 @@ class DetectionHead(nn.Module):
             (see :func:`grid_step`).
         extent: typical extent of a finding per axis, in pixels: what the head answers before it is trained.
         width: channels of the body at the grid's resolution.
+        before: channels of what is standardised before blocks that train with the head make the dense map.
     """
 
     extent: Tensor
@@ -57,8 +59,11 @@ class DetectionHead(nn.Module):
         step: Sequence[int],
         extent: Sequence[float],
         width: int = _WIDTH,
+        before: int | None = None,
     ) -> None:
         super().__init__()
+        self.before = None if before is None else Standardise(before)
+        self.standardise = Standardise(channels)
         strides = per_axis(stride, dims)
         self.dims, self.classes, self.step = dims, classes, per_axis(tuple(step), dims)
         down = tuple(max(1, cell // own) for cell, own in zip(self.step, strides))
@@ -89,6 +94,7 @@ class DetectionHead(nn.Module):
         A box is the shift of its centre in cells, then the logarithm of its extent over the typical one, per axis, each
         before it is bounded.
         """
+        dense = self.standardise(dense)
         missing = [-n % cell for n, cell in zip(dense.shape[2:], self.down)]
         if any(missing):
             dense = F.pad(dense, [n for after in reversed(missing) for n in (0, after)])

@@ -1,23 +1,227 @@
-"""Segmentation head: the reconstruction decoder's body with one output channel per class."""
+"""Segmentation heads on frozen maps: a linear one in closed form, and a convolutional one that starts from it."""
 
 from __future__ import annotations
 
-from frepa.heads.decoder import DenseHead
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frepa.encoders.contract import StageShape
+from frepa.errors import InputError
+from frepa.heads.reading import fitting, from_depth, grid_channels, on_last_grid
+from frepa.heads.ridge import Ridge
+from frepa.heads.standardise import Standardise
+
+#: ``linear`` is the closed-form probe; ``conv`` adds trained convolutions to it.
+HEADS = ("conv", "linear")
+#: Features of a position that the linear part reads at most: the sums of its regression are this number squared.
+MOST_FEATURES = 4096
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
+_MAX_WIDTH = 256
+# Statistics are taken over at least this many channels: with fewer, the norm would wash out the image's brightness.
+_CHANNELS_PER_NORM_GROUP = 8
 
 
-class SegmentationHead(DenseHead):
-    """Dense map to class scores: ``head(dense, size) -> logits (B, classes, *size)``.
+class BlockMap(nn.Module):
+    """One affine map from a position, or from it and its neighbours, to its block of pixels: (B, C, *s) to (B, K, *S).
 
     Args:
-        channels: channels of the dense map.
-        stride: pixels per position of the dense map: one int, or one per axis.
+        channels: C.
+        stride: pixels of a block, per axis.
+        outputs: K.
+        reach: positions per axis that are looked at, odd; beyond the border is the border.
+    """
+
+    def __init__(self, channels: int, stride: Sequence[int], outputs: int, *, reach: int = 1) -> None:
+        super().__init__()
+        self.stride, self.outputs, self.reach = tuple(stride), outputs, reach
+        dims, block = len(self.stride), math.prod(self.stride)
+        self.weight = nn.Parameter(torch.zeros(outputs * block, channels, *(reach,) * dims))
+        self.bias = nn.Parameter(torch.zeros(outputs * block))
+
+    @torch.no_grad()
+    def set(self, weight: Tensor, bias: Tensor) -> None:
+        """Take a regression's weight (reach^axes * C, K * block), as ``ridge.neighbourhood`` orders it, and bias."""
+        dims = len(self.stride)
+        own = weight.view(*(self.reach,) * dims, -1, weight.shape[1])
+        self.weight.copy_(own.permute(dims + 1, dims, *range(dims)))
+        self.bias.copy_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *s) to (B, K, *(s * stride))."""
+        dims, side = len(self.stride), self.reach // 2
+        if side:
+            x = F.pad(x, (side,) * (2 * dims), mode="replicate")
+        apply: Any = F.conv2d if dims == 2 else F.conv3d
+        return from_depth(apply(x, self.weight, self.bias), self.stride)
+
+
+class SegmentationHead(nn.Module):
+    """Frozen maps to class scores: ``head(maps, size) -> logits (B, classes, *size)``.
+
+    Maps are standardised by the training part's statistics. ``direct`` reads every position linearly, from as many maps
+    as give at most ``MOST_FEATURES`` features together (see ``reading.fitting``); ``conv`` adds
+    to it a body of 3 x 3 convolutions that goes up from the last map to the pixels, and takes in the finer maps on its
+    way. The body starts at zero, so that the head starts as the linear one.
+
+    Args:
+        shapes: of the maps, the last map last (see ``reading.map_shapes``).
         classes: number of classes, background included.
-        dims: 2 or 3.
-        width: channels at full resolution; None is 16, or 8 for volumes that must be upsampled.
+        kind: one of ``HEADS``.
+        reach: positions per axis the linear map looks at.
+        before: channels of what is standardised before blocks that train with the head make the map (``before``); the
+            map itself is then taken as it is.
+        width: channels of the body at full resolution; None is 16, or 8 for volumes that must be upsampled.
     """
 
     def __init__(
-        self, channels: int, stride: int | tuple[int, ...], classes: int, dims: int, *, width: int | None = None
+        self,
+        shapes: Sequence[StageShape],
+        classes: int,
+        *,
+        kind: str = "conv",
+        reach: int = 1,
+        before: int | None = None,
+        width: int | None = None,
     ) -> None:
-        super().__init__(channels, stride, classes, dims, width=width)
-        self.classes = classes
+        super().__init__()
+        self.before = None if before is None else Standardise(before)
+        self.shapes = tuple(StageShape(int(n), tuple(int(step) for step in stride)) for n, stride in shapes)
+        self.classes, self.kind, self.reach, self.width = classes, kind, reach, width
+        self.stride = self.shapes[-1].stride
+        self.standardise = nn.ModuleList([Standardise(shape.channels) for shape in self.shapes])
+        self.read = fitting(self.shapes, MOST_FEATURES // reach ** len(self.stride))
+        self.direct = BlockMap(grid_channels(self.read_shapes), self.stride, classes, reach=reach)
+        self.body = Body(self.shapes, classes, width=width) if kind == "conv" else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that build it again; plain JSON values."""
+        before = None if self.before is None else len(self.before.mean)
+        shapes = [[shape.channels, list(shape.stride)] for shape in self.shapes]
+        return {
+            "shapes": shapes, "classes": self.classes, "kind": self.kind, "reach": self.reach, "before": before,
+            "width": self.width,
+        }  # fmt: skip
+
+    @property
+    def read_shapes(self) -> list[StageShape]:
+        """Shapes of the maps that the linear part reads."""
+        return [self.shapes[place] for place in self.read]
+
+    def grid(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the linear part reads of all maps, on the last one's grid."""
+        return on_last_grid([maps[place] for place in self.read], self.read_shapes)
+
+    @property
+    def statistics(self) -> list[Standardise]:
+        """What standardises each map."""
+        return [layer for layer in self.standardise if isinstance(layer, Standardise)]
+
+    def standardised(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps with mean 0 and deviation 1 per channel over the training part."""
+        return [layer(item) for layer, item in zip(self.standardise, maps)]
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
+        """Maps of a batch to logits (B, classes, *size); ``size`` is the input's, before the encoder padded it."""
+        full = tuple(n * step for n, step in zip(maps[-1].shape[2:], self.stride))
+        if len(size) != len(full) or any(asked > there for asked, there in zip(size, full)):
+            raise InputError(
+                f"a dense map of {tuple(maps[-1].shape[2:])} positions at stride {self.stride} covers {full} pixels, "
+                f"and an output of {tuple(size)} is asked for."
+            )
+        own = self.standardised(maps)
+        scores = self.direct(self.grid(own))
+        if self.body is not None:
+            scores = scores + self.body(own)
+        return scores[(..., *(slice(0, length) for length in size))]
+
+    def start_from(self, ridge: Ridge, offsets: Tensor) -> None:
+        """Let the linear part answer what a ridge regression of the foreground classes does, as logits.
+
+        Args:
+            ridge: outputs are (classes - 1) * block, the probability of each foreground class.
+            offsets: (classes,) added to the probabilities before the largest is taken; 0 for the background.
+        """
+        block = math.prod(self.stride)
+        weight = ridge.weight.unflatten(1, (self.classes - 1, block))
+        bias = ridge.bias.unflatten(0, (self.classes - 1, block))
+        weight = torch.cat([-weight.sum(1, keepdim=True), weight], 1)
+        bias = torch.cat([1 - bias.sum(0, keepdim=True), bias], 0) + offsets.to(bias)[:, None]
+        # Under two normal classes of equal spread the log odds are the regression's answer over its residual variance.
+        residual = ridge.residual.unflatten(0, (self.classes - 1, block)).mean(1)
+        mean = float((residual.sum() + residual.mean()) / self.classes)
+        scale = 1 / (2 * max(mean, 1e-4))
+        self.direct.set((weight * scale).flatten(1), (bias * scale).flatten())
+
+
+class Body(nn.Module):
+    """Convolutions from standardised maps to full resolution; the last one starts at zero.
+
+    The last map, and those no finer, are projected together; one upsampling per factor 2 of the stride, a 3 x 3
+    convolution in each; a finer map joins where the resolution is its own. A stride that is no power of two ends with a
+    linear interpolation.
+    """
+
+    def __init__(self, shapes: Sequence[StageShape], classes: int, *, width: int | None = None) -> None:
+        super().__init__()
+        stride = shapes[-1].stride
+        self.stride, dims = stride, len(stride)
+        halvings = [step.bit_length() - 1 for step in stride]
+        count = max(halvings)
+        if width is None:
+            width = 8 if dims == 3 and count else 16
+        widths = [min(_MAX_WIDTH, width * 2**level) for level in range(count, -1, -1)]
+        # An axis with fewer factors of two joins in the last stages, where the map is finest.
+        self.factors = [tuple(2 if count - index <= steps else 1 for steps in halvings) for index in range(count)]
+        self.joins = _joins([shape.stride for shape in shapes], stride, self.factors)
+        self.lateral = nn.ModuleList(
+            _CONV[dims](shape.channels, widths[at], 1) for shape, at in zip(shapes, self.joins)
+        )
+        self.refine = nn.ModuleList(_refine(dims, one) for one in widths)
+        self.up = nn.ModuleList(_CONV[dims](wide, narrow, 1) for wide, narrow in itertools.pairwise(widths))
+        self.output = _CONV[dims](widths[-1], classes, 3, padding=1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Standardised maps to (B, classes, *(last map's size * stride))."""
+        mode = _LINEAR_MODE[len(self.stride)]
+        size, x = tuple(maps[-1].shape[2:]), torch.zeros((), device=maps[-1].device)
+        for level, refine in enumerate(self.refine):
+            if level:
+                size = tuple(n * factor for n, factor in zip(size, self.factors[level - 1]))
+                x = F.interpolate(self.up[level - 1](x), size=size, mode="nearest")
+            for item, lateral, at in zip(maps, self.lateral, self.joins):
+                if at == level:
+                    own = lateral(item)
+                    if own.shape[2:] != size:
+                        own = F.interpolate(own, size=size, mode=mode, align_corners=False)
+                    x = x + own
+            x = refine(x)
+        full = tuple(n * step for n, step in zip(maps[-1].shape[2:], self.stride))
+        if size != full:
+            x = F.interpolate(x, size=full, mode=mode, align_corners=False)
+        return self.output(x)
+
+
+def _joins(strides: Sequence[tuple[int, ...]], last: tuple[int, ...], factors: Sequence[tuple[int, ...]]) -> list[int]:
+    """Level of the body at which each map joins: the first whose positions are no larger than the map's."""
+    levels = [tuple(float(step) for step in last)]
+    for factor in factors:
+        levels.append(tuple(step / part for step, part in zip(levels[-1], factor)))
+    return [
+        next((at for at, level in enumerate(levels) if max(a / b for a, b in zip(level, own)) <= 1), len(factors))
+        for own in strides
+    ]
+
+
+def _refine(dims: int, width: int) -> nn.Sequential:
+    norm = nn.GroupNorm(max(1, width // _CHANNELS_PER_NORM_GROUP), width)
+    return nn.Sequential(nn.GELU(), _CONV[dims](width, width, 3, padding=1), norm, nn.GELU())

@@ -15,6 +15,7 @@ def classify(
     folds: int | None = None,
     image_size: int | None = None,
     window: str | None = None,
+    head: Literal["linear", "mlp"] | None = None,
     hidden: int = 256,
     pooling: Literal["mean", "attention"] = "mean",
     batch_size: int | None = None,
@@ -52,7 +53,11 @@ def classify(
         image_size: side, in pixels, images are brought to, aspect kept, zeros around; by default the longest side
             found, up to 512 in 2D and 128 in 3D. Of a slice transfer the side of each slice.
         window: CT window for images in HU: lung, abdomen, brain or bone.
-        hidden: width of the head's hidden layer; 0 is a linear probe.
+        head: "linear" is logistic regression on the mean embedding, solved to convergence: an instrument without seed,
+            learning rate or steps, whose penalty the validation part chooses. "mlp" starts from it and trains a hidden
+            layer on top. By default linear, and mlp where something trains with it: the blocks of a slice transfer,
+            attention, or a head on augmented images.
+        hidden: width of the hidden layer of mlp.
         pooling: of the embedding's positions: mean, or attention with one learned query.
         batch_size: images per optimizer step; by default 64, and 8 for a slice transfer.
         epochs: passes over the training images.

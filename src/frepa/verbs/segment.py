@@ -11,6 +11,9 @@ def segment(
     *,
     encoder: str,
     out: str,
+    head: Literal["conv", "linear"] = "conv",
+    features: Literal["last", "pyramid", "pyramid+image"] | None = None,
+    reach: int = 1,
     split: Literal["official", "random"] = "official",
     mask_threshold: float | None = None,
     image_size: int | None = None,
@@ -50,6 +53,12 @@ def segment(
         encoder: a run folder, an encoder file, random:NAME, timm:NAME[@checkpoint], or slices:ENCODER2D, which
             carries any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
+        head: "linear" is ridge regression in closed form from each position's features to its block of pixels:
+            an instrument without seed, learning rate or steps. "conv" starts from it and trains convolutions on top.
+        features: maps of the encoder that the head reads: "last", its dense map alone, for comparisons of encoders;
+            "pyramid", every stage, or several depths of a plain ViT; "pyramid+image", the image and its guide too. By
+            default pyramid+image, and last where the last map has full resolution and for a slice transfer.
+        reach: positions per axis, 1 or 3, from which the linear part reads each block of pixels.
         split: "official" keeps a set's own split and completes it; "random" is 7:1:2 by patient for every set.
         mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
         image_size: longer side, in pixels, that images are resized to before the encoder; by default they keep their

@@ -26,7 +26,7 @@ from frepa.verbs.classify import classify
 
 ENCODER = "random:tiny_for_tests"
 STACKS = "slices:random:tiny_for_tests?rounds=1&width=8&heads=2&chunk=4"
-QUICK = {"max_steps": 120, "batch_size": 8, "lr": 3e-2, "hidden": 16, "quiet": True, "num_workers": 0}
+QUICK = {"max_steps": 120, "batch_size": 8, "lr": 3e-2, "head": "mlp", "hidden": 16, "quiet": True, "num_workers": 0}
 
 
 def picture(kind: int, seed: int, size: tuple[int, ...] = (20, 24)) -> np.ndarray:

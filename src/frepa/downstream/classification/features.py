@@ -29,7 +29,9 @@ _FLIPS = 1  # view number of the draws
 
 
 class FeatureSource(Protocol):
-    """Gives ``Classifier.forward`` its two inputs for a batch of records."""
+    """Gives ``Classifier.forward`` its two inputs for a batch of records; ``fixed`` where they cost nothing more."""
+
+    fixed: bool
 
     def batch(
         self, records: Sequence[int], positions: Sequence[int] | None = None, following: Sequence[int] = ()
@@ -66,6 +68,8 @@ def _reader(classifier: Classifier, source: Source) -> Callable[[int], np.ndarra
 
 class FixedFeatures:
     """Embeddings of a frozen encoder, computed once per image: training the head afterwards takes seconds."""
+
+    fixed = True
 
     def __init__(self, classifier: Classifier, source: Source, records: np.ndarray, *, workers: int, quiet: bool):
         self._device = classifier.device
@@ -110,6 +114,8 @@ class LiveFeatures:
     Images and their guides are kept in memory as far as a quarter of it lasts. A slice transfer's 2D features come from
     the classifier's cache on disk where it has one.
     """
+
+    fixed = False
 
     def __init__(
         self,

@@ -33,12 +33,14 @@ class ClassificationSettings:
         image_size: side in pixels of the square (cube) an image is resized into, aspect kept, zeros around it; of a
             slice transfer the side of each slice, while the number of slices stays.
         window: CT window (``frepa.images.intensity.to_unit``).
-        hidden: width of the head's hidden layer; 0 is a linear probe.
+        head: "linear", logistic regression, or "mlp", which adds a hidden layer to it.
+        hidden: width of that hidden layer.
         pooling: of the embedding's positions, "mean" or "attention".
     """
 
     image_size: int
     window: Window = None
+    head: str = "linear"
     hidden: int = 256
     pooling: str = "mean"
 
@@ -69,8 +71,14 @@ class Classifier(HeadOnFrozen):
     ) -> None:
         super().__init__()
         self.encoder = encoder.freeze()
+        inner = encoder.encoder2d.channels if isinstance(encoder, SliceTransfer) else None
+        linear = settings.head == "linear"
         self.head = ClassificationHead(
-            encoder.embedding_channels, len(classes), hidden=settings.hidden, pooling=settings.pooling
+            inner if inner is not None and linear else encoder.embedding_channels,
+            len(classes),
+            hidden=0 if linear else settings.hidden,
+            pooling=settings.pooling,
+            before=None if linear else inner,
         )
         self.settings = settings
         self.classes = tuple(classes)
@@ -81,13 +89,16 @@ class Classifier(HeadOnFrozen):
 
     @property
     def transfer(self) -> SliceTransfer | None:
-        """The encoder where it is a slice transfer, whose blocks train with the head; else None."""
-        return self.encoder if isinstance(self.encoder, SliceTransfer) else None
+        """The encoder where it is a slice transfer whose blocks train with the head; else None.
+
+        Under a linear head they do not: it reads the mean of what the 2D encoder makes of all slices.
+        """
+        return self.encoder if isinstance(self.encoder, SliceTransfer) and self.head.before is not None else None
 
     def frame(self, image: np.ndarray) -> np.ndarray:
         """Bring an image ``(C, *S)`` float32 in [0, 1] to the size the encoder is fed; same type and range."""
         side = self.settings.image_size
-        if self.transfer is None:
+        if not isinstance(self.encoder, SliceTransfer):
             return resize_pad(image, (side,) * self.encoder.dims)
         place = placement(image.shape[2:], (side, side))
         framed = np.zeros((*image.shape[:2], side, side), np.float32)
@@ -111,22 +122,25 @@ class Classifier(HeadOnFrozen):
         """
         self.encoder.eval()
         with self._autocast():
-            if self.transfer is not None:
+            if isinstance(self.encoder, SliceTransfer):
                 encoded = self.cache.features if self.cache is not None else self._slices
-                stack, mask = pad_stacks([encoded(volume) for volume in inputs])
+                stacks = [encoded(volume) for volume in inputs]
+                if self.transfer is None:
+                    return torch.stack([stack.flatten(1).mean(1) for stack in stacks]).float().to(self.device), None
+                stack, mask = pad_stacks(stacks)
                 return stack.to(self.device), mask.to(self.device)
             embedding = self.encoder(torch.stack(list(inputs))).embedding
         return (self.head.pool(embedding) if self.settings.pooling == "mean" else embedding).float(), None
 
     def _slices(self, volume: Tensor) -> Tensor:
-        assert self.transfer is not None
-        return self.transfer.encode_slices(volume[None])[0]
+        assert isinstance(self.encoder, SliceTransfer)
+        return self.encoder.encode_slices(volume[None])[0]
 
     def forward(self, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
         """What ``encode`` gives, to logits (B, K)."""
         with self._autocast():
-            if self.transfer is not None:
-                encoded = self.transfer.transform(encoded, mask).embedding
+            if self.transfer is not None and self.head.before is not None:
+                encoded = self.transfer.transform(self.head.before(encoded), mask).embedding
             return self.head(encoded, mask)
 
     def probabilities(self, logits: Tensor) -> Tensor:

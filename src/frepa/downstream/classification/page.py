@@ -31,6 +31,7 @@ def write_report(root: Path, summary: Mapping[str, Any]) -> Path:
         "Encoder": encoder["name"],
         "Pretrained by": encoder["method"] or "not stated",
         "Guide channel": summary["guide"],
+        "Head": f"{summary['head']}, on the embedding",
         "Encoder parameters": f"{encoder['parameters'] / 1e6:.2f} M",
         "Images": f"{summary['images']:,}",
         "Image size": f"{summary['image_size']} px",
@@ -48,12 +49,17 @@ def write_report(root: Path, summary: Mapping[str, Any]) -> Path:
         f"Per cent. ACC: {definitions['acc']}. AUC: {definitions['auc']}. What follows ± and the interval: "
         f"{definitions['std']}."
     )
-    row: dict[str, Any] = {"Guide": summary["guide"]}
+    said = f"{summary['head']} head" + (" (constant output)" if summary["constant"] else "")
+    row: dict[str, Any] = {"Answer": said, "Guide": summary["guide"]}
     for name in ("acc", "auc"):
         row[name.upper()] = MeanStd(100 * scores[name]["value"], 100 * scores[name]["std"])
         if "low" in scores[name]:
             row[f"{name.upper()}, 95 %"] = f"{100 * scores[name]['low']:.2f} to {100 * scores[name]['high']:.2f}"
-    page.table([row])
+    floor = dict.fromkeys(row, "") | {"Answer": "commonest training answer for every case"}
+    floor |= {name.upper(): 100 * value for name, value in summary["baselines"]["majority"].items()}
+    page.table([row, floor])
+    if summary["constant"]:
+        page.note(summary["constant"], level="warning")
     if "folds" in scores["acc"]:
         page.table(
             [
@@ -117,10 +123,13 @@ def _add_training(page: Page, root: Path) -> None:
 
     page.section("Training")
     losses = curves("loss")
-    longest = max(len(x) for x, _ in losses.values())
-    page.figure(loss_curves(losses, smooth=max(1, longest // 50)), "Training loss of the head.")
+    if losses:
+        longest = max(len(x) for x, _ in losses.values())
+        page.figure(loss_curves(losses, smooth=max(1, longest // 50)), "Training loss of the head.")
+    else:
+        page.text("Logistic regression solved to convergence: no steps were taken.")
     areas = curves("val_auc", 100)
-    if areas:
+    if areas and losses:
         page.figure(
             loss_curves(areas, ylabel="validation AUC (%)"),
             "Macro AUC of the validation images; the head of the highest point was kept.",

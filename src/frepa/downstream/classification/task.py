@@ -32,8 +32,8 @@ from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.downstream.segmentation.metrics import DDOF, summarise
 from frepa.encoders.reference import EncoderReference, open_encoder
-from frepa.errors import InputError
-from frepa.heads.classifier import POOLINGS
+from frepa.errors import InputError, nearest
+from frepa.heads.classifier import HEADS, POOLINGS
 from frepa.images.intensity import check_window
 from frepa.machine import autocast_dtype, default_device, device_name
 
@@ -81,6 +81,7 @@ def run_classification(options: Mapping[str, Any]) -> Path:
     settings = ClassificationSettings(
         image_size=options["image_size"] or common_side(data.source, data.records, slices=reference.trained > 0),
         window=options["window"],
+        head=chosen_head(options, blocks=reference.trained > 0),
         hidden=options["hidden"],
         pooling=options["pooling"],
     )
@@ -123,6 +124,9 @@ def run_classification(options: Mapping[str, Any]) -> Path:
     features.close()
     if weights_hash(encoder) != reference.weights:
         raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
+    for note in dict.fromkeys(note for item in tested for note in item.training.notes):
+        tqdm.write(note, file=sys.stderr)
+        warnings.append(note)
     summary = summarise_run(reference, tested, settings, options, device, encoding_seconds, warnings)
     write_json(root / "results.json", summary)
     write_csv(root / "skipped.csv", ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in data.left_out])
@@ -131,6 +135,17 @@ def run_classification(options: Mapping[str, Any]) -> Path:
     write_report(root, summary)
     tqdm.write(_verdict(summary), file=sys.stderr)
     return root
+
+
+def chosen_head(options: Mapping[str, Any], *, blocks: bool) -> str:
+    """ "linear" or "mlp", as asked for; else linear where nothing trains with it, as ``blocks`` of a transfer would."""
+    if options["head"] is None:
+        return "mlp" if blocks or options["augment"] or options["pooling"] != "mean" else "linear"
+    if options["head"] == "linear" and options["pooling"] != "mean":
+        raise InputError("--head linear reads the mean embedding; --pooling attention is learnt, and needs --head mlp.")
+    if options["head"] == "linear" and options["augment"]:
+        raise InputError("--head linear is solved from every image once. Leave --augment out, or give --head mlp.")
+    return str(options["head"])
 
 
 def _features(classifier: Classifier, data: ClassificationData, options: Mapping[str, Any]) -> Any:
@@ -150,8 +165,8 @@ def _features(classifier: Classifier, data: ClassificationData, options: Mapping
 
 def _plan(data: ClassificationData, options: Mapping[str, Any], *, stacks: bool) -> ClassifierPlan:
     size = options["batch_size"] or (_BATCH_OF_STACKS if stacks else _BATCH)
-    rates, val_every = planned_steps(options, len(data.rows("train")), size)
-    return ClassifierPlan(rates, size, val_every, options["seed"])
+    rates, _ = planned_steps(options, len(data.rows("train")), size)
+    return ClassifierPlan(rates, size, options["val_every"], options["seed"])
 
 
 def summarise_run(
@@ -194,6 +209,8 @@ def summarise_run(
         "task": TASK,
         "encoder": reference.as_dict(),
         "guide": reference.guide,
+        "head": settings.head,
+        "features": "embedding",
         "source": str(options["source"]),
         "labels": first.origin,
         "split": first.split_note,
@@ -205,6 +222,8 @@ def summarise_run(
         "unlabelled": first.unlabelled,
         "image_size": settings.image_size,
         "test": scores,
+        "baselines": {"majority": majority(tested)},
+        "constant": constant_answer(chosen, first.classes, several=first.several),
         "per_class": {
             name: {
                 "cases": int(targets[:, k].sum()),
@@ -220,6 +239,7 @@ def summarise_run(
             else "share of cases whose most probable class is the true one",
             "auc": "area under the ROC curve of each class against the rest, mean over the classes",
             "std": std,
+            "majority": "the answer that is commonest in the training part, for every case; its AUC is 0.5",
             "unit": "fraction in [0, 1]",
         },
         "training": [{"fold": item.fold, **asdict(item.training)} for item in tested],
@@ -228,6 +248,24 @@ def summarise_run(
         "device": device_name(device),
         "versions": versions(),
     }
+
+
+def majority(tested: Sequence[Tested]) -> dict[str, float]:
+    """ACC and AUC of giving every test case the commonest answer of the training part, mean over folds."""
+    scores = []
+    for item in tested:
+        known = item.data.targets[item.data.rows("train")]
+        answer = known.mean(0)[None].repeat(len(item.targets), 0)
+        scores.append(accuracy(answer, item.targets, several=item.data.several))
+    return {"acc": float(np.mean(scores)), "auc": 0.5}
+
+
+def constant_answer(chosen: np.ndarray, classes: Sequence[str], *, several: bool) -> str | None:
+    """A sentence where every test case got the same answer, ``chosen`` (n, classes) bool; else None."""
+    if len(chosen) < 2 or (chosen != chosen[0]).any():
+        return None
+    said = ", ".join(name for name, there in zip(classes, chosen[0]) if there) or "no class"
+    return f"The output is constant: {said} for every test case. Its ACC says nothing about the encoder."
 
 
 def _case_rows(tested: Sequence[Tested]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -254,8 +292,10 @@ def _check(options: Mapping[str, Any]) -> None:
             raise InputError(f"--{name} {options[name]}: expected a number above 0.")
     if options["folds"] is not None and options["folds"] < 2:
         raise InputError(f"--folds {options['folds']}: expected 2 or more; leave it out for one split.")
-    if options["hidden"] < 0:
-        raise InputError(f"--hidden {options['hidden']}: expected 0 (a linear probe) or more.")
+    if options["head"] is not None and options["head"] not in HEADS:
+        raise InputError(f"--head {options['head']}: not known. {nearest(options['head'], HEADS)}")
+    if options["hidden"] < 1:
+        raise InputError(f"--hidden {options['hidden']}: expected 1 or more; --head linear has no hidden layer.")
     if options["pooling"] not in POOLINGS:
         raise InputError(f"--pooling {options['pooling']}: not known. Expected mean or attention.")
     if options["feature_cache"] is not None and options["augment"]:
@@ -290,7 +330,10 @@ def _announce(
 def _verdict(summary: Mapping[str, Any]) -> str:
     acc, auc = summary["test"]["acc"], summary["test"]["auc"]
     over = "folds" if "folds" in acc else "resamples"
-    return (
+    floor = summary["baselines"]["majority"]["acc"]
+    text = (
         f"ACC {100 * acc['value']:.2f} ± {100 * acc['std']:.2f} %, AUC {100 * auc['value']:.2f} ± "
-        f"{100 * auc['std']:.2f} % (± over {over}; guide: {summary['guide']})."
+        f"{100 * auc['std']:.2f} % (± over {over}; guide: {summary['guide']}; {summary['head']} head). "
+        f"Without an encoder: majority class ACC {100 * floor:.2f} %."
     )
+    return f"{text} {summary['constant']}" if summary["constant"] else text

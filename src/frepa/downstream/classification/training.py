@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,31 +18,42 @@ from frepa.downstream.classification.data import ClassificationData
 from frepa.downstream.classification.features import FeatureSource
 from frepa.downstream.classification.metrics import accuracy, macro_auc
 from frepa.downstream.classification.model import Classifier
-from frepa.downstream.fitting import TrainingDiverged
+from frepa.downstream.fitting import TrainingDiverged, affordable
 from frepa.downstream.run_folder import append_json_lines
+from frepa.heads.logistic import choose_logistic
+from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.sampling import SampleStream
 from frepa.machine import deterministic
 
 
 @dataclass(frozen=True)
 class ClassifierPlan:
-    """The numbers that decide the result: rate of every step, images per step, steps per validation, seed."""
+    """The numbers that decide the result: rate of every step, images per step, steps per validation, seed.
+
+    ``val_every`` None is as often as a tenth of the training's time allows.
+    """
 
     rates: np.ndarray
     batch_size: int
-    val_every: int
+    val_every: int | None
     seed: int
 
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """What came of it: the step whose head was kept, its validation scores, and the time it took."""
+    """What came of it: the step whose head was kept, its validation scores, and the time it took.
+
+    Step 0 is the logistic regression alone, ``penalty`` what was chosen for it; None for a slice transfer, whose blocks
+    train. ``notes`` are sentences for the user.
+    """
 
     steps: int
     best_step: int
     val_auc: float
     val_acc: float
     seconds: float
+    penalty: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def train_classifier(
@@ -56,7 +68,8 @@ def train_classifier(
 ) -> ClassifierTraining:
     """Train the head, and what of the encoder trains with it; leave the weights with the best validation AUC in them.
 
-    Of equal ones the one with the higher accuracy, then the earliest; where no validation AUC is defined, accuracy
+    The linear part is solved first, to convergence, and a linear head is that alone: step 0, which is scored too. Of
+    equal ones the one with the higher accuracy, then the earliest; where no validation AUC is defined, accuracy
     decides. Cross entropy; binary cross
     entropy per class where a case may have several. ``metrics`` gets a line per step (loss, lr) and one per validation
     (val_auc, val_acc), with the fold where there are any. Every random number is keyed by seed and position.
@@ -79,6 +92,30 @@ def train_classifier(
         return rows[stream.at(range((step - 1) * size, step * size))]
 
     start = time.perf_counter()
+    penalty, notes = start_closed_form(classifier, features, data, size)
+    val_every, chosen_val = plan.val_every, val
+    if val_every is None:
+        val_every, looked = affordable(steps, size, [1] * len(val))
+        chosen_val = val if features.fixed else val[looked]
+        val_every = max(1, steps // 20) if features.fixed else val_every
+
+    def validate(step: int) -> dict[str, object]:
+        nonlocal best, state
+        probabilities = predict_rows(classifier, features, data, chosen_val, size)
+        auc = macro_auc(probabilities, data.targets[chosen_val])
+        acc = accuracy(probabilities, data.targets[chosen_val], several=data.several)
+        # A small validation part is ordered perfectly long before its classes are told apart.
+        score = (auc if math.isfinite(auc) else acc, acc)
+        if score > best[0]:
+            best, state = (score, step, auc, acc), classifier.trained_state()
+        return {**extra, "step": step, "val_auc": auc, "val_acc": acc}
+
+    if len(val):
+        append_json_lines(metrics, [validate(0)])
+    if classifier.settings.head == "linear":
+        classifier.eval()
+        took = time.perf_counter() - start
+        return ClassifierTraining(0, 0, best[2], best[3], took, penalty=penalty, notes=notes)
     label = "Training the head" if fold is None else f"Fold {fold}"
     with tqdm(total=steps, unit="step", desc=label, disable=quiet) as bar, deterministic(classifier.device):
         for step in range(1, steps + 1):
@@ -95,25 +132,59 @@ def train_classifier(
             optimizer.step()
             pending.append(loss.detach())
             last = step == steps
-            if step % plan.val_every == 0 or last:
+            if step % val_every == 0 or last:
                 lines += _losses(pending, step, plan.rates, extra)
                 bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
                 if len(val):
-                    probabilities = predict_rows(classifier, features, data, val, size)
-                    auc = macro_auc(probabilities, data.targets[val])
-                    acc = accuracy(probabilities, data.targets[val], several=data.several)
-                    lines.append({**extra, "step": step, "val_auc": auc, "val_acc": acc})
-                    # A small validation part is ordered perfectly long before its classes are told apart.
-                    score = (auc if math.isfinite(auc) else acc, acc)
-                    if score > best[0]:
-                        best, state = (score, step, auc, acc), classifier.trained_state()
+                    lines.append(validate(step))
                 append_json_lines(metrics, lines)
                 lines = []
             bar.update()
     if state is not None:
         classifier.load_trained_state(state)
     classifier.eval()
-    return ClassifierTraining(steps, best[1], best[2], best[3], time.perf_counter() - start)
+    took = time.perf_counter() - start
+    return ClassifierTraining(steps, best[1], best[2], best[3], took, penalty=penalty, notes=notes)
+
+
+@torch.no_grad()
+def start_closed_form(
+    classifier: Classifier, features: FeatureSource, data: ClassificationData, size: int
+) -> tuple[float | None, tuple[str, ...]]:
+    """Statistics of the training part's features, and the logistic regression on them; its penalty and sentences.
+
+    Of a slice transfer the statistics alone, of what its 2D encoder makes of the slices.
+    """
+    head = classifier.head
+    layer = head.standardise if head.before is None else head.before
+    moments = Moments(len(layer.mean), classifier.device)
+    classifier.eval()
+
+    def encoded(rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for at in range(0, len(rows), size):
+            after = data.records[rows[at + size : at + 2 * size]].tolist()
+            yield features.batch(data.records[rows[at : at + size]].tolist(), None, after)
+
+    rows, val = data.rows("train"), data.rows("val")
+    for values, mask in encoded(rows):
+        keep = None
+        if mask is not None:
+            keep = mask.view(*mask.shape, *(1,) * (values.ndim - 1 - mask.ndim)).expand(len(values), *values.shape[2:])
+        moments.add(values, keep)
+    layer.set(moments.mean, moments.std)
+    notes = tuple(constant_channels([layer]))
+    if head.before is not None:
+        return None, notes
+
+    def pooled(part: np.ndarray) -> np.ndarray:
+        # The mean over positions, whatever the pooling: where attention begins.
+        found = [layer(values).flatten(2).mean(2) if values.ndim > 2 else layer(values) for values, _ in encoded(part)]
+        return torch.cat(found).double().cpu().numpy()
+
+    held = (pooled(val), data.targets[val].astype(float)) if len(val) else None
+    model, penalty = choose_logistic(pooled(rows), data.targets[rows].astype(float), held, several=data.several)
+    head.start_from(model)
+    return penalty, notes
 
 
 def classification_loss(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:

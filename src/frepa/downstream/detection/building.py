@@ -15,6 +15,7 @@ from frepa.downstream.detection.training import DetectorPlan
 from frepa.downstream.fitting import planned_steps
 from frepa.downstream.windowed import fitted_crop
 from frepa.encoders.contract import Encoder
+from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.heads.detector import DetectionHead, grid_step
 from frepa.images.boxes import extents
 from frepa.images.geometry import placement
@@ -56,6 +57,7 @@ def build_detector(encoder: Encoder, data: DetectionData, options: Mapping[str, 
             dims,
             step=step,
             extent=np.exp(np.log(np.maximum(found, 1e-3)).mean(0)).tolist(),
+            before=encoder.encoder2d.channels if isinstance(encoder, SliceTransfer) else None,
         )
     autocast = autocast_dtype(options["precision"], device)
     return Detector(encoder, head, settings, data.classes, autocast=autocast).to(device)
@@ -90,6 +92,6 @@ def plan_training(
     crop = detector.settings.crop
     sizes = [detector.working_size(data.shapes[row]) for row in data.rows("train").tolist()]
     stream = CropStream(sizes, crop, options["seed"])
-    rates, val_every = planned_steps(options, stream.length, options["batch_size"])
+    rates, _ = planned_steps(options, stream.length, options["batch_size"])
     crops = CropPlan(crop, options["seed"], options["foreground"], options["augment"])
-    return stream, DetectorPlan(rates, options["batch_size"], val_every, crops)
+    return stream, DetectorPlan(rates, options["batch_size"], options["val_every"], crops)

@@ -141,6 +141,7 @@ class Detector(WindowedHead):
                 "dims": self.encoder.dims,
                 "step": self.head.step,
                 "extent": self.head.extent.tolist(),
+                "before": None if self.head.before is None else len(self.head.before.mean),
             },
             "classes": self.classes,
             # JSON knows no NaN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frepa.downstream.crops import CaseCache, CropPlan, CropStream
+from frepa.downstream.crops import CaseCache, CropPlan, CropStream, cover
 from frepa.downstream.detection.crops import WorkingImage, draw_finding_crops, working_image
 from frepa.downstream.detection.loss import detection_loss
 from frepa.downstream.detection.metrics import DetectionCase, average_precision
 from frepa.downstream.detection.model import Detector
 from frepa.downstream.detection.reading import Reading
-from frepa.downstream.fitting import fit
+from frepa.downstream.fitting import affordable, fit
 from frepa.downstream.segmentation.metrics import summarise
 from frepa.images.boxes import Boxes
 from frepa.images.geometry import resize
@@ -32,23 +32,32 @@ VALIDATION_AP = {2: "ap_50", 3: "ap_10"}
 
 @dataclass(frozen=True)
 class DetectorPlan:
-    """The numbers that decide the result: rate of every step, crops per step, steps per validation, crops."""
+    """The numbers that decide the result: rate of every step, crops per step, steps per validation, crops.
+
+    ``val_every`` None is as often as a tenth of the training's time allows.
+    """
 
     rates: np.ndarray
     batch_size: int
-    val_every: int
+    val_every: int | None
     crops: CropPlan
 
 
 @dataclass(frozen=True)
 class DetectorTraining:
-    """What came of it: the step whose head was kept, its validation AP (NaN if none is defined), time and speed."""
+    """What came of it: the step whose head was kept, its validation AP (NaN if none is defined), time and speed.
+
+    ``validating`` of the ``seconds`` went into validations, on ``val_cases`` images; ``notes`` are for the user.
+    """
 
     steps: int
     best_step: int
     best_val_ap: float
     seconds: float
     crops_per_second: float
+    validating: float = 0.0
+    val_cases: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def train_detector(
@@ -95,28 +104,41 @@ def train_detector(
         inputs = torch.cat([prepare(image[None], guide[None]) for image, guide in zip(crops.image, crops.guide)])
         return detection_loss(detector.head, detector(inputs), crops.targets)
 
-    def score() -> float:
-        return validate(detector, cache, range(len(train), len(train) + len(val)))
+    def windows() -> Iterator[Tensor]:
+        for index in range(len(train)):
+            cache.ahead(range(index, min(index + 2, len(train))))
+            item = cache[index]
+            for planes in () if item.broken else cover(item.planes, plan.crops.size, 0):
+                yield prepare(planes[None, :-1], planes[None, -1:])
 
     with contextlib.closing(cache):
+        notes = detector.standardise_by(windows())
+        val_every, looked = plan.val_every, list(range(len(val)))
+        if val_every is None and len(val):
+            sizes = [reading.data.shapes[row] for row in val]
+            counts = [detector.window_count(detector.working_size(shape)) for shape in sizes]
+            val_every, looked = affordable(steps, size, counts)
+        places = [len(train) + place for place in looked]
         done = fit(
             detector,
             plan.rates,
             loss_at,
             metrics,
             device=detector.device,
-            val_every=plan.val_every,
-            validate=score if len(val) else None,
+            val_every=val_every or steps,
+            validate=(lambda: validate(detector, cache, places)) if places else None,
             score=("val_ap", "val AP"),
             label="Training the head" if fold is None else f"Fold {fold}",
             extra={} if fold is None else {"fold": fold},
             quiet=quiet,
         )
     speed = steps * size / max(done.seconds - done.validating, 1e-9)
-    return DetectorTraining(steps, done.best_step, done.best_score, done.seconds, speed)
+    return DetectorTraining(
+        steps, done.best_step, done.best_score, done.seconds, speed, done.validating, len(places), tuple(notes)
+    )
 
 
-def validate(detector: Detector, cache: CaseCache[Any, WorkingImage], indices: range) -> float:
+def validate(detector: Detector, cache: CaseCache[Any, WorkingImage], indices: Sequence[int]) -> float:
     """Mean over classes of the average precision of whole images at working size; NaN if there is no finding."""
     cases = []
     for position, index in enumerate(indices):

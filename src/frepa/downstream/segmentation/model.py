@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,11 @@ from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import read_as_filed
 from frepa.downstream.head_files import load_weights, read_head, save_head
 from frepa.downstream.windowed import WindowedHead, WindowSettings, read_settings
-from frepa.encoders.contract import Encoder
+from frepa.encoders.contract import Encoder, StageShape, pad_to_multiple, per_axis
 from frepa.encoders.reference import EncoderReference, reopen_encoder
+from frepa.encoders.slice_transfer import SliceTransfer
+from frepa.errors import InputError
+from frepa.heads.reading import map_shapes, read_maps
 from frepa.heads.segmenter import SegmentationHead
 from frepa.images.geometry import resize
 from frepa.images.intensity import to_unit
@@ -37,7 +41,9 @@ class Prediction(NamedTuple):
 class Segmenter(WindowedHead):
     """Encoder (frozen, always in evaluation mode) and segmentation head; ``labels`` says what a class is written as.
 
-    ``segmenter(inputs)`` gives logits (B, K, *S).
+    ``segmenter(inputs)`` gives logits (B, K, *S), in two steps: ``read``, what the frozen part makes of the inputs,
+    which is the same whenever they are, and ``answer``, what trains. ``features`` are the maps read, of
+    ``heads.reading.FEATURES``.
     """
 
     head: SegmentationHead
@@ -49,32 +55,77 @@ class Segmenter(WindowedHead):
         settings: WindowSettings,
         labels: LabelMap,
         *,
+        features: str = "last",
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(encoder, head, settings, autocast=autocast)
         self.labels = labels
+        self.features = features
+
+    @property
+    def transfer(self) -> SliceTransfer | None:
+        """The encoder where it is a slice transfer whose blocks train with the head; else None."""
+        return self.encoder if isinstance(self.encoder, SliceTransfer) and self.head.before is not None else None
 
     @torch.no_grad()
-    def window_probabilities(self, image: Tensor, guide: Tensor) -> Tensor:
-        """Class probabilities (K, *S) float32 of a whole image by overlapping windows with Gaussian weights.
+    def read(self, inputs: Tensor) -> list[Tensor]:
+        """Frozen maps of a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it.
 
-        image (C, *S) in [0, 1] and guide (1, *S) on the device, at working size.
+        Of a slice transfer the one map is what its 2D encoder makes of every slice.
+        """
+        self.encoder.eval()
+        with self._autocast(inputs.device):
+            if self.cache is not None:
+                return [torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)]
+            if isinstance(self.encoder, SliceTransfer):
+                padded = pad_to_multiple(inputs, per_axis(self.encoder.size_multiple, 3))
+                return [self.encoder.encode_slices(padded)]
+            return read_maps(self.encoder, inputs, self.features)
+
+    def answer(self, maps: list[Tensor], size: tuple[int, ...]) -> Tensor:
+        """Logits (B, K, *size) of what ``read`` gives."""
+        with self._autocast(maps[-1].device):
+            if self.transfer is not None and self.head.before is not None:
+                maps = [self.transfer.transform(self.head.before(maps[0])).dense]
+            return self.head(maps, size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K, *S) of a batch of inputs."""
+        return self.answer(self.read(inputs), tuple(inputs.shape[2:]))
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    def window_probabilities(self, image: Tensor, guide: Tensor) -> Tensor:
+        """Class probabilities (K, *S) float32 of a whole image (C, *S) in [0, 1] and its guide (1, *S) at working size.
+
+        Of overlapping windows the logits are averaged with Gaussian weights.
+        """
+        return self.over_windows(image, guide, self).softmax(0)
+
+    @torch.no_grad()
+    def over_windows(
+        self, image: Tensor, guide: Tensor, answer: Callable[[Tensor], Tensor], *, overlap: float | None = None
+    ) -> Tensor:
+        """``answer(windows (B, in_channels, *crop)) -> (B, K, *crop)`` averaged over a whole image, (K, *S) float32.
+
+        ``overlap`` None is that of the settings.
         """
         self.eval()
         inputs = self.encoder.prepare_input(image[None], guide[None])
         size = tuple(inputs.shape[2:])
         # Where the image is smaller than a window, zeros follow it as they do in training: encoders know positions.
         missing = [max(0, to - n) for n, to in zip(size, self.settings.crop)]
-        probabilities = sliding_window_inference(
+        found = sliding_window_inference(
             F.pad(inputs, [n for after in reversed(missing) for n in (0, after)]),
             self.settings.crop,
             self.settings.batch_size,
-            lambda windows: self(windows).float().softmax(1),
-            overlap=self.settings.overlap,
+            lambda windows: answer(windows).float(),
+            overlap=self.settings.overlap if overlap is None else overlap,
             mode="gaussian",
         )
-        assert isinstance(probabilities, Tensor)
-        return probabilities[0][(slice(None), *(slice(0, n) for n in size))]
+        assert isinstance(found, Tensor)
+        return found[0][(slice(None), *(slice(0, n) for n in size))]
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Prediction:
@@ -89,18 +140,30 @@ class Segmenter(WindowedHead):
         """Write the head alone: ``head.safetensors`` (which explains itself) and ``head.json`` (the same, to read)."""
         description = {
             "task": TASK,
-            "head": {
-                "channels": self.encoder.channels,
-                "stride": self.encoder.stride,
-                "classes": self.head.classes,
-                "dims": self.encoder.dims,
-            },
+            "head": self.head.config,
+            "features": self.features,
             "labels": asdict(self.labels),
             "settings": asdict(self.settings),
             "encoder": reference.as_dict(),
             "extra": extra or {},
         }
         return save_head(folder, self.encoder, self.head, description)
+
+
+def build_head(encoder: Encoder, classes: int, *, kind: str, features: str, reach: int = 1) -> SegmentationHead:
+    """A fresh head for an encoder; of a slice transfer a linear one reads the 2D encoder's maps, slice by slice.
+
+    Raises:
+        InputError: a slice transfer shows one map only.
+    """
+    if not isinstance(encoder, SliceTransfer):
+        return SegmentationHead(map_shapes(encoder, features), classes, kind=kind, reach=reach)
+    if features != "last":
+        raise InputError(f"--features {features}: a slice transfer shows its last map only. Leave the option out.")
+    stride, inner = per_axis(encoder.stride, 3), encoder.encoder2d.channels
+    if kind == "linear":
+        return SegmentationHead([StageShape(inner, stride)], classes, kind=kind, reach=reach)
+    return SegmentationHead([StageShape(encoder.channels, stride)], classes, kind=kind, before=inner)
 
 
 def load_segmenter(run: str | Path, *, encoder: str | None = None, device: str | torch.device = "cpu") -> Segmenter:
@@ -116,14 +179,12 @@ def load_segmenter(run: str | Path, *, encoder: str | None = None, device: str |
     """
     path, description = read_head(run, TASK)
     frozen = reopen_encoder(EncoderReference(**description["encoder"]), encoder)
-    stride = description["head"]["stride"]
-    shape = description["head"] | {"stride": tuple(stride) if isinstance(stride, list) else stride}
     with torch.random.fork_rng(devices=[]):
-        head = SegmentationHead(**shape)
+        head = SegmentationHead(**description["head"])
     load_weights(path, frozen, head)
     settings = WindowSettings(**read_settings(description["settings"]))
     labels = LabelMap(tuple(description["labels"]["values"]), description["labels"]["threshold"])
-    return Segmenter(frozen, head, settings, labels).to(device).eval()
+    return Segmenter(frozen, head, settings, labels, features=description["features"]).to(device).eval()
 
 
 def predict_case(segmenter: Segmenter, path: str | Path) -> tuple[Prediction, Scan]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from frepa.datasets.reading import read_case
 from frepa.downstream.run_folder import CONFIG
+from frepa.downstream.segmentation.baselines import NAMES
 from frepa.downstream.segmentation.data import SegmentationData
 from frepa.downstream.segmentation.metrics import Summary
 from frepa.downstream.segmentation.model import Segmenter
@@ -46,6 +47,7 @@ def write_report(
             "Encoder": encoder["name"],
             "Pretrained by": encoder["method"] or "not stated",
             "Guide channel": summary["guide"],
+            "Head": f"{summary['head']}, on features: {summary['features']}",
             "Encoder parameters": f"{encoder['parameters'] / 1e6:.2f} M",
             **blocks,
             "Steps": training["steps"],
@@ -60,7 +62,12 @@ def write_report(
         "Per cent, mean and standard deviation over the test cases (one degree of freedom less than cases). DSC is "
         "taken per case over the classes labelled in it, at the image's own resolution. FOV is the field of view."
     )
-    page.table([_row(name, item, summary["guide"]) for name, item in summary["sets"].items()])
+    page.table([row for name, item in summary["sets"].items() for row in _rows(name, item, summary)])
+    for name, item in summary["sets"].items():
+        if item["constant"]:
+            page.note(f"{name}: {item['constant']}")
+    for sentence in training["notes"]:
+        page.note(sentence)
     if summary["guide"] != "none":
         page.note(
             "The guide channel shows ridges to the head directly. Compare with encoders that were given the same "
@@ -77,17 +84,25 @@ def write_report(
             page.table(rows, caption=f"{name}: DSC of each class (per cent).")
     _add_overlays(page, root, results, data, segmenter)
     page.section("Training")
-    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    written = root / "metrics.jsonl"
+    lines = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
     losses = [(row["step"], row["loss"]) for row in lines if "loss" in row]
-    page.figure(
-        loss_curves({"loss": tuple(zip(*losses))}, smooth=max(1, len(losses) // 50)),  # type: ignore[dict-item]
-        "Training loss of the head.",
-    )
+    if probe := training["probe"]:
+        page.text(
+            f"The linear part is ridge regression in closed form from {probe['features']:,} features of each of "
+            f"{probe['positions']:,} positions, in {probe['seconds']:.0f} s; penalty {probe['penalty']:g}, validation "
+            f"DSC {_percent(probe['val_dsc'])}."
+        )
+    if losses:
+        page.figure(
+            loss_curves({"loss": tuple(zip(*losses))}, smooth=max(1, len(losses) // 50)),  # type: ignore[dict-item]
+            "Training loss of the head.",
+        )
     scores = [(row["step"], 100 * row["val_dsc"]) for row in lines if row.get("val_dsc") is not None]
     if scores:
         page.figure(
             loss_curves({"DSC": tuple(zip(*scores))}, ylabel="validation DSC (%)"),  # type: ignore[dict-item]
-            "Mean DSC of the validation cases; the head of the highest point was kept.",
+            "Mean DSC of the validation cases; the head of the highest point was kept; step 0 is the closed form.",
         )
     page.section("Data")
     page.table(
@@ -146,14 +161,21 @@ def _add_overlays(
             page.figure(picture, f"{item.name}, {word} test case.", wide=True)
 
 
-def _row(name: str, item: Mapping[str, Any], guide: str) -> dict[str, Any]:
+def _rows(name: str, item: Mapping[str, Any], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The head's scores, and below them those of what needs no encoder."""
     scores: Mapping[str, Summary] = item["test"]
-    row: dict[str, Any] = {"Set": name, "Guide": guide}
+    said = f"{summary['head']} on {summary['features']}" + (" (constant output)" if item["constant"] else "")
+    row: dict[str, Any] = {"Set": name, "Answer": said, "Guide": summary["guide"]}
     row |= {shown: _mean_std(scores[key]) for key, shown in _SHOWN.items() if key in scores}
     row["Cases"] = scores["dsc"].cases
     if scores["dsc"].skipped:
         row["Nothing to find"] = scores["dsc"].skipped
-    return row
+    empty = dict.fromkeys(row, "")
+    floors = [
+        empty | {"Set": name, "Answer": NAMES[key], "DSC": _mean_std(floor), "Cases": floor.cases}
+        for key, floor in item["baselines"].items()
+    ]
+    return [row, *floors]
 
 
 def _mean_std(summary: Summary) -> MeanStd:

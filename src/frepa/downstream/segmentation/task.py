@@ -17,10 +17,11 @@ from frepa.downstream.crops import CropPlan, CropStream
 from frepa.downstream.fitting import planned_steps
 from frepa.downstream.frozen import open_cache, weights_hash
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
+from frepa.downstream.segmentation.baselines import NAMES, constant_answer
 from frepa.downstream.segmentation.data import SegmentationData, check_sets, open_sets
 from frepa.downstream.segmentation.loss import LOSSES
 from frepa.downstream.segmentation.metrics import DDOF, summarise_cases
-from frepa.downstream.segmentation.model import Segmenter
+from frepa.downstream.segmentation.model import Segmenter, build_head
 from frepa.downstream.segmentation.page import write_report
 from frepa.downstream.segmentation.testing import CaseResult, predict_and_score
 from frepa.downstream.segmentation.training import HeadPlan, HeadTraining, train_head
@@ -28,7 +29,8 @@ from frepa.downstream.windowed import WindowSettings, check_cacheable, check_win
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference, open_encoder
 from frepa.errors import InputError, nearest
-from frepa.heads.segmenter import SegmentationHead
+from frepa.heads.reading import check_features, default_features
+from frepa.heads.segmenter import HEADS
 from frepa.machine import autocast_dtype, default_device, device_name
 
 _DEFAULT_CROP = {2: 256, 3: 96}
@@ -63,9 +65,9 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
         check_cacheable(plan.crops, sizes)
 
     start_run(root, {name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
-    for sentence in _announce(reference, data, stream, plan, device):
+    for sentence in _announce(reference, data, stream, plan, device, options["head"]):
         tqdm.write(sentence, file=sys.stderr)
-    training = train_head(
+    training, baselines = train_head(
         segmenter,
         data.part("train"),
         data.part("val"),
@@ -80,17 +82,25 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
     segmenter.save(root, reference, {"best_step": training.best_step, "sets": [item.name for item in data.sets]})
     since = time.perf_counter()
     results = predict_and_score(
-        segmenter, data.part("test"), root / "predictions", centreline=options["cldice"], workers=workers, quiet=quiet
+        segmenter,
+        data.part("test"),
+        root / "predictions",
+        baselines=baselines,
+        centreline=options["cldice"],
+        workers=workers,
+        quiet=quiet,
     )
     test_seconds = time.perf_counter() - since
-    summary = summarise_run(reference, data, training, results, device, test_seconds)
+    summary = summarise_run(segmenter, reference, data, training, results, device, test_seconds)
     write_json(root / "results.json", summary)
     names = list(dict.fromkeys(name for item in results for name in item.scores))
     rows = [{"set": item.set_name, "case": item.case.name, **item.scores} for item in results]
     write_csv(root / "cases.csv", ["set", "case", *names], rows)
     write_report(root, summary, results, data, segmenter)
+    for sentence in training.notes:
+        tqdm.write(sentence, file=sys.stderr)
     for item in data.sets:
-        tqdm.write(_verdict(item.name, summary["sets"][item.name]["test"], reference.guide), file=sys.stderr)
+        tqdm.write(_verdict(item.name, summary["sets"][item.name], summary), file=sys.stderr)
     return root
 
 
@@ -106,14 +116,16 @@ def build_segmenter(
         overlap=options["overlap"],
         batch_size=options["batch_size"],
     )
+    kind, features = options["head"], options["features"] or default_features(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options["seed"])
-        head = SegmentationHead(encoder.channels, encoder.stride, data.classes, encoder.dims)
+        head = build_head(encoder, data.classes, kind=kind, features=features, reach=options["reach"])
     labels = data.labels[data.sets[0].name]
-    whole = Segmenter(encoder, head, settings, labels)
+    whole = Segmenter(encoder, head, settings, labels, features=features)
     sizes = [whole.working_size(size) for size in data.sizes.values()]
     settings = replace(settings, crop=fitted_crop(asked, sizes, encoder.size_multiple, encoder.dims))
-    return Segmenter(encoder, head, settings, labels, autocast=autocast_dtype(options["precision"], device)).to(device)
+    autocast = autocast_dtype(options["precision"], device)
+    return Segmenter(encoder, head, settings, labels, features=features, autocast=autocast).to(device)
 
 
 def plan_training(
@@ -123,12 +135,13 @@ def plan_training(
     crop = segmenter.settings.crop
     sizes = [segmenter.working_size(data.sizes[item.case.image]) for item in data.part("train")]
     stream = CropStream(sizes, crop, options["seed"])
-    rates, val_every = planned_steps(options, stream.length, options["batch_size"])
+    rates, _ = planned_steps(options, stream.length, options["batch_size"])
     crops = CropPlan(crop, options["seed"], options["foreground"], options["augment"])
-    return stream, HeadPlan(rates, options["batch_size"], val_every, options["loss"], crops)
+    return stream, HeadPlan(rates, options["batch_size"], options["val_every"], options["loss"], crops)
 
 
 def summarise_run(
+    segmenter: Segmenter,
     reference: EncoderReference,
     data: SegmentationData,
     training: HeadTraining,
@@ -139,7 +152,8 @@ def summarise_run(
     """What ``results.json`` holds."""
     sets = {}
     for item in data.sets:
-        scores = summarise_cases(result.scores for result in results if result.set_name == item.name)
+        own = [result for result in results if result.set_name == item.name]
+        scores = summarise_cases(result.scores for result in own)
         sets[item.name] = {
             "layout": item.layout,
             "split": item.split_note,
@@ -147,17 +161,22 @@ def summarise_run(
             "images_without_mask": len(item.unpaired),
             "labels": data.labels[item.name].describe(),
             "test": scores,
+            "baselines": summarise_cases(result.baselines for result in own),
+            "constant": constant_answer([result.constant for result in own]),
         }
     return {
         "task": "segmentation",
         "encoder": reference.as_dict(),
         "guide": reference.guide,
+        "head": segmenter.head.kind,
+        "features": segmenter.features,
         "classes": data.classes,
         "sets": sets,
         "definitions": {
             "dsc": "2|P and G| / (|P| + |G|) per case, mean over the classes labelled in the case, whole image",
             "_fov": "the same inside the field of view",
             "std": f"over cases, ddof {DDOF}",
+            "baselines": NAMES,
             "skipped": "cases in which neither truth nor prediction has anything",
             "unit": "fraction in [0, 1]",
         },
@@ -170,12 +189,23 @@ def summarise_run(
 
 def _check(options: Mapping[str, Any]) -> None:
     check_window_options(options)
+    if options["features"] is not None:
+        check_features(options["features"])
+    if options["head"] not in HEADS:
+        raise InputError(f"--head {options['head']}: not known. {nearest(options['head'], HEADS)}")
+    if options["reach"] not in (1, 3):
+        raise InputError(f"--reach {options['reach']}: expected 1 or 3 positions per axis.")
     if options["loss"] not in LOSSES:
         raise InputError(f"--loss {options['loss']}: not known. {nearest(options['loss'], LOSSES)}")
 
 
 def _announce(
-    reference: EncoderReference, data: SegmentationData, stream: CropStream, plan: HeadPlan, device: torch.device
+    reference: EncoderReference,
+    data: SegmentationData,
+    stream: CropStream,
+    plan: HeadPlan,
+    device: torch.device,
+    kind: str,
 ) -> Iterable[str]:
     for item in data.sets:
         parts = ", ".join(f"{len(item.part(part))} {part}" for part in ("train", "val", "test"))
@@ -185,6 +215,9 @@ def _announce(
             shown = ", ".join(item.unpaired[:5])
             yield f"{item.name}: {len(item.unpaired)} images without a mask are left out: {shown}"
     yield reference.sentence(device_name(device))
+    if kind == "linear":
+        yield "Linear head in closed form: nothing is drawn at random, no step is taken."
+        return
     crop = " x ".join(map(str, plan.crops.size))
     steps = len(plan.rates)
     yield (
@@ -193,10 +226,15 @@ def _announce(
     )
 
 
-def _verdict(name: str, scores: Mapping[str, Any], guide: str) -> str:
+def _verdict(name: str, item: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    scores, floors = item["test"], item["baselines"]
     dsc = scores["dsc"]
     spread = f" ± {100 * dsc.std:.2f}" if math.isfinite(dsc.std) else ""
-    text = f"{name}: DSC {100 * dsc.mean:.2f}{spread} % over {dsc.cases} test cases (guide: {guide})"
+    how = f"guide: {summary['guide']}; {summary['head']} head on {summary['features']}"
+    text = f"{name}: DSC {100 * dsc.mean:.2f}{spread} % over {dsc.cases} test cases ({how})"
     if "dsc_fov" in scores:
         text += f"; inside the field of view {100 * scores['dsc_fov'].mean:.2f} %"
-    return text + (f"; {dsc.skipped} cases have nothing to find and are left out." if dsc.skipped else ".")
+    text += f"; {dsc.skipped} cases have nothing to find and are left out." if dsc.skipped else "."
+    if floors:
+        text += f" Without an encoder: {', '.join(f'{key} {100 * floor.mean:.1f}' for key, floor in floors.items())}."
+    return f"{text} {item['constant']}" if item["constant"] else text

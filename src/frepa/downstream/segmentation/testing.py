@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from frepa.datasets.annotations import Case
 from frepa.datasets.reading import LabelledImage, read_case, read_header
+from frepa.downstream.segmentation.baselines import Baselines
 from frepa.downstream.segmentation.data import LabelledCase
 from frepa.downstream.segmentation.metrics import score_case
 from frepa.downstream.segmentation.model import Segmenter, turn_back
@@ -25,12 +26,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Scores of one test case (see ``metrics.score_case``) and the file its prediction was written to."""
+    """Scores of one test case (see ``metrics.score_case``) and the file its prediction was written to.
+
+    baselines: DSC of what needs no encoder. constant: the class of all predicted pixels, None where they differ.
+    """
 
     set_name: str
     case: Case
     scores: dict[str, float]
     prediction: Path
+    baselines: dict[str, float] = field(default_factory=dict)
+    constant: int | None = None
 
 
 def predict_and_score(
@@ -38,6 +44,7 @@ def predict_and_score(
     cases: Sequence[LabelledCase],
     folder: Path,
     *,
+    baselines: Baselines | None = None,
     centreline: bool = False,
     workers: int = 2,
     quiet: bool = False,
@@ -58,7 +65,10 @@ def predict_and_score(
             target = folder / item.set_name / item.case.name
             target.parent.mkdir(parents=True, exist_ok=True)
             path = write_labels(target, *_in_file_axes(item.labels.to_values(found), item.case.image))
-            results.append(CaseResult(item.set_name, item.case, scores, path))
+            working = segmenter.working_size(labelled.classes.shape)
+            floors = {} if baselines is None else baselines.scores(labelled, working)
+            only = int(found.flat[0]) if (found == found.flat[0]).all() else None
+            results.append(CaseResult(item.set_name, item.case, scores, path, floors, only))
             bar.update()
     return results
 

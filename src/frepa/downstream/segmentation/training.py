@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from frepa.datasets.reading import LabelledImage, read_case
-from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, draw_crops, working_case
-from frepa.downstream.fitting import fit
+from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, working_case
+from frepa.downstream.fitting import affordable, fit
+from frepa.downstream.segmentation.baselines import Baselines, fit_baselines
 from frepa.downstream.segmentation.data import LabelledCase
 from frepa.downstream.segmentation.loss import LOSSES
 from frepa.downstream.segmentation.metrics import case_mean, count, dice, summarise
 from frepa.downstream.segmentation.model import Segmenter
+from frepa.downstream.segmentation.pool import CropPool
+from frepa.downstream.segmentation.probe import ProbeFit, fit_probe, fit_statistics
 from frepa.images.geometry import resize
 from frepa.machine import memory_of
 
 # Cases kept ready, as a share of the memory of the device they are kept on.
 _MEMORY_SHARE = 0.25
+# Frozen maps of the validation cases' windows kept between validations, likewise.
+_MAPS_SHARE = 0.1
+# Share of a window that its neighbour covers too, while training chooses among heads; the test has the run's own.
+_VAL_OVERLAP = 0.25
 
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The numbers that decide the result: rate of every step, crops per step, steps per validation, loss, crops."""
+    """The numbers that decide the result: rate of every step, crops per step, steps per validation, loss, crops.
+
+    ``val_every`` None is as often as a tenth of the training's time allows.
+    """
 
     rates: np.ndarray
     batch_size: int
-    val_every: int
+    val_every: int | None
     loss: str
     crops: CropPlan
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """What came of it: the step whose head was kept, its validation DSC (NaN if none is defined), time and speed."""
+    """What came of it: the step whose head was kept, its validation DSC (NaN if none is defined), time and speed.
+
+    Step 0 is the head as the closed form left it. ``probe`` is what that chose; None for a slice transfer, whose blocks
+    train. ``validating`` of the ``seconds`` went into validations, on ``val_cases`` cases.
+    """
 
     steps: int
     best_step: int
     best_val_dsc: float
     seconds: float
     crops_per_second: float
+    validating: float = 0.0
+    val_cases: int = 0
+    encoded_once: bool = False
+    probe: ProbeFit | None = None
+    notes: tuple[str, ...] = ()
 
 
 def train_head(
@@ -56,58 +75,124 @@ def train_head(
     *,
     workers: int,
     quiet: bool,
-) -> HeadTraining:
+) -> tuple[HeadTraining, Baselines]:
     """Train the head, and what of the encoder trains with it; leave the weights with the best validation DSC in them.
 
-    Of equal ones the earliest (see ``fitting.fit``). Every random number is keyed by seed and position, and threads
-    only read: the result does not depend on ``workers``.
+    The linear part is solved in closed form first (see ``probe.fit_probe``), and a linear head is that alone. Of equal
+    heads the earliest stays (see ``fitting.fit``). Every random number is keyed by seed and position, and threads only
+    read: the result does not depend on ``workers``.
     ``metrics`` gets one line per step (step, loss, lr) and one per validation (step, val_dsc, at working resolution).
 
+    Returns:
+        What came of it, and the baselines of the same training part.
+
     Raises:
+        InputError: the training part has no labelled pixel.
         TrainingDiverged: the loss is not finite.
     """
-    cache = make_cache(segmenter, [*train, *val], workers)
+    places = range(len(train)), range(len(train), len(train) + len(val))
+    with contextlib.closing(make_cache(segmenter, [*train, *val], workers)) as cache:
+        if segmenter.transfer is not None:
+            probe, notes = None, tuple(fit_statistics(segmenter, cache, places[0], quiet=quiet))
+        else:
+            probe = fit_probe(segmenter, cache, *places, augment=plan.crops.augment, quiet=quiet)
+            notes = probe.notes
+        baselines = fit_baselines(cache, places[0], segmenter.head.classes, segmenter.encoder.guide)
+        if segmenter.head.kind == "linear" and probe is not None:
+            training = HeadTraining(0, 0, probe.val_dsc, probe.seconds, 0.0, val_cases=len(val))
+        else:
+            training = _train(segmenter, cache, places[1], stream, plan, metrics, quiet=quiet)
+    return replace(training, probe=probe, notes=notes), baselines
+
+
+def _train(
+    segmenter: Segmenter,
+    cache: CaseCache,
+    val: range,
+    stream: CropStream,
+    plan: HeadPlan,
+    metrics: Path,
+    *,
+    quiet: bool,
+) -> HeadTraining:
     size, steps = plan.batch_size, len(plan.rates)
-    prepare = segmenter.encoder.prepare_input
+    pool = CropPool(segmenter, cache, stream, plan.crops, total=steps * size)
+    val_every, looked = plan.val_every, list(range(len(val)))
+    if val_every is None and len(val):
+        windows = [segmenter.window_count(tuple(cache[index].planes.shape[1:]), _VAL_OVERLAP) for index in val]
+        val_every, looked = affordable(steps, size, windows)
+    cases = [val[place] for place in looked]
+    seen: dict[int, list[list[Tensor]]] = {}
 
     def loss_at(step: int) -> dict[str, Tensor]:
-        positions = range((step - 1) * size, step * size)
-        cases = [cache[index] for index in stream.cases(positions)]
-        if step < steps:
-            cache.ahead(stream.cases(range(step * size, (step + 1) * size)))
-        crops = draw_crops(cases, positions, plan.crops)
-        inputs = torch.cat([prepare(image[None], guide[None]) for image, guide in zip(crops.image, crops.guide)])
-        return {"loss": LOSSES[plan.loss](segmenter(inputs), crops.classes, crops.valid)}
+        maps, classes, valid = pool.batch(range((step - 1) * size, step * size), following=step < steps)
+        logits = segmenter.answer(maps, tuple(classes.shape[1:]))
+        return {"loss": LOSSES[plan.loss](logits, classes, valid)}
 
-    def score() -> float:
-        return validate(segmenter, cache, range(len(train), len(train) + len(val)))
+    done = fit(
+        segmenter,
+        plan.rates,
+        loss_at,
+        metrics,
+        device=segmenter.device,
+        val_every=val_every or steps,
+        validate=(lambda: validate(segmenter, cache, cases, seen)) if cases else None,
+        score=("val_dsc", "val DSC"),
+        from_start=True,
+        quiet=quiet,
+    )
+    return HeadTraining(
+        steps,
+        done.best_step,
+        done.best_score,
+        done.seconds,
+        steps * size / max(done.seconds - done.validating, 1e-9),
+        validating=done.validating,
+        val_cases=len(cases),
+        encoded_once=pool.size is not None,
+    )
 
-    with contextlib.closing(cache):
-        done = fit(
-            segmenter,
-            plan.rates,
-            loss_at,
-            metrics,
-            device=segmenter.device,
-            val_every=plan.val_every,
-            validate=score if val else None,
-            score=("val_dsc", "val DSC"),
-            quiet=quiet,
-        )
-    speed = steps * size / max(done.seconds - done.validating, 1e-9)
-    return HeadTraining(steps, done.best_step, done.best_score, done.seconds, speed)
 
+def validate(
+    segmenter: Segmenter,
+    cache: CaseCache,
+    indices: Sequence[int],
+    seen: dict[int, list[list[Tensor]]] | None = None,
+) -> float:
+    """Mean over cases of the DSC of whole images at working size; NaN if no case has a defined one.
 
-def validate(segmenter: Segmenter, cache: CaseCache, indices: range) -> float:
-    """Mean over cases of the DSC of whole images at working size; NaN if no case has a defined one."""
+    ``seen`` keeps the frozen maps of every case's windows for the next time, as far as memory goes.
+    """
     scores = []
     for position, index in enumerate(indices):
         cache.ahead(indices[position : position + 2])
         case = cache[index]
-        found = segmenter.window_probabilities(case.image, case.guide).argmax(0)
+        answer = segmenter if seen is None else _remembering(segmenter, seen, index)
+        found = segmenter.over_windows(case.image, case.guide, answer, overlap=_VAL_OVERLAP).argmax(0)
         counts = count(case.classes.long().cpu().numpy(), found.cpu().numpy(), segmenter.head.classes)
         scores.append(case_mean(dice(counts), counts))
     return summarise(scores).mean
+
+
+def _remembering(segmenter: Segmenter, seen: dict[int, list[list[Tensor]]], index: int) -> Callable[[Tensor], Tensor]:
+    """The segmenter's answer to the windows of one case, in the order in which they always come."""
+    known, kept = seen.get(index), list[list[Tensor]]()
+    limit = _MAPS_SHARE * memory_of(segmenter.device)
+    used = sum(item.nbytes for case in seen.values() for maps in case for item in maps)
+    turn = iter(known or ())
+
+    def answer(windows: Tensor) -> Tensor:
+        nonlocal used
+        maps = next(turn, None)
+        if maps is None:
+            maps = segmenter.read(windows)
+            used += sum(item.nbytes for item in maps)
+            if known is None and used < limit:
+                kept.append(maps)
+                seen[index] = kept
+        return segmenter.answer(maps, tuple(windows.shape[2:]))
+
+    return answer
 
 
 def make_cache(segmenter: Segmenter, cases: list[LabelledCase], workers: int) -> CaseCache[LabelledImage, WorkingCase]:

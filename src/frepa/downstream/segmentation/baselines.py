@@ -1,0 +1,104 @@
+"""Scores that need no encoder: what a segmentation has to beat before it has shown anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from frepa.corruption.guide import hessian_guide
+from frepa.datasets.reading import LabelledImage
+from frepa.downstream.crops import CaseCache
+from frepa.downstream.segmentation.metrics import case_mean, count, dice
+from frepa.downstream.segmentation.probe import best_offsets
+from frepa.images.geometry import resize
+
+#: Baselines by key, as results and report call them.
+NAMES = {
+    "all_foreground": "every pixel foreground",
+    "atlas": "mean of the training masks, blind to the image",
+    "guide": "guide channel thresholded, no network",
+}
+_ATLAS_SIDE = {2: 64, 3: 32}
+_KIND = "frangi"  # the guide of the floor, where the encoder is given none
+# Training pixels the guide's threshold is chosen on.
+_PIXELS = 2e7
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What the training masks alone tell.
+
+    Attributes:
+        classes: number of classes, background included.
+        commonest: the foreground class with the most training pixels.
+        atlas: ``(classes, *grid)`` float32, share of training masks of each class at each place, best offsets added.
+        guide: kind of guide that is thresholded, and the threshold; None where there are several foreground classes.
+    """
+
+    classes: int
+    commonest: int
+    atlas: np.ndarray
+    guide: tuple[str, float] | None
+
+    def scores(self, labelled: LabelledImage, working: tuple[int, ...]) -> dict[str, float]:
+        """DSC of each baseline on one case at its own resolution; guides are made at ``working`` size."""
+        truth = labelled.classes
+        found = {
+            "all_foreground": np.full(truth.shape, self.commonest, np.uint8),
+            "atlas": resize(self.atlas, truth.shape, "bilinear").argmax(0).astype(np.uint8),
+        }
+        if self.guide is not None:
+            kind, threshold = self.guide
+            guide = hessian_guide(torch.from_numpy(resize(labelled.image, working))[None], kind=kind)[0].numpy()
+            found["guide"] = (resize(guide, truth.shape, "bilinear")[0] > threshold).astype(np.uint8)
+        scores = {}
+        for name, prediction in found.items():
+            counts = count(truth, prediction, self.classes)
+            scores[name] = case_mean(dice(counts), counts)
+        return scores
+
+
+def fit_baselines(cache: CaseCache, train: Sequence[int], classes: int, guide: str) -> Baselines:
+    """Baselines from the training cases; ``guide`` is the encoder's kind of guide, or "none"."""
+    axes = cache[train[0]].classes.ndim
+    grid = (_ATLAS_SIDE[axes],) * axes
+    total, pixels = np.zeros((classes, *grid)), np.zeros(classes)
+    truths, guides, looked = [], [], 0
+    kind = _KIND if guide == "none" else guide
+    for number, index in enumerate(train):
+        cache.ahead(train[number : number + 2])
+        case = cache[index]
+        truth = case.classes.long().cpu().numpy()
+        pixels += np.bincount(truth.ravel(), minlength=classes)
+        each = np.stack([(truth == k).astype(np.float32) for k in range(classes)])
+        small = resize(each, grid, "bilinear")
+        total += small
+        truths.append(small.argmax(0))
+        if classes == 2 and looked + truth.size <= max(_PIXELS, truth.size):
+            shown = case.guide if guide != "none" else hessian_guide(case.image[None].float(), kind=kind)[0]
+            guides.append((shown.float().cpu().numpy(), truth))
+            looked += truth.size
+    mean = (total / len(train)).astype(np.float32)
+    offsets, _ = best_offsets([mean[1:]] * len(truths), truths)
+    threshold = None
+    if guides:
+        shift, _ = best_offsets([shown for shown, _ in guides], [truth for _, truth in guides])
+        threshold = (kind, float(1 - shift[1]) / 2)
+    atlas = mean + offsets.astype(np.float32).reshape(-1, *(1,) * axes)
+    return Baselines(classes, 1 + int(pixels[1:].argmax()), atlas, threshold)
+
+
+def constant_answer(predictions: Sequence[int | None]) -> str | None:
+    """A sentence where every case was answered by one and the same class everywhere; else None.
+
+    ``predictions``: per case the one class of all its pixels, or None where there are several.
+    """
+    kinds = set(predictions)
+    if len(kinds) != 1 or None in kinds:
+        return None
+    only = kinds.pop()
+    what = "background: nothing was marked in any case" if only == 0 else f"class {only}: every pixel was marked"
+    return f"The output is constant, all {what}. A score of it says nothing about the encoder."
