@@ -1,0 +1,189 @@
+"""What an encoder's features hold of each frequency, read linearly: the closed-form counterpart of Frepa Fig. 7.
+
+From the features of each position a ridge regression predicts the position's block of pixels. What it recovers of
+images it was not fitted to is compared with them ring by ring over the spectrum. No decoder is trained, so there is no
+seed, no learning rate and no question whether it has converged. A random projection of each block to as many numbers as
+the encoder has channels is the null: what any map of that size keeps without having learnt anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frepa.corruption.spectrum import half_shape, signed_frequencies, to_spectrum
+from frepa.encoders.contract import per_axis
+from frepa.heads.ridge import Ridge, RidgePath, RidgeSums, blocks_of, choose_by_leaving_out, rows_of
+
+#: Rings between 0 and 0.5 cycles per pixel.
+RINGS = 25
+#: Bands by radial frequency in cycles per pixel (Frepa Eq. 15, which gives no numbers); beyond 0.5 lie the corners.
+BANDS = {"low": (0.0, 0.1), "medium": (0.1, 0.3), "high": (0.3, math.inf)}
+_FOLDS = 4
+
+#: Images (B, C, *S) in [0, 1] to the features of every position, (B, K, *(S / stride)).
+FeatureMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was recovered of the test images.
+
+    Attributes:
+        frequency: centres of the rings in cycles per pixel, (rings,).
+        share: R^2 of each ring: 1 - (energy of the error) / (energy of the images), (rings,). 1 is all of it, 0 what
+            the mean would give; NaN where the images have no energy.
+        energy: share of the images' energy (without their mean) in each ring, (rings,).
+        bands: R^2 of each band of `BANDS`.
+        similarity: rho of each band, 1 - RMSE between the filtered images (Frepa Eq. 15), mean over images.
+        penalty: of the ridge regression, chosen on the images it was fitted to.
+        channels, outputs: numbers per position, and pixels of its block they have to tell.
+    """
+
+    frequency: tuple[float, ...]
+    share: tuple[float, ...]
+    energy: tuple[float, ...]
+    bands: Mapping[str, float]
+    similarity: Mapping[str, float]
+    penalty: float
+    channels: int
+    outputs: int
+
+
+@torch.no_grad()
+def recovery(
+    features: FeatureMap, stride: int | tuple[int, ...], fit: Iterable[Tensor], test: Iterable[Tensor]
+) -> Recovery:
+    """Fit the regression to the batches of ``fit`` and see what it recovers of those of ``test``.
+
+    Args:
+        features: gives the map of a batch, in evaluation mode.
+        stride: pixels per position, one number or one per axis.
+        fit, test: batches (B, C, *S) in [0, 1], all with the same C and each S a multiple of the stride. At least two
+            batches to fit, so that the penalty can be chosen by leaving some out; test images must be others.
+
+    Raises:
+        ValueError: no batches, or a size that the stride does not divide.
+    """
+    folds: list[RidgeSums] = []
+    for number, images in enumerate(fit):
+        rows, blocks = _rows(features, images, stride)
+        if len(folds) < _FOLDS:
+            folds.append(RidgeSums(rows.shape[1], blocks.shape[1], rows.device))
+        folds[number % _FOLDS].add(rows, blocks)
+    if not folds:
+        raise ValueError("no images to fit")
+    penalty = choose_by_leaving_out(folds)
+    total = folds[0]
+    for fold in folds[1:]:
+        total = total.plus(fold)
+    path = RidgePath(total)
+    return _compare(features, stride, path, path.at(penalty), penalty, test)
+
+
+@torch.no_grad()
+def random_projection(channels: int, stride: int | tuple[int, ...], seed: int = 0) -> FeatureMap:
+    """The null: each block of pixels, over all image channels, projected by one fixed Gaussian matrix."""
+
+    def project(images: Tensor) -> Tensor:
+        steps = per_axis(stride, images.ndim - 2)
+        blocks = blocks_of(images, steps)
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(blocks.shape[1], channels, generator=generator) / math.sqrt(blocks.shape[1])
+        grid = [n // step for n, step in zip(images.shape[2:], steps)]
+        found = blocks.float() @ matrix.to(blocks.device)
+        return found.view(len(images), *grid, channels).movedim(-1, 1)
+
+    return project
+
+
+def _rows(features: FeatureMap, images: Tensor, stride: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    steps = per_axis(stride, images.ndim - 2)
+    if any(n % step for n, step in zip(images.shape[2:], steps)):
+        raise ValueError(f"images of {tuple(images.shape[2:])} are not whole numbers of positions of {steps} pixels")
+    return rows_of(features(images).float()), blocks_of(images, steps)
+
+
+def _compare(
+    features: FeatureMap,
+    stride: int | tuple[int, ...],
+    path: RidgePath,
+    ridge: Ridge,
+    penalty: float,
+    test: Iterable[Tensor],
+) -> Recovery:
+    error, energy = torch.zeros(RINGS + 1, dtype=torch.float64), torch.zeros(RINGS + 1, dtype=torch.float64)
+    band_error = dict.fromkeys(BANDS, 0.0)
+    band_energy = dict.fromkeys(BANDS, 0.0)
+    similarity: dict[str, list[Tensor]] = {name: [] for name in BANDS}
+    outputs = 0
+    for images in test:
+        rows, blocks = _rows(features, images, stride)
+        outputs = blocks.shape[1]
+        scale = torch.where(path.std > 0, 1 / path.std, 0.0)
+        # The residual is filtered, as everything here is linear: never prediction and image apart.
+        residual = ((rows.double() - path.mean) * scale) @ ridge.weight + ridge.bias - blocks.double()
+        residual = unblocked(residual.float(), images.shape, stride)
+        shape = tuple(images.shape[2:])
+        radius = radial_frequency(shape).to(images.device)
+        # A coefficient of the half spectrum stands for its mirror image too, except on the planes that have none.
+        weight = _mirror_weight(shape).to(images.device)
+        off, whole = (to_spectrum(x).abs().square().double() * weight for x in (residual, images))
+        ring = (radius / 0.5 * RINGS).long().clamp(max=RINGS)
+        ring[radius == 0] = RINGS  # the mean counts in no ring
+        for total, values in ((error, off), (energy, whole)):
+            total.index_add_(0, ring.flatten().cpu(), values.sum((0, 1)).flatten().cpu())
+        for name, (low, high) in BANDS.items():
+            inside = (radius >= low) & (radius < high)
+            counted = inside & (radius > 0)
+            band_error[name] += float(off[..., counted].sum())
+            band_energy[name] += float(whole[..., counted].sum())
+            # Parseval: the RMSE of the filtered residual, from its spectrum
+            mean_square = off[..., inside].sum((1, 2)) / (math.prod(shape) ** 2 * images.shape[1])
+            similarity[name].append(1 - mean_square.sqrt().cpu())
+    if not outputs:
+        raise ValueError("no images to test")
+    total_energy = float(energy[:RINGS].sum())
+    return Recovery(
+        frequency=tuple((torch.arange(RINGS) + 0.5).div(RINGS).mul(0.5).tolist()),
+        share=tuple((1 - error / energy)[:RINGS].where(energy[:RINGS] > 0, math.nan).tolist()),
+        energy=tuple((energy[:RINGS] / total_energy if total_energy else energy[:RINGS]).tolist()),
+        bands={n: 1 - band_error[n] / band_energy[n] if band_energy[n] else math.nan for n in BANDS},
+        similarity={name: float(torch.cat(values).mean()) for name, values in similarity.items()},
+        penalty=penalty,
+        channels=len(path.mean),
+        outputs=outputs,
+    )
+
+
+def unblocked(rows: Tensor, shape: torch.Size | tuple[int, ...], stride: int | tuple[int, ...]) -> Tensor:
+    """The inverse of `frepa.heads.ridge.blocks_of`: rows (B * positions, C * prod(stride)) to images of ``shape``."""
+    batch, channels, *size = shape
+    steps = per_axis(stride, len(size))
+    grid = [n // step for n, step in zip(size, steps)]
+    axes = len(size)
+    blocks = rows.view(batch, *grid, channels, *steps)
+    order = [0, axes + 1, *(place for axis in range(axes) for place in (1 + axis, axes + 2 + axis))]
+    return blocks.permute(order).reshape(batch, channels, *size)
+
+
+def radial_frequency(shape: tuple[int, ...]) -> Tensor:
+    """Radial frequency of each coefficient of the half spectrum in cycles per pixel, float64 (*half)."""
+    square = torch.zeros((), dtype=torch.float64)
+    for axis, size in enumerate(shape):
+        own = signed_frequencies(size)[: half_shape(shape)[axis]].double().abs() / size
+        square = square[..., None] + own**2
+    return square.sqrt()
+
+
+def _mirror_weight(shape: tuple[int, ...]) -> Tensor:
+    last = shape[-1]
+    weight = torch.full((last // 2 + 1,), 2.0, dtype=torch.float64)
+    weight[0] = 1
+    if last % 2 == 0:
+        weight[-1] = 1
+    return weight
