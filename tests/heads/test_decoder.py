@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frepa.errors import InputError
-from frepa.heads.decoder import ReconstructionDecoder
+from frepa.heads.decoder import ReconstructionDecoder, cosine_basis
+from frepa.heads.reading import to_depth
+
+
+def as_if_trained(decoder: ReconstructionDecoder) -> ReconstructionDecoder:
+    """With something in the layers that start from zero."""
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return decoder
 
 
 @pytest.mark.parametrize(
@@ -26,7 +37,7 @@ from frepa.heads.decoder import ReconstructionDecoder
     ],
 )
 def test_output_has_the_size_asked_for(stride, dims: int, positions: tuple[int, ...], size: tuple[int, ...]) -> None:
-    decoder = ReconstructionDecoder(24, stride, 2, dims)
+    decoder = as_if_trained(ReconstructionDecoder(24, stride, 2, dims))
     dense = torch.randn(2, 24, *positions, requires_grad=True)
     output = decoder(dense, size)
     assert output.shape == (2, 2, *size)
@@ -39,7 +50,7 @@ def test_output_has_the_size_asked_for(stride, dims: int, positions: tuple[int, 
 def test_a_position_answers_for_its_own_pixels() -> None:
     """No axis is transposed or flipped on the way up: change one position, and the pixels it covers change most."""
     torch.manual_seed(0)
-    decoder = ReconstructionDecoder(8, (1, 4, 8), 1, 3).eval()
+    decoder = as_if_trained(ReconstructionDecoder(8, (1, 4, 8), 1, 3)).eval()
     dense = torch.randn(1, 8, 5, 6, 7)
     changed = dense.clone()
     changed[0, :, 3, 1, 5] += 3
@@ -61,6 +72,45 @@ def test_no_checkerboard_at_the_start() -> None:
         image = decoder(torch.randn(1, 32, 1, 1).expand(1, 32, 8, 8), (128, 128))[0, 0]
     inner = image[40:-40, 40:-40]
     assert inner.std() < 1e-5
+
+
+def test_the_first_step_reaches_every_layer_that_starts_from_zero() -> None:
+    """Two steps from the start the encoder is taught too."""
+    decoder = ReconstructionDecoder(32, 16, 1, 2)
+    dense, image = torch.randn(2, 32, 4, 4, requires_grad=True), torch.rand(2, 1, 64, 64)
+    optimizer = torch.optim.Adam(decoder.parameters(), 1e-3)
+    for _ in range(2):
+        dense.grad = None
+        optimizer.zero_grad()
+        (decoder(dense, (64, 64)) - image).square().mean().backward()
+        optimizer.step()
+    assert dense.grad is not None
+    assert dense.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4), (2, 4, 4)])
+def test_cells_start_as_scipys_cosine_transform(shape: tuple[int, ...]) -> None:
+    patterns = cosine_basis(shape).double().numpy()
+    values = np.random.default_rng(0).random(shape)
+    ours, theirs = np.sort(patterns @ values.ravel()), np.sort(dctn(values, norm="ortho").ravel())
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(patterns @ patterns.T, np.eye(len(patterns)), atol=1e-6)
+    assert np.ptp(patterns[0]) < 1e-6
+
+
+def test_a_map_that_knows_the_image_can_tell_it_all() -> None:
+    """Where there are as many values as pixels, the linear map alone loses nothing."""
+    torch.manual_seed(0)
+    decoder = ReconstructionDecoder(64, 8, 1, 2)
+    image = torch.rand(8, 1, 32, 32)
+    dense = to_depth(image, (8, 8))
+    optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
+    for _ in range(300):
+        loss = (decoder(dense, (32, 32)) - image).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.sqrt() < 0.03, "white noise has a deviation of 0.29"
 
 
 def test_brightness_survives_the_norms() -> None:

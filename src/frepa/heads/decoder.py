@@ -1,8 +1,7 @@
-"""Dense maps back to pixels: one light convolutional body for reconstruction and segmentation, in 2D and 3D.
+"""Dense maps back to pixels, in 2D and 3D: a convolutional body for heads, and a light decoder for reconstruction.
 
-One upsampling stage per factor 2 of the encoder's stride, a 3 x 3 convolution in each, no transformer (Frepa section
-3.2).
-On a ViT-B/16 map of a 512 x 512 image it has 1.2 M parameters, 1.3 % of the encoder's.
+Neither has a transformer (Frepa section 3.2). On a ViT-B/16 map the decoder has 0.3 M parameters, 0.35 % of the
+encoder's, and takes under 1 % of its time.
 """
 
 from __future__ import annotations
@@ -16,11 +15,17 @@ from torch import Tensor, nn
 
 from frepa.encoders.contract import per_axis
 from frepa.errors import InputError
+from frepa.heads.reading import from_depth
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 _MAX_WIDTH = 256
+# Pixels of a cell's side.
+_CELL = 4
+# Values a cell is made of. In 2D as many as its 16 pixels; in 3D, where it has 64, the smoothest 8, or as many as it
+# takes (to 16) to keep every feature.
+_VALUES = {2: (16, 16), 3: (8, 16)}
 # Statistics are taken over at least this many channels: with fewer, the norm would wash out the image's brightness.
 _CHANNELS_PER_NORM_GROUP = 8
 
@@ -85,8 +90,106 @@ class DenseHead(nn.Module):
         return x[(..., *(slice(0, length) for length in size))]
 
 
-class ReconstructionDecoder(DenseHead):
-    """Dense map to image: ``decoder(dense, size) -> (B, out_channels, *size)``, compared with an image in [0, 1]."""
+class ReconstructionDecoder(nn.Module):
+    """Dense map to image: ``decoder(dense, size) -> (B, out_channels, *size)``, compared with an image in [0, 1].
+
+    Light at every size: next to nothing happens at full resolution.
+
+    1. One linear map turns every position straight into its own block of pixels. It goes by way of cells, the coarse
+       positions within a block (each of 4 pixels a side, where the stride allows): features to the cells' values, and a
+       cell's values to its pixels.
+    2. A 1 x 1 and a 3 x 3 convolution at the encoder's own stride add what follows from the neighbouring positions.
+    3. A 3 x 3 convolution among the cells, added to them, joins the blocks at their borders.
+
+    A cell's values start as its cosine coefficients, and the linear map and both additions start from zero: a map
+    without structure gives an image without a grid, and no random blocks have to be unlearnt.
+
+    Args:
+        channels: channels of the dense map.
+        stride: pixels per position of the dense map: one int, or one per axis.
+        out_channels: channels of the image.
+        dims: 2 or 3.
+        width: channels of the convolutions at the encoder's stride.
+    """
+
+    def __init__(
+        self, channels: int, stride: int | tuple[int, ...], out_channels: int, dims: int, *, width: int = 64
+    ) -> None:
+        super().__init__()
+        self.stride = per_axis(stride, dims)
+        self.pixels = tuple(_largest_divisor(step, _CELL) for step in self.stride)
+        self.cells = tuple(step // fine for step, fine in zip(self.stride, self.pixels))
+        count = math.prod(self.cells)
+        least, most = _VALUES[dims]
+        values = min(most, max(least, -(-channels // count))) * out_channels
+        basis = cosine_basis((out_channels, *self.pixels))[:values]
+        values = len(basis)
+        self.direct = Pointwise(channels, values * count)
+        self.context: nn.Sequential | None = None
+        last: list[nn.Module] = [self.direct]
+        if count > 1:
+            width = min(width, channels)
+            around = _CONV[dims](width, width, 3, padding=1)
+            first = (Pointwise(channels, width), _norm(width), nn.GELU())
+            self.context = nn.Sequential(*first, around, _norm(width), nn.GELU(), Pointwise(width, values * count))
+            last.append(self.context[-1])
+        self.join = nn.Sequential(_CONV[dims](values, values, 3, padding=1), nn.GELU(), Pointwise(values, values))
+        last.append(self.join[-1])
+        self.output = Pointwise(values, out_channels * math.prod(self.pixels))
+        with torch.no_grad():
+            for layer in (*last, self.output):
+                for parameter in layer.parameters():
+                    parameter.zero_()
+            self.output.weight.copy_(basis.T)
+
+    def forward(self, dense: Tensor, size: tuple[int, ...]) -> Tensor:
+        """(B, channels, *s) to (B, out_channels, *size); ``size`` is the input's, before the encoder padded it."""
+        _check_covered(dense, size, self.stride)
+        values = self.direct(dense)
+        if self.context is not None:
+            values = values + self.context(dense)
+        values = from_depth(values, self.cells)
+        values = values + self.join(values)
+        image = from_depth(self.output(values), self.pixels)
+        for axis, length in enumerate(size, start=2):
+            image = image.narrow(axis, 0, length)
+        return image
+
+
+class Pointwise(nn.Linear):
+    """A linear map of the channels at every position, (B, C, *s) to (B, out, *s): a 1 x 1 convolution as one product.
+
+    Volumes gain most: PyTorch has no fast 1 x 1 x 1 convolution on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map applied along the second axis."""
+        return (self.weight @ x.flatten(2) + self.bias[:, None]).view(len(x), -1, *x.shape[2:])
+
+
+def cosine_basis(shape: tuple[int, ...]) -> Tensor:
+    """The orthonormal cosine patterns of an array of this shape, the smoothest first: (prod(shape), prod(shape))."""
+    basis, frequency = torch.ones(1, 1), torch.zeros(1)
+    for length in shape:
+        k, n = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
+        along = torch.cos(math.pi * k * (2 * n + 1) / (2 * length)) * math.sqrt(2 / length)
+        along[0] /= math.sqrt(2)
+        basis = torch.kron(basis, along)
+        frequency = (frequency[:, None] + (torch.arange(length) / length).square()).flatten()
+    return basis[frequency.argsort(stable=True)]
+
+
+def _check_covered(dense: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    full = tuple(positions * step for positions, step in zip(dense.shape[2:], stride))
+    if len(size) != len(stride) or any(asked > there for asked, there in zip(size, full)):
+        raise InputError(
+            f"a dense map of {tuple(dense.shape[2:])} positions at stride {stride} covers {full} pixels, "
+            f"and an output of {tuple(size)} is asked for."
+        )
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(divisor for divisor in range(min(most, number), 0, -1) if number % divisor == 0)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
