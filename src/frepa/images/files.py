@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_sca
 from frepa.images.source import Source
 from frepa.images.units import declared, scale_value
 from frepa.images.volumes import check_volume
+from frepa.names import shown
 
 _CHUNK = 65536
-_PARTS = pa.large_list(pa.large_string())
+# Names are bytes, which need not be UTF-8
+_PARTS = pa.large_list(pa.large_binary())
 
 
 @dataclass
@@ -54,9 +58,9 @@ class _Columns:
         if self.names:
             self.packed.append(
                 (
-                    pa.array(self.names, pa.large_string()),
-                    pa.array(self.members, pa.large_string()),
-                    pa.array(self.parts, _PARTS),
+                    pa.array([os.fsencode(name) for name in self.names], pa.large_binary()),
+                    pa.array([None if name is None else os.fsencode(name) for name in self.members], pa.large_binary()),
+                    pa.array([_encoded(parts) for parts in self.parts], _PARTS),
                     np.array(self.rest, np.int64),
                 )
             )
@@ -97,10 +101,11 @@ class FileSource(Source):
         for entry in found:
             self._take(entry, columns)
         columns.pack()
-        self._names = columns.column(0, pa.large_string())
-        members, parts = columns.column(1, pa.large_string()), columns.column(2, _PARTS)
+        self._names = columns.column(0, pa.large_binary())
+        members, parts = columns.column(1, pa.large_binary()), columns.column(2, _PARTS)
         self._members = None if members.null_count == len(members) else members
         self._parts = None if parts.null_count == len(parts) else parts
+        self._warn_of_slices()
         rest = columns.numbers()
         self._readers = rest[:, 0].astype(np.uint8)
         self._sizes = np.ascontiguousarray(rest[:, 1])
@@ -124,27 +129,27 @@ class FileSource(Source):
 
     def _take(self, entry: Found, columns: _Columns) -> None:
         """Check one file cheaply and add its row, or list it as skipped."""
-        shown = entry.name if entry.member is None else f"{entry.name}#{entry.member}"
-        reason = entry.reason
+        name = entry.name if entry.member is None else f"{entry.name}#{entry.member}"
+        reason, trouble = entry.reason, entry.trouble
         if not reason and entry.size <= 0:
-            reason = "empty file (0 bytes)" if entry.size == 0 else "file not found"
+            reason, trouble = "empty file (0 bytes)" if entry.size == 0 else "file not found", "empty"
         reader = None if reason else reader_at(self._root / (entry.parts or (entry.name,))[0])
         if not reason and reader is None:
             reason = f"no reader for this ending; known: {', '.join(readable_suffixes(self.dims))}"
         elif reader is not None and self.dims not in reader.dims:
             kind = "an image, not a volume" if self.dims == 3 else "a volume, not an image"
-            reason = f"{kind}; read it with dims {5 - self.dims}"
+            reason, trouble = f"{kind}; read it with dims {5 - self.dims}", "other dims"
         elif reader is not None and reader.many and entry.count is None:
             try:
                 entry = self._from_header(entry, reader)
             except UnreadableScan as error:
-                reason = error.reason
+                reason, trouble = error.reason, error.kind
             else:
-                reason = "" if entry.count else "holds no record"
+                reason, trouble = "" if entry.count else "holds no record", "empty"
         if reason or reader is None:
-            self.skipped.append(Skipped(shown, reason))
+            self.skipped.append(Skipped(name, reason, trouble))
             return
-        self.notes.extend(Skipped(shown, note) for note in entry.notes)
+        self.notes.extend(Skipped(name, note, note.kind) for note in entry.notes)
         columns.add(entry, READERS.index(reader))
 
     def _from_header(self, entry: Found, reader: Reader) -> Found:
@@ -157,7 +162,17 @@ class FileSource(Source):
             count=header.count,
             modality=header.modality or "",
             group=header.group or "",
+            notes=header.notes,
         )
+
+    def _warn_of_slices(self) -> None:
+        """Add a warning where volumes are incomplete: what is lost may be the part that matters."""
+        found = [entry for entry in self.notes if entry.kind in ("slices missing", "slices unreadable")]
+        if found:
+            which = "; ".join(f"{shown(entry.path)}: {shown(entry.reason)}" for entry in found[:3])
+            volumes = "volume is" if len(found) == 1 else "volumes are"
+            more = "; ..." if len(found) > 3 else "."
+            self.warnings.append(f"{len(found):,} {volumes} incomplete. {which}{more}")
 
     def attach(self, table: dict[str, pa.DictionaryArray]) -> None:
         """Give the records the manifest's columns, each one value per row.
@@ -210,36 +225,35 @@ class FileSource(Source):
         return row, index - int(self._starts[row])
 
     def _place(self, row: int) -> tuple[Path, str | None]:
-        member = None if self._members is None else self._members[row].as_py()
-        return self._root / self._names[row].as_py(), member
+        name = os.fsdecode(self._names[row].as_py())
+        return self._root / name, None if self._members is None else _text(self._members[row])
 
     def _files(self, row: int) -> list[Path] | None:
         """The files of a series, or None where the row is no series."""
         if self._parts is None or not self._parts[row].is_valid:
             return None
-        return [self._root / name for name in self._parts[row].as_py()]
+        return [self._root / os.fsdecode(name) for name in self._parts[row].as_py()]
 
     def warn_of_labels(self) -> None:
         """Add a warning where files lie in folders that hold labels by their names."""
-        sentence = label_warning(name.as_py() for name in self._names)
+        sentence = label_warning(map(os.fsdecode, chain.from_iterable(_chunks(self._names))))
         if sentence:
             self.warnings.append(sentence)
 
     def name(self, index: int) -> str:
         row, within = self._row(index)
         if self.dims == 2 and self._parts is not None and self._parts[row].is_valid:
-            return self._parts[row][within].as_py()
-        name = self._names[row].as_py()
-        if self._members is not None and self._members[row].is_valid:
-            name = f"{name}#{self._members[row].as_py()}"
+            return os.fsdecode(self._parts[row][within].as_py())
+        name = self._file(row)
         return f"{name}[{within}]" if self._starts[row + 1] - self._starts[row] > 1 else name
 
     def file(self, index: int) -> str:
-        row, _ = self._row(index)
-        name = self._names[row].as_py()
-        if self._members is None or not self._members[row].is_valid:
-            return name
-        return f"{name}#{self._members[row].as_py()}"
+        return self._file(self._row(index)[0])
+
+    def _file(self, row: int) -> str:
+        name = os.fsdecode(self._names[row].as_py())
+        member = None if self._members is None else _text(self._members[row])
+        return name if member is None else f"{name}#{member}"
 
     @property
     def groups(self) -> int | None:
@@ -263,7 +277,7 @@ class FileSource(Source):
         try:
             scan = self._read(row, within)
         except UnreadableScan as error:
-            raise UnreadableScan(name, error.reason) from None
+            raise error.under(name) from None
         modality = None if self.modality_codes is None else self.modalities[self.modality_codes[index]]
         values = self._values[self._value_codes[index]] if self._values else {}
         scan = declared(scan, modality=modality, **values)
@@ -288,16 +302,30 @@ class FileSource(Source):
             digest.update(f"canonical {self._canonical} voi {self._voi} spacing None\n".encode())
         for start in range(0, len(self._names), _CHUNK):
             part = slice(start, start + _CHUNK)
-            digest.update("\0".join(self._names[part].to_pylist()).encode("utf-8", "surrogateescape"))
+            digest.update(b"\0".join(self._names[part].to_pylist()))
             if self._members is not None:
-                digest.update("\0".join(member or "" for member in self._members[part].to_pylist()).encode())
+                digest.update(b"\0".join(member or b"" for member in self._members[part].to_pylist()))
             if self._parts is not None:
-                digest.update("\0".join("\1".join(files or ()) for files in self._parts[part].to_pylist()).encode())
+                digest.update(b"\0".join(b"\1".join(files or ()) for files in self._parts[part].to_pylist()))
             digest.update(self._sizes[part].astype("<i8").tobytes())
         if self.labels is not None:
             for start in range(0, len(self), _CHUNK):
                 digest.update("\0".join(self.labels[start : start + _CHUNK]).encode())
         return digest.hexdigest()
+
+
+def _encoded(names: Sequence[str] | None) -> list[bytes] | None:
+    return None if names is None else [os.fsencode(name) for name in names]
+
+
+def _text(cell: pa.Scalar) -> str | None:
+    name = cell.as_py()
+    return None if name is None else os.fsdecode(name)
+
+
+def _chunks(names: pa.Array) -> Iterator[list[bytes]]:
+    for start in range(0, len(names), _CHUNK):
+        yield names[start : start + _CHUNK].to_pylist()
 
 
 def _alone_where_unknown(names: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -336,11 +364,12 @@ def _nothing_readable(source: FileSource) -> InputError:
     endings = ", ".join(readable_suffixes(source.dims))
     if not source.skipped:
         other = " Volumes are read with dims 3, images with dims 2." if source.dims in (2, 3) else ""
+        where = shown(source.location)
         return InputError(
-            f"No {source.dims}D image found in {source.location}. Files with these endings are read: {endings}.{other}"
+            f"No {source.dims}D image found in {where}. Files with these endings are read: {endings}.{other}"
         )
-    first = "; ".join(f"{entry.path}: {entry.reason}" for entry in source.skipped[:3])
+    first = "; ".join(f"{shown(entry.path)}: {shown(entry.reason)}" for entry in source.skipped[:3])
     return InputError(
-        f"None of the {len(source.skipped)} files found in {source.location} can be read as {source.dims}D images. "
-        f"The first: {first}"
+        f"None of the {len(source.skipped)} files found in {shown(source.location)} can be read as {source.dims}D "
+        f"images. The first: {first}"
     )

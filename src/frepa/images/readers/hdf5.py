@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from frepa.images.guards import check_memory
 from frepa.images.readers.numpy_arrays import layout_of
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha
 from frepa.images.scan import Header, Scan, UnreadableScan
@@ -36,6 +37,7 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
         layout = layout_of(path, data.shape, dims, member)
         check_size(path, layout.size, max_pixels)
         _check_claim(path, data)
+        check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
         channels = 3 if layout.colour >= 3 else 1
         return Header(channels, layout.size, layout.count, member, spacing=_spacing(data, dims))
 
@@ -47,6 +49,7 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
         layout = layout_of(path, data.shape, dims, member)
         check_size(path, layout.size, max_pixels)
         _check_claim(path, data)
+        check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
         one = data[row] if layout.stacked else data[()]
         spacing = _spacing(data, dims)
         is_volume = dims == 2 and data.ndim == 3 and spacing is not None
@@ -77,16 +80,20 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except UnreadableScan:
         raise
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:  # the library raises nearly anything on damaged files
         text = str(error).lower()
         if "truncated" in text:
-            raise UnreadableScan(str(path), "truncated HDF5 file") from None
+            raise UnreadableScan(str(path), "truncated HDF5 file", kind="truncated") from None
         if "filter" in text:
-            raise UnreadableScan(str(path), "damaged, or compressed by a filter that is not installed") from None
-        raise UnreadableScan(str(path), f"damaged or not an HDF5 file ({type(error).__name__})") from None
+            raise UnreadableScan(
+                str(path), "damaged, or compressed by a filter that is not installed", kind="damaged"
+            ) from None
+        raise UnreadableScan(
+            str(path), f"damaged or not an HDF5 file ({type(error).__name__})", kind="damaged"
+        ) from None
 
 
 def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tuple[str, h5py.Dataset]:
@@ -98,7 +105,9 @@ def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tupl
             found = ", ".join((fitting or names)[:8]) or "it is empty"
             what = "several datasets of images" if fitting else f"no dataset of {dims}D images"
             hint = f"; name one, e.g. {path.name}#{fitting[0]}" if fitting else ""
-            raise UnreadableScan(str(path), f"holds {what} ({found}){hint}")
+            raise UnreadableScan(
+                str(path), f"holds {what} ({found}){hint}", kind="several arrays" if fitting else "unreadable"
+            )
         member = fitting[0]
     elif member.strip("/") not in names:
         raise UnreadableScan(str(path), f"has no dataset {member!r}; it holds {', '.join(names[:8]) or 'none'}")
@@ -116,8 +125,10 @@ def _can_be_images(data: h5py.Dataset, dims: int) -> bool:
 
 def _check_claim(path: Path, data: h5py.Dataset) -> None:
     nbytes, stored = claimed_bytes(data.shape, data.dtype.itemsize), data.id.get_storage_size()
+    if data.chunks is not None:  # a part of a chunk is read by unpacking all of it
+        check_memory(path, claimed_bytes(data.chunks, data.dtype.itemsize), "one chunk of it")
     if nbytes > max(_BELIEVED, _MOST_DEFLATE * stored):
-        raise UnreadableScan(str(path), "claims far more values than it holds")
+        raise UnreadableScan(str(path), "claims far more values than it holds", kind="truncated")
 
 
 def _spacing(data: h5py.Dataset, dims: int) -> tuple[float, ...] | None:

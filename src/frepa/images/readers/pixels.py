@@ -13,18 +13,20 @@ from frepa.images.scan import UnreadableScan
 #: Positions (pixels or voxels) above which a file is refused before memory is asked for: 16384 x 16384 in 2D,
 #: 1024 slices of 1024 x 1024 in 3D. Raised or lowered with ``open_source(..., max_pixels=...)``.
 MAX_PIXELS = {2: 2**28, 3: 2**30}
+_ROWS = 64
 
 
 def check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:
     """Refuse an empty image, and one whose header claims more positions than ``max_pixels``."""
     shown = " x ".join(str(n) for n in size)
     if min(size) < 1:
-        raise UnreadableScan(str(path), f"the header says {shown} pixels, so there is nothing to read")
+        raise UnreadableScan(str(path), f"the header says {shown} pixels, so there is nothing to read", kind="empty")
     if math.prod(int(n) for n in size) > max_pixels:
         raise UnreadableScan(
             str(path),
             f"the header says {shown} pixels, more than the limit of {max_pixels:,}; "
             "raise max_pixels if the file is genuine",
+            kind="too large",
         )
 
 
@@ -39,7 +41,7 @@ def checked(path: Path, array: np.ndarray) -> np.ndarray:
         low, high = array.min(), array.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             bad = int(array.size - np.isfinite(array).sum())
-            raise UnreadableScan(str(path), f"{bad} of {array.size} values are NaN or infinite")
+            raise UnreadableScan(str(path), f"{bad} of {array.size} values are NaN or infinite", kind="nan")
         if array.dtype != np.float32:
             if max(abs(float(low)), abs(float(high))) > float(np.finfo(np.float32).max):
                 raise UnreadableScan(str(path), "holds values beyond the range of 32-bit floats")
@@ -59,8 +61,12 @@ def drop_alpha(array: np.ndarray) -> np.ndarray:
     full = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
     if alpha.min() == full:
         return colour
-    laid = colour * (alpha.astype(np.float32) / np.float32(full))
-    return laid.astype(array.dtype) if array.dtype.kind == "f" else np.rint(laid).astype(array.dtype)
+    laid = np.empty(colour.shape, array.dtype)
+    for first in range(0, len(array), _ROWS):  # the products in float32 need not all be there at once
+        part = slice(first, first + _ROWS)
+        product = colour[part] * (alpha[part].astype(np.float32) / np.float32(full))
+        laid[part] = product if array.dtype.kind == "f" else np.rint(product)
+    return laid
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:

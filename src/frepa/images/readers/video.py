@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.images.guards import check_memory
 from frepa.images.readers.pixels import channels_first, check_size
 from frepa.images.scan import Header, Scan, UnreadableScan
 from frepa.images.volumes import file_key
@@ -49,6 +50,7 @@ class _Film:
         self._stream.thread_type = "NONE"  # loader processes are the parallel ones
         self.size = (self._stream.height, self._stream.width)
         check_size(path, self.size, max_pixels)
+        check_memory(path, 3 * self.size[0] * self.size[1])
         stamps = [packet.pts for packet in self._container.demux(self._stream) if packet.pts is not None]
         self.times = sorted(stamps)
         if not self.times:
@@ -67,7 +69,7 @@ class _Film:
                 self._next = row + 1
                 return frame.to_ndarray(format="rgb24")
         self._next = -1
-        raise UnreadableScan(str(self._path), f"truncated: frame {row} cannot be decoded")
+        raise UnreadableScan(str(self._path), f"truncated: frame {row} cannot be decoded", kind="truncated")
 
 
 def _film(path: Path, member: str | None, max_pixels: int) -> _Film:
@@ -90,10 +92,12 @@ def _reported(path: Path) -> Iterator[None]:
     except UnreadableScan:
         raise
     except ImportError:
-        raise UnreadableScan(str(path), "video needs PyAV; pip install 'frepa[video]'") from None
+        raise UnreadableScan(str(path), "video needs PyAV; pip install 'frepa[video]'", kind="undecodable") from None
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:
-        raise UnreadableScan(str(path), f"damaged or truncated video ({type(error).__name__})") from None
+        raise UnreadableScan(
+            str(path), f"damaged or truncated video ({type(error).__name__})", kind="truncated"
+        ) from None
