@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
-from frepa.corruption.dual import Corruption
+from frepa.corruption.circle import circle_mask
+from frepa.corruption.dual import Corrupted, Corruption
 from frepa.corruption.frequency import frequency_corrupt
 from frepa.corruption.histogram import histogram_mask
 from frepa.corruption.inputs import check_images
+from frepa.corruption.patches import patch_mask
 from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError
 
@@ -77,6 +79,32 @@ def test_options_reach_the_strategies() -> None:
     assert torch.equal(found.image, frequency_corrupt(x, draws, high_mask=False))
 
 
+def test_newer_options_reach_the_spectrum() -> None:
+    x, draws = images((48, 48)), Draws(sample_keys(0, range(6), 0))
+    for options in ({"mask_centre": True}, {"scale_sigma": False}, {"perturbation": "complex"}, {"adaptive": True}):
+        found = Corruption(frequency_probability=1.0, cutoff=0.1, **options)(x, draws).image
+        assert torch.equal(found, frequency_corrupt(x, draws, cutoff=0.1, **options))
+        assert not torch.allclose(found, frequency_corrupt(x, draws, cutoff=0.1), atol=1e-4)
+
+
+def test_outside_a_field_of_view_nothing_changes_and_nothing_counts() -> None:
+    fov = torch.zeros(6, 1, 48, 40, dtype=torch.bool)
+    fov[..., 6:40, 9:33] = True
+    x, draws = images((48, 40), channels=3), Draws(sample_keys(0, range(6), 0))
+    image, mask, is_frequency = Corruption()(x, draws, fov)
+    outside = ~fov.expand_as(x)
+    assert torch.equal(image[outside], x[outside])
+    assert (mask[~fov] == 0).all()
+    assert torch.equal(mask[is_frequency], fov[is_frequency].float())
+    whole = frequency_corrupt(x, draws)
+    chosen = is_frequency.view(-1, 1, 1, 1) & fov
+    assert torch.allclose(image[chosen.expand_as(x)], whole[chosen.expand_as(x)], atol=1e-6)
+    everything = Corruption()(x, draws, torch.ones_like(fov))
+    plain = Corruption()(x, draws)
+    assert torch.allclose(everything.image, plain.image, atol=1e-6)
+    assert torch.equal(everything.mask, plain.mask)
+
+
 def test_large_batches_are_worked_on_in_pieces_with_the_same_result() -> None:
     x = images((200, 220), 9)
     keys = sample_keys(0, range(9), 0)
@@ -117,10 +145,18 @@ def test_bad_images_are_refused_in_plain_words() -> None:
 def test_nothing_waits_for_the_device(shape: tuple[int, ...]) -> None:
     x, keys = images(shape).cuda(), sample_keys(0, range(6), 0)
     draws = Draws(keys, "cuda")
-    Corruption()(x, draws)  # fills the index tables, which may wait
+    fov = torch.ones(6, 1, *shape, dtype=torch.bool, device="cuda")
+
+    def corrupt() -> Corrupted:
+        circle_mask(x, draws)
+        patch_mask(x, draws)
+        Corruption(adaptive=True, perturbation="complex", exact=True)(x, draws, fov)
+        return Corruption()(x, draws)
+
+    corrupt()  # fills the index tables, which may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = Corruption()(x, draws)
+        found = corrupt()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert found.image.isfinite().all()

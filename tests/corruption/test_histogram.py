@@ -12,7 +12,7 @@ from frepa.corruption.histogram import from_patches, histogram_mask, patch_momen
 from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError
 
-CASES = [((64, 96), 16), ((45, 37), 8), ((20, 33, 18), 8), ((1, 50), 32), ((16, 16, 16), 16), ((1, 1), 32)]
+CASES = [((64, 96), 16), ((45, 37), 8), ((20, 33, 18), 8), ((1, 50), 32), ((16, 16, 16), 16), ((1, 1), 1)]
 
 
 def images(shape: tuple[int, ...], batch: int = 2, channels: int = 3) -> torch.Tensor:
@@ -120,10 +120,14 @@ def test_share_of_masked_patches() -> None:
     assert float((mask.float().mean(0) - 0.7).abs().max()) < 5 * math.sqrt(0.21 / 2000)
 
 
-def test_default_patch_is_32_in_2d_and_16_in_3d() -> None:
-    for shape, patch in (((64, 64), 32), ((32, 32, 32), 16)):
+def test_default_patch_is_the_papers_at_the_papers_size() -> None:
+    for shape, patch in (((512, 512), 32), ((128, 128, 128), 16)):
         _, mask = histogram_mask(images(shape, 1, 1), draws(1), mask_ratio=0.5, exact=True)
-        assert int(mask.sum()) == patch ** len(shape) * 2 ** len(shape) // 2
+        assert int(mask.sum()) == math.prod(shape) // 2
+        tile = mask[0, 0][tuple(slice(0, patch) for _ in shape)]
+        assert len(tile.unique()) == 1
+        edges = (mask[0, 0].float().diff(dim=-1) != 0).nonzero()[:, -1] + 1
+        assert math.gcd(*edges.tolist()) == patch
 
 
 def test_ratios_0_and_1() -> None:
@@ -166,3 +170,61 @@ def test_wrong_options_are_refused() -> None:
         histogram_mask(x, draws(2), mask_ratio=70)
     with pytest.raises(InputError, match="patch=0"):
         histogram_mask(x, draws(2), patch=0)
+
+
+def field_of_view(shape: tuple[int, ...], batch: int) -> torch.Tensor:
+    """A disc (a ball) that reaches into some patches and leaves others out: bool ``(B, 1, *shape)``."""
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, size) for size in shape], indexing="ij")
+    radius = torch.stack(axes).square().sum(0).sqrt()
+    return torch.stack([radius < 0.9 - 0.2 * row for row in range(batch)])[:, None]
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((64, 60), 8), ((24, 20, 22), 6)])
+@pytest.mark.parametrize("noise", ["gaussian", "permute", "zero"])
+def test_masks_stay_inside_the_field_of_view(shape: tuple[int, ...], patch: int, noise: str) -> None:
+    fov = field_of_view(shape, 2)
+    x = images(shape) * fov  # black outside, as in a photograph of the retina
+    for exact in (False, True):
+        y, mask = histogram_mask(x, draws(2), patch=patch, mask_ratio=0.6, exact=exact, noise=noise, fov=fov)
+        assert not (mask & ~fov).any()
+        assert torch.equal(y[~mask.expand_as(x)], x[~mask.expand_as(x)])
+        for row in range(2):
+            seen, masked = 0, 0
+            for where in patches(shape, patch):
+                inside, hidden = fov[(row, 0, *where)], mask[(row, 0, *where)]
+                seen += int(inside.any())
+                masked += int(hidden.any())
+                assert torch.equal(hidden, inside) or not hidden.any()
+                if noise == "permute" and hidden.any():
+                    before, after = x[(row, slice(None), *where)], y[(row, slice(None), *where)]
+                    assert torch.equal(before[:, inside].sort(1).values, after[:, inside].sort(1).values)
+            assert not exact or masked == round(0.6 * seen)
+
+
+def test_noise_at_the_edge_of_the_field_of_view_has_the_histogram_of_what_is_inside() -> None:
+    count = 300
+    fov = torch.zeros(count, 1, 16, 16, dtype=torch.bool)
+    fov[..., 5:] = True
+    x = torch.where(fov, 0.6, 0.0)
+    x[..., ::2, 5:] += 0.1
+    y, mask = histogram_mask(x, draws(count), patch=16, mask_ratio=1.0, fov=fov)
+    assert torch.equal(mask, fov)
+    inside = y[fov]
+    assert float(inside.mean()) == pytest.approx(0.65, abs=0.002)
+    assert float(inside.std()) == pytest.approx(0.05, rel=0.03)
+    mean, deviation = patch_moments(x, 16, fov.float())
+    assert torch.allclose(mean, torch.tensor(0.65))
+    assert torch.allclose(deviation, torch.tensor(0.05))
+
+
+def test_a_field_of_view_that_is_everything_changes_nothing_and_a_wrong_one_is_refused() -> None:
+    x = images((40, 33))
+    everything = torch.ones(2, 1, 40, 33, dtype=torch.bool)
+    for noise, exact in itertools.product(("gaussian", "permute", "zero"), (False, True)):
+        plain, mask = histogram_mask(x, draws(2), patch=8, noise=noise, exact=exact)
+        found, own = histogram_mask(x, draws(2), patch=8, noise=noise, exact=exact, fov=everything)
+        assert torch.equal(mask, own)
+        assert torch.allclose(plain, found, atol=1e-6)
+    for wrong in (everything.float(), everything[:1], everything[..., :-1]):
+        with pytest.raises(InputError, match="field of view"):
+            histogram_mask(x, draws(2), fov=wrong)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 import frepa
+from frepa.corruption.sizes import image_side
 from frepa.datasets.opening import open_source
 from frepa.encoders import contract
 from frepa.errors import InputError
@@ -57,8 +58,11 @@ def _rows(run) -> list[dict]:
 def test_the_defaults_are_the_papers_for_either_number_of_axes():
     given = {name: p.default for name, p in inspect.signature(frepa.pretrain).parameters.items()}
     flat, deep = resolved(given), resolved(given | {"dims": 3})
-    assert (flat["image_size"], flat["fit"], flat["encoder"], flat["image_patch"]) == (512, "resize", "vit_base", 32)
-    assert (deep["image_size"], deep["fit"], deep["encoder"], deep["image_patch"]) == (128, "crop", "vit3d_base", 16)
+    assert (flat["image_size"], flat["fit"], flat["encoder"]) == (512, "resize", "vit_base")
+    assert (deep["image_size"], deep["fit"], deep["encoder"]) == (128, "crop", "vit3d_base")
+    for options, side in ((flat, 32), (deep, 16)):
+        shape = (options["image_size"],) * options["dims"]
+        assert image_side(shape, options["image_patch"], options["fit"]) == side
     own = resolved(given | {"dims": 3, "image_size": 64, "fit": "resize"})
     assert (own["image_size"], own["fit"]) == (64, "resize")
 

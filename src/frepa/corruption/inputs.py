@@ -33,6 +33,18 @@ def check_images(x: Tensor, name: str = "images") -> int:
     return x.ndim - 2
 
 
+def check_fov(fov: Tensor | None, x: Tensor) -> None:
+    """Raise InputError unless ``fov`` is None or bool ``(B, 1, *S)`` for images ``x (B, C, *S)``, on their device."""
+    if fov is None:
+        return
+    expected = (len(x), 1, *x.shape[2:])
+    if tuple(fov.shape) != expected or fov.dtype != torch.bool or fov.device != x.device:
+        raise InputError(
+            f"field of view: found {fov.dtype} of shape {tuple(fov.shape)} on {fov.device}, expected torch.bool of "
+            f"shape {expected} on {x.device}, True inside."
+        )
+
+
 def check_finite(x: Tensor, name: str = "images") -> None:
     """Raise InputError when a CPU tensor ``(B, ...)`` holds NaN or infinity; other devices are not made to wait."""
     if x.device.type != "cpu" or not x.numel():

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from frepa.corruption.histogram import DEFAULT_PATCH
 from frepa.errors import InputError
 
 # The paper's settings; the batch sizes are ours. A crop of 128^3 has as many voxels as eight images of 512 x 512.
 BY_DIMS: dict[int, dict[str, Any]] = {
-    2: {"encoder": "vit_base", "image_size": 512, "fit": "resize", "batch_size": 16, "image_patch": DEFAULT_PATCH[2]},
-    3: {"encoder": "vit3d_base", "image_size": 128, "fit": "crop", "batch_size": 2, "image_patch": DEFAULT_PATCH[3]},
+    2: {"encoder": "vit_base", "image_size": 512, "fit": "resize", "batch_size": 16},
+    3: {"encoder": "vit3d_base", "image_size": 128, "fit": "crop", "batch_size": 2},
 }
 
 # Options that no part of the program further down checks itself.

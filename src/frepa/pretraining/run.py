@@ -184,22 +184,25 @@ def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversar
     encoder = build_encoder(name, dims=options["dims"], **{"guide": options["guide"], **encoder_options})
     if options["recompute"]:
         encoder.set_grad_checkpointing()
+    corruption = Corruption(
+        frequency_patch=options["spectrum_patch"],
+        cutoff=options["spectrum_cutoff"],
+        sigma=options["noise_sigma"],
+        high_mask=options["high_mask"],
+        low_noise=options["low_noise"],
+        patch=options["image_patch"],
+        fit=options["fit"],
+        mask_ratio=options["mask_ratio"],
+        noise=options["mask_noise"],
+        frequency_probability=options["frequency_probability"],
+    )
+    corruption.check_size((options["image_size"],) * options["dims"])
     method = build_method(
         options["method"],
         encoder=encoder,
         channels=source.channels,
         seed=options["seed"],
-        corruption=Corruption(
-            frequency_patch=options["spectrum_patch"],
-            cutoff=options["spectrum_cutoff"],
-            sigma=options["noise_sigma"],
-            high_mask=options["high_mask"],
-            low_noise=options["low_noise"],
-            patch=options["image_patch"],
-            mask_ratio=options["mask_ratio"],
-            noise=options["mask_noise"],
-            frequency_probability=options["frequency_probability"],
-        ),
+        corruption=corruption,
         objective=Objective(
             rmse=options["rmse_weight"],
             gradient=options["gradient_weight"],

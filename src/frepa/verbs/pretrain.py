@@ -18,7 +18,7 @@ def pretrain(
     spacing: float | list[float] | str | None = None,
     foreground: float = 0.0,
     window: Literal["lung", "abdomen", "brain", "bone", "any"] = "any",
-    guide: Literal["frangi", "hessian", "none"] = "frangi",
+    guide: str = "frangi",
     epochs: float = 100,
     max_steps: int | None = None,
     modality_weights: str | None = None,
@@ -31,12 +31,12 @@ def pretrain(
     clip: float = 1.0,
     ema_decay: float = 0.0,
     augment: bool = True,
-    spectrum_patch: int = 16,
+    spectrum_patch: int | Literal["auto"] = "auto",
     spectrum_cutoff: float = 0.2,
     noise_sigma: float = 0.002,
     high_mask: bool = True,
     low_noise: bool = True,
-    image_patch: int | None = None,
+    image_patch: int | Literal["auto"] = "auto",
     mask_ratio: float = 0.7,
     mask_noise: Literal["gaussian", "permute", "zero"] = "gaussian",
     frequency_probability: float = 0.5,
@@ -81,7 +81,9 @@ def pretrain(
         foreground: share of the crops centred on foreground: in CT above -500 HU, elsewhere above a tenth of the way
             from the scan's darkest values to its brightest (0.5th and 99.5th percentile).
         window: CT window for images in HU; "any" draws one of the four per image. Others are scaled by percentiles.
-        guide: what the guide channel holds; the encoder is fed the same downstream.
+        guide: what the guide channel holds: frangi or hessian ridges, dark and bright alike, one polarity of them
+            (frangi_dark, frangi_bright, hessian_dark, hessian_bright), or none; scales in pixels may follow
+            ("frangi_dark:1-2-3"). The encoder is fed the same downstream.
         epochs: passes over the source.
         max_steps: optimizer steps instead of epochs.
         modality_weights: how often each modality is drawn, such as "CT=2,MRI=1": shares in any scale, exact within
@@ -97,12 +99,14 @@ def pretrain(
         clip: largest gradient norm; 0 for no clipping.
         ema_decay: decay of an average of the weights, which is then what is saved; 0 for none.
         augment: random flips, rotation, affine maps and histogram shifts.
-        spectrum_patch: side, in bins, of the patches masked in the spectrum. The paper's 16 is for 512 pixels.
+        spectrum_patch: side, in bins, of the patches masked in the spectrum; "auto" is the paper's 16 at 512 pixels and
+            in proportion elsewhere.
         spectrum_cutoff: cut-off distance of masking and perturbation, as a share of the shorter side.
         noise_sigma: standard deviation of the low-frequency perturbation, as a share of the spectrum's maximum.
         high_mask: mask the spectrum in the frequency strategy.
         low_noise: perturb the low frequencies in the frequency strategy.
-        image_patch: side, in pixels, of the patches masked in the image; by default 32 in 2D and 16 in 3D.
+        image_patch: side, in pixels, of the patches masked in the image. "auto" is the paper's 32 at 512 pixels and 16
+            at 128 voxels: in proportion elsewhere with --fit resize, down to a quarter of the side with --fit crop.
         mask_ratio: share of the image patches masked in the image strategy.
         mask_noise: what a masked image patch becomes: gaussian (its mean and variance), permute (its own pixels
             shuffled) or zero.
