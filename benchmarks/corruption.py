@@ -38,7 +38,8 @@ from skimage.filters import frangi
 from frepa.corruption.dual import Corruption
 from frepa.corruption.frequency import frequency_corrupt
 from frepa.corruption.guide import hessian_guide
-from frepa.corruption.histogram import DEFAULT_PATCH, histogram_mask
+from frepa.corruption.histogram import histogram_mask
+from frepa.corruption.sizes import REFERENCE_PATCH
 from frepa.draws import Draws, sample_keys
 
 SIGMAS = (0.5, 1.0, 1.5)
@@ -65,7 +66,7 @@ def plain_frequency(image: np.ndarray, random: np.random.Generator) -> np.ndarra
 
 def plain_histogram(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Frepa Eq. 4, patch by patch."""
-    patch, out = DEFAULT_PATCH[image.ndim], image.copy()
+    patch, out = REFERENCE_PATCH[image.ndim], image.copy()
     for corner in np.ndindex(*[-(-size // patch) for size in image.shape]):
         if random.random() < 0.7:
             where = tuple(slice(patch * place, patch * place + patch) for place in corner)
@@ -101,7 +102,7 @@ def batched(part: str, x: torch.Tensor, draws: Draws) -> None:
     if part in ("all", "guide"):
         hessian_guide(x)
     if part == "one_polarity":
-        hessian_guide(x, ridges="dark")
+        hessian_guide(x, kind="frangi_dark")
     if part == "frequency":
         frequency_corrupt(x, draws)
     if part == "histogram":

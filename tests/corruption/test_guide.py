@@ -67,6 +67,11 @@ def picture_oracle(name: str, dark: bool) -> np.ndarray:
     return oracle(pictures()[name], dark)
 
 
+def kind_of(measure: str, ridges: str) -> str:
+    """The name of a guide that answers to ``ridges``."""
+    return measure if ridges == "both" else f"{measure}_{ridges}"
+
+
 def guide(image: np.ndarray, **options: object) -> np.ndarray:
     found = hessian_guide(torch.from_numpy(image).float()[None, None], **options)
     assert found.shape == (1, 1, *image.shape)
@@ -88,7 +93,7 @@ def test_frangi_is_that_of_scikit_image(name: str, ridges: str) -> None:
     expected = {dark: picture_oracle(name, dark) for dark in (True, False)}
     wanted = {"dark": expected[True], "bright": expected[False], "both": np.maximum(*expected.values())}[ridges]
     assert wanted.max() > 0.3
-    assert_close(guide(image, ridges=ridges), wanted)
+    assert_close(guide(image, kind=kind_of("frangi", ridges)), wanted)
 
 
 @pytest.mark.parametrize("name", ["odd", "vessels"])
@@ -96,7 +101,7 @@ def test_frangi_is_that_of_scikit_image(name: str, ridges: str) -> None:
 def test_frangi_needs_no_correction_of_the_oracle_on_pictures(name: str, dark: bool) -> None:
     image = pictures()[name]
     plain = filters.frangi(image, sigmas=SIGMAS, black_ridges=dark)
-    assert_close(guide(image, ridges="dark" if dark else "bright"), plain)
+    assert_close(guide(image, kind="frangi_dark" if dark else "frangi_bright"), plain)
 
 
 @pytest.mark.parametrize("name", ["odd", "volume"])
@@ -105,7 +110,7 @@ def test_hessian_is_that_of_scikit_image_on_grey_levels(name: str, dark: bool) -
     image = pictures()[name]
     expected = filters.hessian(255 * image, sigmas=SIGMAS, black_ridges=dark)
     expected[expected == 1] = 0  # written by skimage where the measure is 0
-    assert_close(guide(image, kind="hessian", ridges="dark" if dark else "bright"), expected)
+    assert_close(guide(image, kind="hessian_dark" if dark else "hessian_bright"), expected)
 
 
 @pytest.mark.parametrize("name", ["small", "thin volume"])
@@ -113,7 +118,23 @@ def test_options_have_the_meaning_of_scikit_image(name: str) -> None:
     image = pictures()[name]
     options = {"sigmas": (1.0, 2.5), "alpha": 0.8, "beta": 0.3, "gamma": 0.05}
     expected = filters.frangi(image, black_ridges=True, **options)
-    assert_close(guide(image, ridges="dark", **options), expected)
+    assert_close(guide(image, kind="frangi_dark", **options), expected)
+
+
+def test_a_guides_name_may_carry_its_scales() -> None:
+    image = pictures()["odd"]
+    expected = filters.frangi(image, sigmas=(1, 2.5), black_ridges=True)
+    assert_close(guide(image, kind="frangi_dark:1-2.5"), expected)
+    assert np.array_equal(guide(image, kind="hessian:0.5-1-1.5"), guide(image, kind="hessian"))
+
+
+@pytest.mark.parametrize("measure", ["frangi", "hessian"])
+def test_both_polarities_are_the_larger_of_the_two(measure: str) -> None:
+    image = pictures()["small"]
+    both, dark, bright = (guide(image, kind=kind_of(measure, ridges)) for ridges in ("both", "dark", "bright"))
+    assert np.allclose(both, np.maximum(dark, bright), atol=1e-6)
+    assert (dark > 0).any()
+    assert (bright > 0).any()
 
 
 def test_frangi_on_a_real_volume(shared_data: Path) -> None:
@@ -122,7 +143,7 @@ def test_frangi_on_a_real_volume(shared_data: Path) -> None:
     files = sorted((shared_data / "Task04_Hippocampus" / "imagesTr").glob("*.nii*"))
     image = np.asarray(nibabel.load(files[0]).dataobj, dtype=np.float64)
     image = (image - image.min()) / np.ptp(image)
-    assert_close(guide(image, ridges="both"), np.maximum(oracle(image, True), oracle(image, False)))
+    assert_close(guide(image), np.maximum(oracle(image, True), oracle(image, False)))
 
 
 def test_gamma_is_the_images_own() -> None:
@@ -146,11 +167,11 @@ def test_straight_ridges_answer_to_their_own_polarity_only() -> None:
             image[: shape[0] // 2] = 0
             image[shape[0] // 2 + 1 :] = 0
         middle = tuple(size // 2 for size in shape)
-        bright, dark, both = (guide(image, ridges=ridges) for ridges in ("bright", "dark", "both"))
+        bright, dark, both = (guide(image, kind=kind_of("frangi", ridges)) for ridges in ("bright", "dark", "both"))
         assert bright[middle] > 0.8
         assert dark[middle] == 0
         assert np.allclose(both, np.maximum(bright, dark), atol=1e-6)
-        assert np.allclose(guide(1 - image, ridges="dark"), bright, atol=1e-5)
+        assert np.allclose(guide(1 - image, kind="frangi_dark"), bright, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40, 33), (1, 1), (1, 50), (12, 9, 15), (1, 1, 1), (7, 1, 9)])
@@ -167,7 +188,9 @@ def test_constant_images_give_zeros_even_with_rounding_noise(shape: tuple[int, .
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (1, 1, 30), (2, 3), (2, 1, 2)])
 @pytest.mark.parametrize("ridges", ["dark", "bright", "both"])
 def test_thin_images_give_numbers_between_0_and_1(shape: tuple[int, ...], ridges: str) -> None:
-    found = hessian_guide(torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0)), ridges=ridges)
+    found = hessian_guide(
+        torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0)), kind=kind_of("frangi", ridges)
+    )
     assert found.isfinite().all()
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
@@ -210,8 +233,11 @@ def test_wrong_options_are_refused() -> None:
     x = torch.zeros(1, 1, 4, 4)
     with pytest.raises(InputError, match="Did you mean frangi"):
         hessian_guide(x, kind="frangy")
-    with pytest.raises(InputError, match="ridges"):
-        hessian_guide(x, ridges="light")
+    with pytest.raises(InputError, match="Did you mean frangi_dark"):
+        hessian_guide(x, kind="frangi_drak")
+    for name in ("frangi:", "frangi:1-x", "frangi:0", "frangi:-1", "none:1", "frangi:nan"):
+        with pytest.raises(InputError, match=r"frangi_dark:1-2-3"):
+            hessian_guide(x, kind=name)
     for options in ({"sigmas": ()}, {"sigmas": (0.0,)}, {"beta": 0.0}, {"gamma": -1.0}):
         with pytest.raises(InputError, match="positive"):
             hessian_guide(x, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from frepa.corruption.inputs import check_images
 from frepa.corruption.workers import for_each
 from frepa.errors import InputError, nearest
 
-GUIDES = ("frangi", "hessian", "none")
-RIDGES = ("both", "dark", "bright")
+# Kinds of guide: a measure, and, behind it, the ridges that answer where only one polarity does.
+GUIDES = ("frangi", "frangi_dark", "frangi_bright", "hessian", "hessian_dark", "hessian_bright", "none")
+# Scales in pixels of a guide that names none.
+SIGMAS = (0.5, 1.0, 1.5)
 # Rec. 709 luminance of R, G, B, as in skimage.color.rgb2gray.
 _LUMINANCE = (0.2125, 0.7154, 0.0721)
 # `skimage.filters.hessian` sets the strength at which a structure counts to 15 of 255 grey levels.
@@ -24,15 +27,47 @@ _HESSIAN_GAMMA = 15 / 255
 _LEAST_GAMMA = 1e-5
 
 
+class Guide(NamedTuple):
+    """What a guide's name says.
+
+    measure: ``"frangi"``, ``"hessian"`` or ``"none"``. ridges: ``"both"``, ``"dark"`` or ``"bright"``. sigmas: scales
+    in pixels.
+    """
+
+    measure: str
+    ridges: str
+    sigmas: tuple[float, ...]
+
+
+def parse_guide(name: str) -> Guide:
+    """The guide that ``name`` stands for: a kind, or a kind and its scales in pixels, ``"frangi_dark:1-2-3"``.
+
+    Raises InputError for an unknown kind and for scales that are not positive numbers.
+    """
+    kind, colon, scales = name.partition(":")
+    if kind not in GUIDES:
+        raise InputError(f"guide {name!r} is not known. {nearest(kind, GUIDES)}")
+    try:
+        sigmas = tuple(float(scale) for scale in scales.split("-")) if colon else SIGMAS
+    except ValueError:
+        sigmas = ()
+    if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas) or (colon and kind == "none"):
+        raise InputError(
+            f"guide {name!r}: expected a kind of guide other than none, a colon and scales in pixels above 0 with - "
+            'between them, for instance "frangi_dark:1-2-3".'
+        )
+    measure, _, ridges = kind.partition("_")
+    return Guide(measure, ridges or "both", sigmas)
+
+
 def hessian_guide(
     x: Tensor,
     *,
     kind: str = "frangi",
-    sigmas: Sequence[float] = (0.5, 1.0, 1.5),
+    sigmas: Sequence[float] | None = None,
     alpha: float = 0.5,
     beta: float = 0.5,
     gamma: float | None = None,
-    ridges: str = "both",
 ) -> Tensor:
     """Multi-scale Hessian ridge measure of the clean image: the guide channel of Frepa Eq. 6.
 
@@ -51,35 +86,35 @@ def hessian_guide(
         kind: ``"frangi"``: gamma is half the largest ``S`` of each image at the first scale, so an image is measured
             against itself. ``"hessian"``: gamma is 15 / 255, so that faint structures stay faint; this is
             `skimage.filters.hessian` of the image times 255, but for the 1 which that filter writes where the measure
-            is 0: here it stays 0. ``"none"``: zeros.
-        sigmas: scales in pixels.
+            is 0: here it stays 0. ``"none"``: zeros. Both answer to dark and bright ridges, the maximum of the two;
+            ``"frangi_dark"``, ``"frangi_bright"``, ``"hessian_dark"`` and ``"hessian_bright"`` answer to one of them,
+            which tells the encoder the sign as well. Scales may follow: ``"frangi_dark:1-2-3"``.
+        sigmas: scales in pixels; those that ``kind`` names, or 0.5, 1 and 1.5, when not given.
         alpha: sensitivity to plates against tubes (3D only).
         beta: sensitivity to blobs.
         gamma: strength at which structures count, in intensity units per pixel squared, instead of the kind's own.
-        ridges: ``"dark"``, ``"bright"`` or ``"both"``, the maximum of the two.
 
     Returns:
         float32 ``(B, 1, *S)`` in [0, 1]; zeros for a constant image. No gradient flows through it.
 
-    Raises InputError for an unknown kind or polarity, no scales, or a scale or factor that is not positive.
+    Raises InputError for an unknown kind, no scales, or a scale or factor that is not positive.
     """
     check_images(x)
-    for option, chosen, known in (("guide", kind, GUIDES), ("ridges", ridges, RIDGES)):
-        if chosen not in known:
-            raise InputError(f"{option}={chosen!r} is not known. {nearest(chosen, known)}")
+    guide = parse_guide(kind)
+    sigmas = guide.sigmas if sigmas is None else tuple(sigmas)
     if not sigmas or min(*sigmas, alpha, beta, 1 if gamma is None else gamma) <= 0:
         raise InputError(
-            f"guide: found sigmas={tuple(sigmas)}, alpha={alpha}, beta={beta}, gamma={gamma}; "
+            f"guide: found sigmas={sigmas}, alpha={alpha}, beta={beta}, gamma={gamma}; "
             "expected at least one scale and positive numbers."
         )
     out = torch.zeros(len(x), 1, *x.shape[2:], device=x.device)
-    if kind == "none":
+    if guide.measure == "none":
         return out
-    if gamma is None and kind == "hessian":
+    if gamma is None and guide.measure == "hessian":
         gamma = _HESSIAN_GAMMA
 
     def measure(images: slice) -> None:
-        _measure(luminance(x[images]), out[images, 0], sigmas, alpha, beta, gamma, ridges)
+        _measure(luminance(x[images]), out[images, 0], sigmas, alpha, beta, gamma, guide.ridges)
 
     with full_precision(x.device):
         for_each(len(x), math.prod(x.shape[2:]), x.device, measure)

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from frepa.corruption.guide import hessian_guide, luminance
-from frepa.errors import InputError, nearest
-
-GUIDES = ("frangi", "hessian", "none")
+from frepa.corruption.guide import hessian_guide, luminance, parse_guide
+from frepa.errors import InputError
 
 
 class Features(NamedTuple):
@@ -69,7 +67,8 @@ class Encoder(nn.Module, ABC):
         embedding_channels: channels of ``Features.embedding``.
         stride: input pixels per position of ``dense``, one int, or one per axis where the axes differ.
         size_multiple: the multiple the input is padded to, one int, or one per axis.
-        guide: what the guide channel holds, "frangi", "hessian", or "none" (zeros).
+        guide: what the guide channel holds: a kind of ``frepa.corruption.guide.GUIDES``, polarity included, with its
+            scales where they are not the usual ones ("frangi_dark:1-2-3"); "none" is zeros.
         intensity: what the image channels must be scaled to; "unit" is [0, 1].
         options: the keyword options it was built with, plain values only: they rebuild it (see ``files.py``).
     """
@@ -208,9 +207,8 @@ class Encoder(nn.Module, ABC):
 
 
 def check_guide(guide: str) -> None:
-    """Raise InputError unless ``guide`` is one of ``GUIDES``."""
-    if guide not in GUIDES:
-        raise InputError(f"guide {guide!r} is not known. {nearest(guide, GUIDES)}")
+    """Raise InputError unless ``guide`` is a guide that ``hessian_guide`` makes."""
+    parse_guide(guide)
 
 
 def pad_to_multiple(x: Tensor, multiple: tuple[int, ...]) -> Tensor:

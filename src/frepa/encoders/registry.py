@@ -52,7 +52,7 @@ def build_encoder(
         name: one of ``encoder_names(dims)``, or ``timm:NAME`` for any timm architecture.
         dims: 2 or 3; None takes the one the name belongs to.
         image_channels: channels of the image, without the guide; None is 3 in 2D and 1 in 3D.
-        guide: what the guide channel will hold, "frangi", "hessian", or "none" (zeros).
+        guide: what the guide channel will hold, "frangi", "frangi_dark", ..., or "none" (zeros).
         options: options of that architecture, for example ``output_stride=8`` (ConvNeXt) or ``patch_size=8`` (ViT).
 
     Raises:
