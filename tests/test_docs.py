@@ -71,6 +71,7 @@ PAGES = {
     "scans.md": 4,
     "datasets.md": 1,
     "pretraining.md": 3,
+    "corruption.md": 1,
     "volumes.md": 2,
     "segmentation.md": 1,
     "classification.md": 3,
