@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from frepa.corruption.guide import hessian_guide
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import describe, load_encoder, read_description, save_encoder
 from frepa.encoders.registry import build_encoder
@@ -48,6 +49,18 @@ def test_the_file_alone_is_enough_and_is_not_pickle(folder: Path, tmp_path: Path
     header = json.loads(content[8 : 8 + length])
     sizes = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
     assert 8 + length + max(sizes) == len(content)
+
+
+@pytest.mark.parametrize("guide", ["frangi_dark", "hessian_bright", "frangi_dark:1-2", "none"])
+def test_polarity_and_scales_of_the_guide_are_in_the_file_and_fed_downstream(guide: str, tmp_path: Path) -> None:
+    save_encoder(tmp_path, load_encoder(f"random:timm:test_convnext?guide={guide}"), {})
+    loaded = load_encoder(tmp_path)
+    assert loaded.guide == json.loads((tmp_path / "encoder.json").read_text())["contract"]["guide"] == guide
+    x = torch.rand(1, 3, 24, 20)
+    kind, _, scales = guide.partition(":")
+    sigmas = [float(scale) for scale in scales.split("-")] if scales else None
+    assert torch.equal(loaded.make_guide(x), hessian_guide(x, kind=kind, sigmas=sigmas))
+    assert (guide == "none") == (float(loaded.make_guide(x).max()) == 0)
 
 
 def test_json_beside_it_says_the_same(encoder: Encoder, folder: Path) -> None:
