@@ -33,9 +33,9 @@ from frepa.corruption.frequency import frequency_corrupt
 from frepa.corruption.histogram import histogram_mask
 from frepa.corruption.patches import patch_mask
 from frepa.corruption.spectrum import signed_frequencies
+from frepa.datasets.opening import open_source
 from frepa.draws import Draws, sample_keys
 from frepa.images.loading import Preparation
-from frepa.images.source import open_source
 
 SIZES = {2: (64, 128, 256, 512), 3: (32, 64, 128)}
 EDGES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, np.inf)
