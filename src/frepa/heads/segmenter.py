@@ -184,7 +184,7 @@ class Body(nn.Module):
         self.lateral = nn.ModuleList(
             _CONV[dims](shape.channels, widths[at], 1) for shape, at in zip(shapes, self.joins)
         )
-        # Of a volume the convolutions end a step short of full resolution, where nothing new joins: there they would cost
+        # Of a volume the convolutions end a step short of full resolution, where nothing joins: they would cost there
         # more than all others together.
         short = dims == 3 and count > 0 and count not in self.joins
         self.refine = nn.ModuleList(
