@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from frepa.errors import InputError
 from frepa.heads.classifier import ClassificationHead
+from frepa.heads.logistic import fit_logistic
+from frepa.heads.standardise import Moments
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
@@ -61,3 +64,29 @@ def test_scores_do_not_depend_on_the_scale_of_features() -> None:
 def test_unknown_pooling_is_named() -> None:
     with pytest.raises(InputError, match="Did you mean attention"):
         ClassificationHead(12, 3, pooling="attentive")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_scaling_and_shifting_the_features_changes_nothing(pooling: str, hidden: int) -> None:
+    torch.manual_seed(0)
+    head = ClassificationHead(12, 3, pooling=pooling, hidden=hidden).eval()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(6, 12, 5, 4)
+    found = []
+    for features in (x, 0.05 * x + 40 * torch.randn(12).view(1, -1, 1, 1)):
+        moments = Moments(12)
+        moments.add(features)
+        head.standardise.set(moments.mean, moments.std)
+        found.append(head(features))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-2, atol=1e-2)
+
+
+def test_a_head_starts_as_the_logistic_regression() -> None:
+    draw = np.random.default_rng(0)
+    x, targets = draw.normal(size=(60, 12)), np.eye(3)[draw.integers(0, 3, 60)]
+    model = fit_logistic(x, targets, 1e-2, several=False)
+    head = ClassificationHead(12, 3).eval()
+    head.start_from(model)
+    np.testing.assert_allclose(head(torch.from_numpy(x).float()).detach(), model.logits(x), atol=1e-5)

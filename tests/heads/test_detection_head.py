@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from frepa.heads.detector import PRIOR, DetectionHead, grid_step
+from frepa.heads.standardise import Moments
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,17 @@ def test_before_training_nothing_is_likely():
     head = DetectionHead(4, 8, 2, 2, step=(8, 8), extent=(20.0, 20.0))
     scores = head(torch.zeros(1, 4, 4, 4), (32, 32))[:, :2].sigmoid()
     assert scores.mean().item() == pytest.approx(PRIOR, rel=0.5)
+
+
+def test_scaling_and_shifting_the_features_changes_nothing() -> None:
+    torch.manual_seed(0)
+    head = DetectionHead(6, 8, 2, 2, step=(8, 8), extent=(10.0, 12.0)).eval()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, found = torch.randn(3, 6, 4, 5), []
+    for features in (x, 0.05 * x + 40 * torch.randn(6).view(1, -1, 1, 1)):
+        moments = Moments(6)
+        moments.add(features)
+        head.standardise.set(moments.mean, moments.std)
+        found.append(head(features, (32, 40)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-2, atol=1e-2)

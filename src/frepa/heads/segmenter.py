@@ -184,7 +184,12 @@ class Body(nn.Module):
         self.lateral = nn.ModuleList(
             _CONV[dims](shape.channels, widths[at], 1) for shape, at in zip(shapes, self.joins)
         )
-        self.refine = nn.ModuleList(_refine(dims, one) for one in widths)
+        # Of a volume the convolutions end a step short of full resolution, where nothing joins: they would cost there
+        # more than all others together.
+        short = dims == 3 and count > 0 and count not in self.joins
+        self.refine = nn.ModuleList(
+            nn.Identity() if short and level == count else _refine(dims, one) for level, one in enumerate(widths)
+        )
         self.up = nn.ModuleList(_CONV[dims](wide, narrow, 1) for wide, narrow in itertools.pairwise(widths))
         self.output = _CONV[dims](widths[-1], classes, 3, padding=1)
         nn.init.zeros_(self.output.weight)

@@ -22,6 +22,7 @@ from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import open_encoder
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
+from frepa.images.intensity import to_unit
 from frepa.verbs.classify import classify
 
 ENCODER = "random:tiny_for_tests"
@@ -302,3 +303,68 @@ def test_the_command_line(tmp_path: Path, run: Path, capsys: pytest.CaptureFixtu
     assert "plain/broken.png" in captured.err
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_linear_head_is_scikit_learns_and_nothing_is_drawn(tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from frepa.downstream.classification.data import open_data
+    from frepa.downstream.classification.model import load_classifier
+
+    source = make_folders(tmp_path / "set")
+    runs = [
+        classify(str(source), encoder=ENCODER, out=str(tmp_path / str(lr)), lr=lr, quiet=True, num_workers=0)
+        for lr in (1e-3, 1.0)
+    ]
+    classifier = load_classifier(runs[0])
+    results = json.loads((runs[0] / "results.json").read_text())
+    (training,) = results["training"]
+    assert (results["head"], training["steps"], training["best_step"]) == ("linear", 0, 0)
+    assert (runs[0] / "cases.csv").read_text() == (runs[1] / "cases.csv").read_text()
+    data = open_data(str(source), dims=2)
+    rows, answers = data.rows("train"), data.rows("test")
+    embeddings = []
+    for row in range(len(data.records)):
+        image = classifier.frame(to_unit(data.source.read(int(data.records[row]))))
+        embeddings.append(classifier.encode([classifier.inputs(image)])[0][0].double().numpy())
+    x = np.stack(embeddings)
+    scaler = StandardScaler().fit(x[rows])
+    model = LogisticRegression(C=1 / (training["penalty"] * len(rows)), tol=1e-10, max_iter=10_000)
+    model.fit(scaler.transform(x[rows]), data.targets[rows].argmax(1))
+    expected = model.predict_proba(scaler.transform(x[answers]))
+    listed = {row["case"]: [float(row[f"p_{name}"]) for name in data.classes] for row in read_cases(runs[0])}
+    names = [data.source.name(int(data.records[row])) for row in answers]
+    np.testing.assert_allclose([listed[name] for name in names], expected, atol=2e-3)
+
+
+def test_the_majority_answer_stands_beside_the_score(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    rows = read_cases(run)
+    share = max(np.mean([row["truth"] == name for row in rows]) for name in results["classes"])
+    assert 0 < results["baselines"]["majority"]["acc"] <= share + 1e-9
+    assert results["baselines"]["majority"]["auc"] == 0.5
+    assert results["constant"] is None
+    assert "commonest training answer" in (run / "report.html").read_text()
+
+
+def test_constant_answers_are_named() -> None:
+    from frepa.downstream.classification.task import constant_answer
+
+    same = np.eye(2, dtype=bool)[[1, 1, 1]]
+    assert "ill for every test case" in str(constant_answer(same, ["well", "ill"], several=False))
+    assert constant_answer(np.eye(2, dtype=bool), ["well", "ill"], several=False) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"head": "linear", "pooling": "attention"}, "--head mlp"),
+        ({"head": "linear", "augment": True}, "Leave --augment out"),
+        ({"head": "forest"}, "--head forest: not known"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(tmp_path: Path, options: dict, words: str) -> None:
+    source = make_folders(tmp_path / "set")
+    with pytest.raises(InputError, match=words):
+        classify(str(source), encoder=ENCODER, out=str(tmp_path / "o"), quiet=True, num_workers=0, **options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from frepa.downstream.detection.baselines import NAME
 from frepa.downstream.detection.froc import RATES
 from frepa.downstream.detection.metrics import outcome
 from frepa.downstream.detection.testing import FoundCase, case_row
@@ -42,6 +43,7 @@ def write_report(root: Path, summary: Mapping[str, Any], tested: Sequence[Tested
             "Encoder": encoder["name"],
             "Pretrained by": encoder["method"] or "not stated",
             "Guide channel": summary["guide"],
+            "Head": f"{summary['head']}, on features: {summary['features']}",
             "Encoder parameters": f"{encoder['parameters'] / 1e6:.2f} M",
             **blocks,
             "Images": f"{summary['images']:,}",
@@ -62,7 +64,9 @@ def write_report(root: Path, summary: Mapping[str, Any], tested: Sequence[Tested
     rows = [_row(name, item, dims) for name, item in test["per_class"].items()]
     if len(rows) > 1:
         rows.append(_row("mean", test["mean"], dims))
-    page.table(rows)
+    page.table(rows, caption="The output is constant." if summary["constant"] else "")
+    floor = summary["baselines"]["usual"]
+    page.table([{_AP[level]: 100 * value for level, value in floor.items()}], caption=f"Without an encoder: {NAME}.")
     top = test["top_one"]
     if mostly_single(test):
         page.table(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from frepa.downstream.detection.baselines import NAME, constant_answer, usual_precision
 from frepa.downstream.detection.building import build_detector, cut_findings, plan_training
 from frepa.downstream.detection.data import DetectionData, check, check_classes, open_boxes
 from frepa.downstream.detection.metrics import CRITERIA, best_thresholds, score_detections
@@ -104,11 +105,14 @@ def run_detection(options: Mapping[str, Any]) -> Path:
         tested.append(_train_and_test(detector, part, fold, folder, root, reference, criterion, options))
     if weights_hash(encoder) != reference.weights:
         raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
-    warnings += _blind(tested)
+    warnings += [*_blind(tested), *dict.fromkeys(note for item in tested for note in item.training.notes)]
+    constant = constant_answer([found.case for item in tested for found in item.cases])
+    if constant:
+        warnings.append(constant)
     broken = {skipped.path: skipped for item in tested for skipped in item.unreadable.values()}
     left_out = [*data.left_out, *broken.values()]
     summary = summarise_run(reference, tested, detectors[0], criterion, options, device)
-    summary |= {"left_out": len(left_out), "warnings": warnings}
+    summary |= {"left_out": len(left_out), "warnings": warnings, "constant": constant}
     write_json(root / "results.json", summary)
     write_csv(root / "skipped.csv", ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in left_out])
     folds = ["fold"] if tested[0].fold is not None else []
@@ -185,6 +189,8 @@ def summarise_run(
         "task": "detection",
         "encoder": reference.as_dict(),
         "guide": reference.guide,
+        "head": "conv",
+        "features": "last",
         "source": str(options["source"]),
         "boxes": data.origin,
         "split": data.split_note,
@@ -195,6 +201,7 @@ def summarise_run(
         "grid_step": detector.head.step,
         "crop": detector.settings.crop,
         "test": tested[0].scores if tested[0].fold is None else over_folds(tested),
+        "baselines": {"usual": {level: _usual(tested, level) for level in ("ap_10", "ap_50", "ap_50_95")}},
         "thresholds": [item.thresholds for item in tested],
         "definitions": {
             "criterion": CRITERIA[criterion].words,
@@ -202,6 +209,7 @@ def summarise_run(
             "per image and class; boxes on ignored findings are dropped (LUNA16)",
             "cpm": "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per image (LUNA16)",
             "threshold": "the score of best F1 on the validation images",
+            "usual": NAME,
             "ap": "average precision, COCO's definition",
             "top_one": "Of images with one finding the best box alone: its IoU (0 if there is none), and the share "
             "whose centre lies in the finding, or whose IoU is 0.5 or more",
@@ -212,6 +220,10 @@ def summarise_run(
         "device": device_name(device),
         "versions": versions(),
     }
+
+
+def _usual(tested: Sequence[Tested], level: str) -> float:
+    return summarise(usual_precision(item.data, item.cases, level) for item in tested).mean
 
 
 def over_folds(tested: Sequence[Tested]) -> dict[str, Any]:
@@ -311,4 +323,6 @@ def _verdict(summary: Mapping[str, Any]) -> str:
             f"; of images with one finding: IoU {shown(top['iou']['mean'])}, detection ratio "
             f"{shown(top['centre_ratio'])}"
         )
-    return f"{text} (guide: {summary['guide']})."
+    floor = summary["baselines"]["usual"][key]
+    text = f"{text} (guide: {summary['guide']}). Without an encoder: usual box AP {shown(floor)}."
+    return f"{text} {summary['constant']}" if summary["constant"] else text
