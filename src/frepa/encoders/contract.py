@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frepa.corruption.guide import hessian_guide, luminance
+from frepa.encoders.options import join_options
 from frepa.errors import InputError, nearest
 
 GUIDES = ("frangi", "hessian", "none")
@@ -72,7 +73,11 @@ class Encoder(nn.Module, ABC):
         guide: what the guide channel holds, "frangi", "hessian", or "none" (zeros).
         intensity: what the image channels must be scaled to; "unit" is [0, 1].
         options: the keyword options it was built with, plain values only: they rebuild it (see ``files.py``).
+        two_stage: whether a frozen part (``encode_slices``) and one that trains with the head (``transform``) can be
+            run apart, as in a slice transfer.
     """
+
+    two_stage = False
 
     def __init__(
         self,
@@ -116,6 +121,17 @@ class Encoder(nn.Module, ABC):
             "guide": self.guide,
             **self.options,
         }
+
+    @property
+    def title(self) -> str:
+        """The architecture in words, for results."""
+        return self.name
+
+    @property
+    def untrained(self) -> str:
+        """The specification of the same architecture at random initialisation, which is the floor."""
+        known = {name: value for name, value in self.options.items() if value is not None}
+        return join_options(f"random:{self.name}", {**known, "guide": self.guide})
 
     @abstractmethod
     def extract(self, x: Tensor) -> Features:
