@@ -73,11 +73,7 @@ class Encoder(nn.Module, ABC):
         guide: what the guide channel holds, "frangi", "hessian", or "none" (zeros).
         intensity: what the image channels must be scaled to; "unit" is [0, 1].
         options: the keyword options it was built with, plain values only: they rebuild it (see ``files.py``).
-        two_stage: whether a frozen part (``encode_slices``) and one that trains with the head (``transform``) can be
-            run apart, as in a slice transfer.
     """
-
-    two_stage = False
 
     def __init__(
         self,

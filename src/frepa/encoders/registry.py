@@ -24,7 +24,7 @@ _MODULES = {
 }
 _SCHEME_MODULES = {
     "random": "frepa.encoders.registry",
-    "timm": "frepa.encoders.timm_2d",
+    "timm": "frepa.encoders.timm_weights",
     "slices": "frepa.encoders.slice_transfer",
 }
 _DEFAULT_IMAGE_CHANNELS = {2: 3, 3: 1}

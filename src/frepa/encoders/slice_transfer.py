@@ -72,8 +72,6 @@ class SliceTransfer(Encoder):
         self.inter = nn.ModuleList(TransformerBlock(width, heads) for _ in range(rounds))
         self.norm = nn.LayerNorm(width)
 
-    two_stage = True
-
     @property
     def title(self) -> str:
         """Its name and the 2D encoder's."""

@@ -24,13 +24,8 @@ from frepa.errors import InputError
 from frepa.verbs.classify import classify
 
 ENCODER = "random:tiny_for_tests"
-<<<<<<< HEAD
-STACKS = "slices:random:tiny_for_tests?rounds=1&width=8&heads=2&chunk=4"
-QUICK = {"max_steps": 120, "batch_size": 8, "lr": 3e-2, "head": "mlp", "hidden": 16, "quiet": True, "num_workers": 0}
-=======
 STACKS = "slices:random:tiny_for_tests,rounds=1,width=8,heads=2,chunk=4"
-QUICK = {"max_steps": 120, "batch_size": 8, "lr": 3e-2, "hidden": 16, "quiet": True, "num_workers": 0}
->>>>>>> 71a5c96 (Options of an encoder follow commas, which no shell touches; a scheme such as timm: is one registration)
+QUICK = {"max_steps": 120, "batch_size": 8, "lr": 3e-2, "head": "mlp", "hidden": 16, "quiet": True, "num_workers": 0}
 
 
 def picture(kind: int, seed: int, size: tuple[int, ...] = (20, 24)) -> np.ndarray:

@@ -12,9 +12,8 @@ from PIL import Image
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
-from frepa.downstream.frozen import weights_hash
 from frepa.downstream.segmentation.model import load_segmenter, predict_case
-from frepa.encoders.reference import open_encoder
+from frepa.encoders.reference import open_encoder, weights_hash
 from frepa.errors import InputError
 from frepa.verbs.segment import segment
 
