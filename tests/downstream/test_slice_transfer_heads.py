@@ -11,17 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_encoders  # noqa: F401 (registers them)
-from frepa.downstream.frozen import trained_names, weights_hash
 from frepa.downstream.segmentation.model import load_segmenter, predict_case
 from frepa.encoders.feature_cache import FeatureCache
-from frepa.encoders.files import load_encoder, save_encoder
-from frepa.encoders.reference import absolute, method_of, open_encoder
+from frepa.encoders.files import absolute, load_encoder, method_of, save_encoder
+from frepa.encoders.reference import open_encoder, trained_names, weights_hash
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.verbs.segment import segment
 
-OPTIONS = "rounds=1&width=8&heads=2&chunk=3"
-ENCODER = f"slices:random:tiny_for_tests?{OPTIONS}"
+OPTIONS = "rounds=1,width=8,heads=2,chunk=3"
+ENCODER = f"slices:random:tiny_for_tests,{OPTIONS}"
 QUICK = {"batch_size": 2, "max_steps": 12, "lr": 1e-2, "quiet": True, "val_every": 6, "loss": "dice_ce"}
 
 
@@ -113,7 +112,7 @@ def test_other_blocks_are_refused(run: Path) -> None:
     with pytest.raises(InputError, match="trained blocks in the head file do not fit"):
         load_segmenter(run, encoder=ENCODER.replace("width=8", "width=16"))
     with pytest.raises(InputError, match="not the encoder that the head was trained on"):
-        load_segmenter(run, encoder=f"{ENCODER}&seed=1")
+        load_segmenter(run, encoder=f"{ENCODER},seed=1")
 
 
 def test_the_guide_is_filtered_slice_by_slice(run: Path) -> None:
@@ -146,7 +145,7 @@ def test_features_are_computed_once_and_read_afterwards(volumes: Path, monkeypat
     for other in (first, second):
         assert (other / "cases.csv").read_bytes() == (plain / "cases.csv").read_bytes()
         assert (other / "metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes()
-    segment([str(volumes)], encoder=f"{ENCODER}&seed=3", out=str(root / "third"), **options)
+    segment([str(volumes)], encoder=f"{ENCODER},seed=3", out=str(root / "third"), **options)
     assert sum(computed) == len(files)  # another 2D encoder never meets an old file
     assert len(list(cache.iterdir())) == 2 * len(files)
 
@@ -180,7 +179,7 @@ def test_references_are_absolute_and_say_how_the_inner_encoder_was_made(tmp_path
     monkeypatch.chdir(tmp_path)
     save_encoder("inner", load_encoder("random:tiny_for_tests"), {"method": "frepa"})
     assert absolute(f"slices:inner?{OPTIONS}") == f"slices:{tmp_path / 'inner'}?{OPTIONS}"
-    assert absolute("slices:timm:resnet18@w.pth?width=8") == f"slices:timm:resnet18@{tmp_path / 'w.pth'}?width=8"
+    assert absolute("slices:timm:resnet18@w.pth,width=8") == f"slices:timm:resnet18@{tmp_path / 'w.pth'},width=8"
     assert absolute("inner") == str(tmp_path / "inner")
     assert absolute(ENCODER) == ENCODER
     assert method_of(f"slices:inner?{OPTIONS}") == "frepa"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from frepa.corruption.guide import hessian_guide
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import describe, load_encoder, read_description, save_encoder
+from frepa.encoders.options import join_options, split_options
 from frepa.encoders.registry import build_encoder
-from frepa.encoders.specs import join_options, split_options
 from frepa.errors import InputError
 
 
@@ -89,9 +89,9 @@ def test_loading_leaves_the_random_stream_alone(folder: Path) -> None:
 
 
 def test_random_specifications() -> None:
-    first = load_encoder("random:convnext_atto?guide=none&output_stride=8")
-    again = load_encoder("random:convnext_atto?guide=none&output_stride=8")
-    other = load_encoder("random:convnext_atto?guide=none&output_stride=8&seed=1")
+    first = load_encoder("random:convnext_atto,guide=none,output_stride=8")
+    again = load_encoder("random:convnext_atto,guide=none,output_stride=8")
+    other = load_encoder("random:convnext_atto,guide=none,output_stride=8,seed=1")
     assert (first.guide, first.stride, first.training) == ("none", 8, False)
     weights = [encoder.state_dict()["trunk.stem.0.weight"] for encoder in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
@@ -102,6 +102,15 @@ def test_options_of_a_specification_survive_the_round_trip() -> None:
     options = {"output_stride": 8, "guide": "none", "download": True, "mean": [0.5, 0.25], "rate": 0.1}
     assert split_options(join_options("convnext_atto", options)) == ("convnext_atto", options)
     assert split_options("convnext_atto") == ("convnext_atto", {})
+    assert split_options("timm:x@a,b/c.pt,mean=[1,2],std=0.5/0.25") == (
+        "timm:x@a,b/c.pt",
+        {"mean": [1, 2], "std": [0.5, 0.25]},
+    )
+
+
+def test_the_spelling_that_shells_touch_is_refused_with_the_new_one() -> None:
+    with pytest.raises(InputError, match=r"convnext_atto,output_stride=8,guide=none$"):
+        load_encoder("random:convnext_atto?output_stride=8&guide=none")
 
 
 def test_half_an_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -144,4 +153,4 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Did you mean convnext_atto"):
         load_encoder("random:convnext_ato")
     with pytest.raises(InputError, match="Did you mean output_stride"):
-        load_encoder("random:convnext_atto?outputstride=8")
+        load_encoder("random:convnext_atto,outputstride=8")

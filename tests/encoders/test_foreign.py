@@ -43,7 +43,7 @@ def test_same_features_as_timm_and_the_guide_is_dropped(model: torch.nn.Module, 
 
 
 def test_saved_again_it_needs_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    encoder = load_encoder(f"timm:{NAME}@{checkpoint}?mean=[0.5,0.5,0.5]&std=[0.2,0.2,0.2]")
+    encoder = load_encoder(f"timm:{NAME}@{checkpoint},mean=0.5/0.5/0.5,std=[0.2,0.2,0.2]")
     save_encoder(tmp_path, encoder)
     x = torch.rand(1, 4, 40, 40)
     with torch.no_grad():
@@ -68,9 +68,9 @@ def test_vit_positions_are_resampled(tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     save_file(model.state_dict(), path)
-    encoder = load_encoder(f"timm:vit_tiny_patch16_224@{path}?image_size=224")
+    encoder = load_encoder(f"timm:vit_tiny_patch16_224@{path},image_size=224")
     image = torch.rand(1, 3, 224, 224)
-    mean, std = encoder.mean, encoder.std
+    mean, std = encoder.input.mean, encoder.input.std
     with torch.no_grad():
         tokens = model.forward_features((image - mean) / std)[:, 1:]
         dense = encoder(encoder.prepare_input(image)).dense
@@ -83,8 +83,8 @@ def test_a_trunk_trained_with_a_guide_keeps_it(tmp_path: Path) -> None:
     save_file(timm.create_model(NAME, num_classes=0, in_chans=4).state_dict(), path)
     with pytest.raises(InputError, match=r"4 input channels.*guide=frangi"):
         load_encoder(f"timm:{NAME}@{path}")
-    encoder = load_encoder(f"timm:{NAME}@{path}?guide=frangi")
-    assert (encoder.guide, encoder.uses_guide, encoder.mean) == ("frangi", True, None)
+    encoder = load_encoder(f"timm:{NAME}@{path},guide=frangi")
+    assert (encoder.guide, encoder.uses_guide, encoder.input.mean) == ("frangi", True, None)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_checkpoints_that_do_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it lacks"):
         load_encoder(f"timm:resnet10t@{checkpoint}")
     with pytest.raises(InputError, match="trained without a guide"):
-        load_encoder(f"timm:{NAME}@{checkpoint}?guide=frangi")
+        load_encoder(f"timm:{NAME}@{checkpoint},guide=frangi")
     deeper = timm.create_model(NAME, num_classes=0, depths=(2, 2, 7, 2)).state_dict()
     save_file(deeper, tmp_path / "deeper.safetensors")
     with pytest.raises(InputError, match=r"more than the trunk.*stages\.2\.blocks\.6"):

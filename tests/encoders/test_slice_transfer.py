@@ -150,13 +150,13 @@ def test_saved_whole_and_loaded_without_the_2d_run(transfer: SliceTransfer, tmp_
 
 def test_specification(encoder2d: Encoder, tmp_path) -> None:
     save_encoder(tmp_path, encoder2d)
-    transfer = load_encoder(f"slices:{tmp_path}?rounds=1&width=16&heads=2")
+    transfer = load_encoder(f"slices:{tmp_path},rounds=1,width=16,heads=2")
     assert isinstance(transfer, SliceTransfer)
     assert (len(transfer.intra), transfer.channels) == (1, 16)
     assert fingerprint(transfer.encoder2d) == fingerprint(encoder2d)
     with pytest.raises(InputError, match="Did you mean rounds"):
-        load_encoder(f"slices:{tmp_path}?round=1")
-    untrained = load_encoder("slices:random:convnext_atto?guide=none&width=16&heads=2")
+        load_encoder(f"slices:{tmp_path},round=1")
+    untrained = load_encoder("slices:random:convnext_atto,guide=none,width=16,heads=2")
     assert (untrained.guide, untrained.dims, untrained.in_channels) == ("none", 3, 2)
 
 

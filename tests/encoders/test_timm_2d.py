@@ -115,7 +115,7 @@ def test_checkpointing_does_not_change_gradients() -> None:
 
 def test_a_trunk_of_one_size_says_so() -> None:
     encoder = build_encoder("timm:levit_128s", image_size=128).eval()
-    assert encoder.fixed_size == 128
+    assert encoder.input.size == 128
     assert encoder(torch.rand(1, 4, 128, 128)).dense.shape == (1, encoder.channels, 2, 2)
     with pytest.raises(InputError, match="128 x 128 only"):
         encoder(torch.rand(1, 4, 64, 128))

@@ -31,7 +31,7 @@ _OPTIONS = [
 _OF_DIMS = {
     2: ["--encoder=timm:test_convnext"],
     # With all that is drawn for each crop
-    3: ["--dims=3", "--encoder=vit3d_tiny?image_size=16&depth=1", "--image-size=16", "--batch-size=2", "--spacing=1.5",
+    3: ["--dims=3", "--encoder=vit3d_tiny,image_size=16,depth=1", "--image-size=16", "--batch-size=2", "--spacing=1.5",
         "--foreground=0.5"],
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from frepa.errors import InputError
 from frepa.pretraining.defaults import resolved, spacing_in_mm
 from frepa.pretraining.journal import Journal
 
-TINY = {"encoder": "vit3d_tiny?image_size=32", "image_size": 32, "spectrum_patch": 4, "image_patch": 8, "max_steps": 1,
+TINY = {"encoder": "vit3d_tiny,image_size=32", "image_size": 32, "spectrum_patch": 4, "image_patch": 8, "max_steps": 1,
         "num_workers": 0, "quiet": True, "val_images": 1}  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_crops_for_a_viewer_lie_where_the_file_has_them(tmp_path):
 def test_a_broken_off_run_ends_as_one_that_was_not(volumes, tmp_path, monkeypatch):
     """As pretraining/test_resume.py shows with SIGKILL, for images and for volumes."""
     options = TINY | {"max_steps": 3, "checkpoint_every": 2, "fit": "crop", "image_size": 16, "foreground": 0.5}
-    options |= {"encoder": "vit3d_tiny?image_size=16&depth=1", "spacing": 1.5, "val_images": 0, "ema_decay": 0.5}
+    options |= {"encoder": "vit3d_tiny,image_size=16,depth=1", "spacing": 1.5, "val_images": 0, "ema_decay": 0.5}
     where = str(volumes / "*.nii*")
     whole = frepa.pretrain(where, out=str(tmp_path / "whole"), dims=3, **options)
     step = Journal.step

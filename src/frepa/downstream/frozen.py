@@ -6,7 +6,6 @@ Of most encoders everything is frozen. Of a slice transfer the 2D encoder is fro
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
+from frepa.encoders.reference import trained_names
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 
@@ -53,29 +53,6 @@ class HeadOnFrozen(nn.Module):
         super().train(mode)
         self.encoder.eval()
         return self
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """BLAKE2b over names, types, shapes and values of all frozen parameters and buffers: 32 hexadecimal digits.
-
-    Of an encoder as :meth:`Encoder.freeze` leaves it; parameters that ask for a gradient are left out, unless all do.
-    """
-    trained = trained_names(module) if isinstance(module, Encoder) else set()
-    if len(trained) == len(list(module.parameters())):  # nothing was frozen yet: all of it counts
-        trained = set()
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        if name in trained:
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def trained_names(encoder: Encoder) -> set[str]:
-    """Names of the parameters that train with the head, of a frozen encoder (see :meth:`Encoder.freeze`)."""
-    return {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
 
 
 def trained_state(encoder: Encoder) -> dict[str, Tensor]:

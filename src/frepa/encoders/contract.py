@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frepa.corruption.guide import hessian_guide, luminance, parse_guide
+from frepa.encoders.options import join_options
 from frepa.errors import InputError
 
 
@@ -115,6 +116,17 @@ class Encoder(nn.Module, ABC):
             "guide": self.guide,
             **self.options,
         }
+
+    @property
+    def title(self) -> str:
+        """The architecture in words, for results."""
+        return self.name
+
+    @property
+    def untrained(self) -> str:
+        """The specification of the same architecture at random initialisation, which is the floor."""
+        known = {name: value for name, value in self.options.items() if value is not None}
+        return join_options(f"random:{self.name}", {**known, "guide": self.guide})
 
     @abstractmethod
     def extract(self, x: Tensor) -> Features:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder
-from frepa.encoders.registry import build_encoder
-from frepa.encoders.specs import is_spec, load_spec
+from frepa.encoders.options import split_name, split_options
+from frepa.encoders.registry import build_encoder, find_scheme
 from frepa.errors import InputError
 
 WEIGHTS = "encoder.safetensors"
@@ -62,15 +62,15 @@ def load_encoder(source: str | Path) -> Encoder:
 
     Args:
         source: a run folder or any folder with ``encoder.safetensors``; such a file; ``random:NAME`` (untrained);
-            ``timm:NAME@CHECKPOINT`` (weights trained elsewhere); ``slices:ENCODER2D`` (volumes through a 2D encoder);
-            see ``specs.py`` for their options.
+            ``timm:NAME@CHECKPOINT`` (weights trained elsewhere); ``slices:ENCODER2D`` (volumes through a 2D encoder).
+            Options follow commas.
 
     Raises:
         InputError: nothing there, not an encoder of this program, or written by a newer format.
     """
-    text = str(source)
-    if is_spec(text):
-        return load_spec(text).eval()
+    scheme, rest = find_scheme(str(source))
+    if scheme is not None:
+        return scheme.load(*split_options(rest)).eval()
     path = find_weights(source)
     description = read_description(path)
     encoder = _build(path, description)
@@ -85,6 +85,23 @@ def load_encoder(source: str | Path) -> Encoder:
             "Save the encoder again with save_encoder."
         ) from None
     return encoder.eval()
+
+
+def absolute(source: str) -> str:
+    """``source`` with every path in it absolute, so that it means the same from another folder."""
+    scheme, rest = find_scheme(source)
+    if scheme is None:
+        return str(Path(source).resolve())
+    name, options = split_name(rest)
+    return f"{source[: len(source) - len(rest)]}{scheme.absolute(name)}{options}"
+
+
+def method_of(source: str) -> str | None:
+    """What an encoder was pretrained by: "random" for none, None where nobody says."""
+    scheme, rest = find_scheme(source)
+    if scheme is not None:
+        return scheme.origin(split_name(rest)[0])
+    return read_description(find_weights(source)).get("extra", {}).get("method")
 
 
 def find_weights(source: str | Path) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from frepa.downstream.frozen import trained_names, weights_hash
+import torch
+
 from frepa.encoders.contract import Encoder
-from frepa.encoders.files import find_weights, load_encoder, read_description
-from frepa.encoders.slice_transfer import SliceTransfer
-from frepa.encoders.specs import join_options, split_spec
+from frepa.encoders.files import absolute, load_encoder, method_of
 from frepa.errors import InputError
 
 
@@ -21,7 +20,7 @@ class EncoderReference:
     Attributes:
         source: run folder or file as an absolute path, or a specification such as ``random:vit_tiny``; paths in a
             specification are absolute too.
-        weights: hash of its frozen weights (see :func:`frepa.downstream.frozen.weights_hash`).
+        weights: hash of its frozen weights (see :func:`weights_hash`).
         name: architecture; of a slice transfer with its 2D encoder's. dims: 2 or 3. parameters: their number.
         guide: what its guide channel holds; a factor of its own in every comparison.
         method: what it was pretrained by; None when the file does not say.
@@ -61,49 +60,18 @@ def open_encoder(source: str) -> tuple[Encoder, EncoderReference]:
     encoder = load_encoder(source).freeze()
     trained = trained_names(encoder)
     sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
-    inner = encoder.encoder2d if isinstance(encoder, SliceTransfer) else None
     reference = EncoderReference(
         source=absolute(source),
         weights=weights_hash(encoder),
-        name=encoder.name if inner is None else f"{encoder.name} of {inner.name}",
+        name=encoder.title,
         dims=encoder.dims,
         parameters=sum(sizes.values()),
         guide=encoder.guide,
         method=method_of(source),
         trained=sum(sizes[name] for name in trained),
-        untrained=_untrained(encoder),
+        untrained=encoder.untrained,
     )
     return encoder, reference
-
-
-def _untrained(encoder: Encoder) -> str:
-    options = {name: value for name, value in encoder.options.items() if value is not None and name != "trunk"}
-    if isinstance(encoder, SliceTransfer):
-        own = join_options("", options).removeprefix("?")
-        inner = _untrained(encoder.encoder2d)
-        return f"slices:{inner}{'&' if '?' in inner else '?'}{own}"
-    return join_options(f"random:{encoder.name}", {**options, "guide": encoder.guide})
-
-
-def absolute(source: str) -> str:
-    """``source`` with every path in it absolute, so that it means the same from another folder."""
-    kind, rest, query = split_spec(source)
-    if kind == "slices":
-        return f"slices:{absolute(rest)}{query}"
-    if kind == "timm" and "@" in rest:
-        name, _, checkpoint = rest.partition("@")
-        return f"timm:{name}@{Path(checkpoint).resolve()}{query}"
-    return f"{kind}:{rest}{query}" if kind else str(Path(rest).resolve())
-
-
-def method_of(source: str) -> str | None:
-    """What an encoder was pretrained by: "random" for none, None where nobody says."""
-    kind, rest, _ = split_spec(source)
-    if kind == "slices":
-        return method_of(rest)
-    if kind:
-        return "random" if kind == "random" else None
-    return read_description(find_weights(rest)).get("extra", {}).get("method")
 
 
 def reopen_encoder(reference: EncoderReference, source: str | None = None) -> Encoder:
@@ -123,3 +91,26 @@ def reopen_encoder(reference: EncoderReference, source: str | None = None) -> En
             f"{reference.weights[:8]}). Give the original encoder, or train a new head on this one."
         )
     return encoder
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """BLAKE2b over names, types, shapes and values of all frozen parameters and buffers: 32 hexadecimal digits.
+
+    Of an encoder as :meth:`Encoder.freeze` leaves it; parameters that ask for a gradient are left out, unless all do.
+    """
+    trained = trained_names(module) if isinstance(module, Encoder) else set()
+    if len(trained) == len(list(module.parameters())):  # nothing was frozen yet: all of it counts
+        trained = set()
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        if name in trained:
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def trained_names(encoder: Encoder) -> set[str]:
+    """Names of the parameters that train with the head, of a frozen encoder (see :meth:`Encoder.freeze`)."""
+    return {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}

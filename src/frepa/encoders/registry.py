@@ -1,11 +1,18 @@
-"""Names of encoders. A new architecture is one file with a ``@register`` and one line in ``_MODULES``."""
+"""Names of encoders, their options, and schemes such as ``timm:`` that stand for encoders with weights.
+
+A new architecture is one file with a ``@register`` and one line in ``_MODULES``; a new scheme one
+``register_scheme`` and one line in ``_SCHEME_MODULES``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
@@ -14,6 +21,11 @@ from frepa.errors import InputError, nearest
 _MODULES = {
     2: ("frepa.encoders.timm_2d",),
     3: ("frepa.encoders.monai_3d", "frepa.encoders.nnunet_3d", "frepa.encoders.slice_transfer"),
+}
+_SCHEME_MODULES = {
+    "random": "frepa.encoders.registry",
+    "timm": "frepa.encoders.timm_weights",
+    "slices": "frepa.encoders.slice_transfer",
 }
 _DEFAULT_IMAGE_CHANNELS = {2: 3, 3: 1}
 
@@ -93,3 +105,43 @@ def _check_options(name: str, builder: Builder, options: dict[str, Any]) -> None
     for option in options:
         if option not in known:
             raise InputError(f"encoder {name} has no option {option!r}. {nearest(option, known)}")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What ``KIND:REST,option=value`` means.
+
+    load: ``(rest, options) -> Encoder``. absolute: ``rest`` with every path in it absolute. origin: what the encoder
+    was pretrained by, "random" for none, None where nobody says.
+    """
+
+    load: Callable[[str, dict[str, Any]], Encoder]
+    absolute: Callable[[str], str] = str
+    origin: Callable[[str], str | None] = lambda rest: None
+
+
+_SCHEMES: dict[str, Scheme] = {}
+
+
+def register_scheme(kind: str, scheme: Scheme) -> None:
+    """Make ``kind:REST`` an encoder wherever one is named."""
+    _SCHEMES[kind] = scheme
+
+
+def find_scheme(text: str) -> tuple[Scheme | None, str]:
+    """The scheme a text begins with and what follows it; None and the whole text where it begins with none."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _SCHEME_MODULES:
+        importlib.import_module(_SCHEME_MODULES[kind])
+    return (_SCHEMES[kind], rest) if colon and kind in _SCHEMES else (None, text)
+
+
+def _load_random(name: str, options: dict[str, Any]) -> Encoder:
+    """``random:NAME``: untrained weights, the same for the same ``seed`` (0 unless given)."""
+    seed = options.pop("seed", 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(name, **options)
+
+
+register_scheme("random", Scheme(_load_random, origin=lambda rest: "random"))

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder, Features, per_axis
-from frepa.encoders.registry import build_encoder, register
-from frepa.errors import InputError
+from frepa.encoders.files import absolute, load_encoder, method_of
+from frepa.encoders.options import join_options
+from frepa.encoders.registry import Scheme, build_encoder, find_scheme, register, register_scheme
+from frepa.errors import InputError, nearest
 
 
 class SliceTransfer(Encoder):
@@ -69,6 +71,17 @@ class SliceTransfer(Encoder):
         self.intra = nn.ModuleList(TransformerBlock(width, heads) for _ in range(rounds))
         self.inter = nn.ModuleList(TransformerBlock(width, heads) for _ in range(rounds))
         self.norm = nn.LayerNorm(width)
+
+    @property
+    def title(self) -> str:
+        """Its name and the 2D encoder's."""
+        return f"{self.name} of {self.encoder2d.title}"
+
+    @property
+    def untrained(self) -> str:
+        """The same blocks over the untrained 2D encoder."""
+        own = {name: value for name, value in self.options.items() if name != "trunk"}
+        return join_options(f"slices:{self.encoder2d.untrained}", own)
 
     def train(self, mode: bool = True) -> SliceTransfer:
         """Training mode of the blocks; the 2D encoder stays in evaluation mode (no dropout, fixed statistics)."""
@@ -212,3 +225,26 @@ def build_slice_transfer(
     """A slice transfer with random weights; ``trunk`` is a 2D encoder's name or its ``config``."""
     encoder2d = build_encoder(trunk, dims=2, guide=guide) if isinstance(trunk, str) else build_encoder(**trunk)
     return SliceTransfer(encoder2d, image_channels=image_channels, rounds=rounds, width=width, heads=heads, chunk=chunk)
+
+
+def _load_slices(rest: str, options: dict[str, Any]) -> Encoder:
+    """``slices:ENCODER2D``: volumes slice by slice through a frozen 2D encoder.
+
+    ENCODER2D is a run folder, an encoder file or a specification; options that are not the transfer's go to it.
+    """
+    own = {key: options.pop(key) for key in ("rounds", "width", "heads", "chunk") if key in options}
+    seed = options.get("seed", 0)
+    if find_scheme(rest)[0] is not None:
+        rest = join_options(rest, options)
+    else:
+        unknown = next((key for key in options if key != "seed"), None)
+        if unknown is not None:
+            known = ("rounds", "width", "heads", "chunk", "seed")
+            raise InputError(f"slices:{rest} has no option {unknown!r}. {nearest(unknown, known)}")
+    encoder2d = load_encoder(rest)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SliceTransfer(encoder2d, **own)
+
+
+register_scheme("slices", Scheme(_load_slices, absolute, method_of))

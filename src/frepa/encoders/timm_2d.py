@@ -15,6 +15,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder, Features, StageShape, quarters
+from frepa.encoders.foreign import TrunkInput
 from frepa.encoders.registry import register
 from frepa.errors import InputError, nearest
 
@@ -56,8 +57,6 @@ class TimmEncoder(Encoder):
     """
 
     trunk: Any  # timm's models share methods, not a typed base class
-    mean: Tensor | None
-    std: Tensor | None
 
     def __init__(
         self,
@@ -94,10 +93,6 @@ class TimmEncoder(Encoder):
                 name, model, image_channels + uses_guide, image_size, channels, stride
             )
         options: dict[str, Any] = {"image_size": image_size, "drop_path_rate": drop_path_rate, **asked}
-        if not uses_guide:
-            options["uses_guide"] = False
-        if mean is not None and std is not None:
-            options.update(mean=list(mean), std=list(std))
         super().__init__(
             name=name,
             dims=2,
@@ -111,13 +106,12 @@ class TimmEncoder(Encoder):
         )
         self._looks, self._stage_shapes = _all_stages(model, channels, stride)
         self.uses_guide = uses_guide
-        self.fixed_size = None if any_size else image_size
+        self.input = TrunkInput(
+            name, image_channels, 2, uses_guide=uses_guide, mean=mean, std=std, size=None if any_size else image_size
+        )
+        self.options |= self.input.options
         self.trunk = model
         self._norm = norm
-        for key, values in (("mean", mean), ("std", std)):
-            buffer = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-            # Kept in encoder.json, not among the weights.
-            self.register_buffer(key, buffer, persistent=False)
 
     @property
     def stage_shapes(self) -> tuple[StageShape, ...]:
@@ -126,24 +120,12 @@ class TimmEncoder(Encoder):
 
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, H, W), H and W multiples of the stride."""
-        dense = _maps(self.trunk, self._trunk_input(x), self._norm)[-1]
+        dense = _maps(self.trunk, self.input(x), self._norm)[-1]
         return Features(dense, dense)
 
     def extract_stages(self, x: Tensor) -> list[Tensor]:
         """Maps of (B, in_channels, H, W) along the trunk; the last is ``dense``."""
-        return _maps(self.trunk, self._trunk_input(x), self._norm, self._looks)
-
-    def _trunk_input(self, x: Tensor) -> Tensor:
-        if self.fixed_size is not None and x.shape[2:] != (self.fixed_size, self.fixed_size):
-            raise InputError(
-                f"encoder {self.name} takes images of {self.fixed_size} x {self.fixed_size} only (its image_size), "
-                f"found {' x '.join(str(length) for length in x.shape[2:])}."
-            )
-        if not self.uses_guide:
-            x = x[:, : self.image_channels]
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
-        return x
+        return _maps(self.trunk, self.input(x), self._norm, self._looks)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block."""

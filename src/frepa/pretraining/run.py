@@ -13,8 +13,8 @@ import torch
 from frepa.corruption.dual import Corruption
 from frepa.datasets.opening import open_source
 from frepa.encoders.files import save_encoder
+from frepa.encoders.options import split_options
 from frepa.encoders.registry import build_encoder
-from frepa.encoders.specs import split_options
 from frepa.errors import InputError
 from frepa.images.loading import load_images, make_loader
 from frepa.images.source import Source

@@ -18,7 +18,7 @@ from frepa.report.overlays import prediction_overlay
 from frepa.report.page import MeanStd, Page
 
 # 16 x 16 pixels become one position: the encoder has to choose what to keep, as the paper's encoders have to.
-_ENCODER = "convnext_atto?output_stride=16"
+_ENCODER = "convnext_atto,output_stride=16"
 _SIZE = 96
 _UNLABELLED = 96
 _LABELLED = {"train": 6, "val": 2, "test": 6}
@@ -41,11 +41,11 @@ def run_demo(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: 
         max_steps=_STEPS, lr=1e-3, schedule="cosine", warmup_steps=_STEPS // 12, spectrum_patch=3, image_patch=8,
         val_images=4, seed=seed, num_workers=num_workers, checkpoint_every=_STEPS, quiet=quiet,
     )  # fmt: skip
-    untrained = f"{_ENCODER}{'&' if '?' in _ENCODER else '?'}seed={seed}"
+    untrained = f"{_ENCODER},seed={seed}"
     encoders = {
         "Frepa, pretrained": str(pretrained),
         "random, with guide": f"random:{untrained}",
-        "random, without guide": f"random:{untrained}&guide=none",
+        "random, without guide": f"random:{untrained},guide=none",
     }
     runs = {}
     for number, (name, encoder) in enumerate(encoders.items()):

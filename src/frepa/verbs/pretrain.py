@@ -69,7 +69,7 @@ def pretrain(
         source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
         out: folder of the run; an existing run is never touched without --resume or --overwrite.
         method: what the encoder is trained by.
-        encoder: architecture by name, with options after a question mark: "convnext_atto?output_stride=8". In 2D
+        encoder: architecture by name, with options after commas: "convnext_atto,output_stride=8". In 2D
             vit_base (the default), vit_tiny, swin_base, convnext_base, ..., timm:NAME; in 3D vit3d_base (the default),
             vit3d_tiny, swinunetr_base, mednext_large, resenc_large, ...
         dims: 2 for images, 3 for volumes.

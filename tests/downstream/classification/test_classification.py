@@ -16,17 +16,16 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
 from frepa.downstream.classification.model import classify_image, load_classifier
-from frepa.downstream.frozen import trained_names, weights_hash
 from frepa.downstream.segmentation.model import load_segmenter
 from frepa.encoders.contract import Encoder
-from frepa.encoders.reference import open_encoder
+from frepa.encoders.reference import open_encoder, trained_names, weights_hash
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.images.intensity import to_unit
 from frepa.verbs.classify import classify
 
 ENCODER = "random:tiny_for_tests"
-STACKS = "slices:random:tiny_for_tests?rounds=1&width=8&heads=2&chunk=4"
+STACKS = "slices:random:tiny_for_tests,rounds=1,width=8,heads=2,chunk=4"
 QUICK = {"max_steps": 120, "batch_size": 8, "lr": 3e-2, "head": "mlp", "hidden": 16, "quiet": True, "num_workers": 0}
 
 

@@ -18,16 +18,15 @@ import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
 from frepa.downstream.detection.data import DetectionData, DetectionImage
 from frepa.downstream.detection.model import detect_case, load_detector
-from frepa.downstream.frozen import trained_names, weights_hash
 from frepa.downstream.segmentation.model import load_segmenter
-from frepa.encoders.reference import open_encoder
+from frepa.encoders.reference import open_encoder, trained_names, weights_hash
 from frepa.errors import InputError
 from frepa.images.intensity import Window
 from frepa.images.scan import UnreadableScan
 from frepa.verbs.detect import detect
 
 ENCODER = "random:tiny_for_tests"
-STACKS = "slices:random:tiny_for_tests?rounds=1&width=8&heads=2&chunk=8"
+STACKS = "slices:random:tiny_for_tests,rounds=1,width=8,heads=2,chunk=8"
 QUICK = {"max_steps": 150, "batch_size": 4, "lr": 1e-2, "quiet": True, "num_workers": 0, "val_every": 50}
 
 

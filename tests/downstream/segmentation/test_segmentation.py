@@ -12,9 +12,8 @@ from PIL import Image
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
-from frepa.downstream.frozen import weights_hash
 from frepa.downstream.segmentation.model import load_segmenter, predict_case
-from frepa.encoders.reference import open_encoder
+from frepa.encoders.reference import open_encoder, weights_hash
 from frepa.errors import InputError
 from frepa.verbs.segment import segment
 
@@ -153,7 +152,7 @@ def test_a_saved_segmenter_predicts_what_the_run_did(run: Path) -> None:
 
 def test_another_encoder_is_refused(run: Path) -> None:
     with pytest.raises(InputError, match="not the encoder that the head was trained on"):
-        load_segmenter(run, encoder=f"{ENCODER}?seed=7")
+        load_segmenter(run, encoder=f"{ENCODER},seed=7")
     with pytest.raises(InputError, match=r"no head\.safetensors"):
         load_segmenter(run / "overlays")
 
@@ -194,7 +193,7 @@ def test_volumes_with_several_classes(tmp_path: Path) -> None:
         np.save(tmp_path / "set" / "labelsTr" / f"v{i}.npy", classes)
     folder = segment(
         [str(tmp_path / "set")],
-        encoder="random:tiny3d_for_tests?guide=none",
+        encoder="random:tiny3d_for_tests,guide=none",
         out=str(tmp_path / "run"),
         augment=False,
         loss="dice_ce",

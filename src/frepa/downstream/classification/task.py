@@ -28,10 +28,10 @@ from frepa.downstream.classification.model import TASK, ClassificationSettings, 
 from frepa.downstream.classification.page import write_report
 from frepa.downstream.classification.training import ClassifierPlan, ClassifierTraining, predict_rows, train_classifier
 from frepa.downstream.fitting import planned_steps
-from frepa.downstream.frozen import open_cache, weights_hash
+from frepa.downstream.frozen import open_cache
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.downstream.segmentation.metrics import DDOF, summarise
-from frepa.encoders.reference import EncoderReference, open_encoder
+from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.errors import InputError, nearest
 from frepa.heads.classifier import HEADS, POOLINGS
 from frepa.images.intensity import check_window

@@ -21,11 +21,11 @@ from frepa.downstream.detection.page import mostly_single, write_report
 from frepa.downstream.detection.reading import Reading
 from frepa.downstream.detection.testing import CASE_COLUMNS, FoundCase, case_row, find_in, finding_rows, found_columns
 from frepa.downstream.detection.training import VALIDATION_AP, DetectorTraining, train_detector
-from frepa.downstream.frozen import open_cache, weights_hash
+from frepa.downstream.frozen import open_cache
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.downstream.segmentation.metrics import DDOF, summarise
 from frepa.downstream.windowed import check_cacheable, check_window_options
-from frepa.encoders.reference import EncoderReference, open_encoder
+from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.errors import InputError
 from frepa.images.scan import Skipped
 from frepa.machine import default_device, device_name

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from frepa.downstream.crops import CropPlan, CropStream
 from frepa.downstream.fitting import planned_steps
-from frepa.downstream.frozen import open_cache, weights_hash
+from frepa.downstream.frozen import open_cache
 from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
 from frepa.downstream.segmentation.baselines import NAMES, constant_answer
 from frepa.downstream.segmentation.data import SegmentationData, check_sets, open_sets
@@ -27,7 +27,7 @@ from frepa.downstream.segmentation.testing import CaseResult, predict_and_score
 from frepa.downstream.segmentation.training import HeadPlan, HeadTraining, train_head
 from frepa.downstream.windowed import WindowSettings, check_cacheable, check_window_options, fitted_crop
 from frepa.encoders.contract import Encoder
-from frepa.encoders.reference import EncoderReference, open_encoder
+from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.errors import InputError, nearest
 from frepa.heads.reading import check_features, default_features
 from frepa.heads.segmenter import HEADS
