@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from frepa.files import write_atomically
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 LEVELS = (ERROR, WARNING, NOTE)
 
@@ -146,6 +148,4 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
         "other": pa.array([finding.other for finding in findings], pa.large_string()),
         "record": pa.array([finding.record for finding in findings], pa.int64()),
     }
-    part = path.with_name(path.name + ".part")
-    parquet.write_table(pa.table(columns), part)
-    part.replace(path)
+    write_atomically(path, lambda temporary: parquet.write_table(pa.table(columns), temporary))
