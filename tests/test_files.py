@@ -9,8 +9,8 @@ import stat
 import pytest
 import torch
 
-from frepa.files import DamagedFile, hash_path, load_tree, save_tree
 from frepa.pretraining.checkpoints import Checkpoints
+from frepa.states import DamagedFile, hash_path, load_tree, save_tree
 
 
 def test_tree_comes_back_bit_for_bit(tmp_path):
@@ -106,7 +106,7 @@ def test_a_failing_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("frepa.files.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, {"step": 2})
     assert checkpoints.load_newest(lambda _: None)[0] == 1

@@ -30,3 +30,16 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         return f"Did you mean {' or '.join(close)}?"
     shown = ", ".join(known[:20])
     return f"Known: {shown}{', ...' if len(known) > 20 else ''}."
+
+
+class RunEnded(RuntimeError):
+    """A run ended for a reason outside the program; what was done before is kept. The message is for a person."""
+
+    plain = True  # the command line shows the sentence, not a traceback
+    code = 1  # of the command line
+
+
+class Stopped(RunEnded):
+    """A run was asked to stop (Ctrl-C, SIGTERM), saved its state and did."""
+
+    code = 3

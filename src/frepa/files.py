@@ -1,152 +1,239 @@
-"""Trees of tensors and plain values in one safetensors file: no pickle, a hash beside it, never half written.
+"""Files written whole or not at all, in one place: temporary name, disk, rename; and what a full disk looks like.
 
-A training state is a nested dict / list / tuple of tensors, numbers, strings, booleans and None. Tensors go into the
-safetensors body; the rest goes as JSON into its header, with references where the tensors were.
+A writer that is killed leaves at most a temporary neighbour ``.NAME.PID.tmp``, which the next one cleans up. Folders of
+runs hear of every file written in them (see `frepa.run_folders`), because everything is written through here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import errno
 import hashlib
+import io
 import json
+import math
 import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from frepa.names import cell
 
-from frepa.errors import InputError
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.tmp$")
+_BLOCK = 2**22
 
-_FORMAT = "frepa-state-1"
+# Folders that want to know what is written in them, the inner ones last, with the function that is told.
+_listeners: list[tuple[str, Callable[[str, bool], None]]] = []
 
 
-def save_tree(path: Path, tree: Any) -> None:
-    """Write ``tree`` to ``path`` atomically: temporary name, fsync, hash file, rename.
+def write_atomically(path: Path, write: Callable[[Path], Any], *, sync: bool = True) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, then rename it; on any failure ``path`` stays as it was.
 
-    The hash is written first, so a file under its final name always has one. The permissions are those the user's
-    umask gives. On any failure (a full disk, say) nothing under ``path`` changes and the temporary file is removed.
+    The permissions are those the user's umask gives, whatever ``write`` made of them.
+
+    Args:
+        path: in a folder that exists.
+        write: given the temporary path, in the same folder.
+        sync: bring file and rename to the disk first, so that a power cut loses neither.
 
     Raises:
-        TypeError: a leaf is neither a tensor nor a JSON value.
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
-    tensors: dict[str, torch.Tensor] = {}
-    header = {"format": _FORMAT, "tree": json.dumps(_pack(tree, tensors))}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    announce(path)
+    temporary = temporary_of(path)
     try:
-        # safetensors refuses a file without any tensor in some versions; one empty tensor is always harmless.
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; safetensors makes its files private
-        save_file(tensors or {"_empty": torch.zeros(0)}, temporary, metadata=header)
-        temporary.chmod(mode)
-        digest = _sha256(temporary, sync=True)
-        _write_text(hash_path(path), f"{digest}  {path.name}\n")
+        mode = temporary.stat().st_mode  # as the umask has it; some libraries make their files private
+        write(temporary)
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
+        if sync:
+            sync_to_disk(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if sync:
+            sync_to_disk(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def load_tree(path: Path) -> Any:
-    """Read a tree written by :func:`save_tree`; tensors arrive on the CPU.
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Replace ``path`` by ``content`` in one step."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), sync=sync)
 
-    Raises:
-        DamagedFile: the file or its hash is missing, or they do not agree.
+
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Replace ``path`` by ``text`` (UTF-8, line ends as they are) in one step."""
+    write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """JSON for people, with NaN and infinities as null, since neither is JSON."""
+    write_text(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, end: str = "\r\n") -> None:
+    """One line per row; NaN and missing cells are empty, floats have six decimals."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator=end)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    write_bytes(path, text.getvalue().encode("utf-8", "replace"))
+
+
+def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows to a JSON-lines file, all in one write: a kill in between leaves at most one line cut short."""
+    text = "".join(json.dumps(plain(row)) + "\n" for row in rows)
+    if text:
+        announce(path)
+        with open(path, "ab", buffering=0) as file:
+            view = memoryview(text.encode("utf-8"))
+            while len(view):
+                view = view[file.write(view) :]
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the rows of a JSON-lines file that are not to be kept, and a line that a kill cut short."""
+    if not Path(path).is_file():
+        return
+    kept = []
+    for line in Path(path).read_text("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if keep(json.loads(line)):
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def temporary_of(path: Path) -> Path:
+    """The name under which this process writes ``path`` before it is renamed."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def clean_temporaries(folder: Path, *, names: Iterable[str] | None = None, older_than: float = 0.0) -> int:
+    """Remove what killed writers left in ``folder``; returns how many files.
+
+    Args:
+        folder: looked at itself, not below; one that is missing holds nothing.
+        names: only temporaries of files of these names; None for all.
+        older_than: seconds since they were last written. Where several processes may be at work, and not only this
+            one, give hours: their process numbers may be another machine's.
     """
-    path = Path(path)
+    wanted = None if names is None else set(names)
+    removed = 0
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in list(entries):
+            match = _TEMPORARY.match(entry.name)
+            if match is None or (wanted is not None and match["name"] not in wanted):
+                continue
+            with contextlib.suppress(OSError):
+                if int(match["pid"]) != os.getpid() and time.time() - entry.stat().st_mtime >= older_than:
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+def sync_to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     try:
-        expected = hash_path(path).read_text().split()[0]
-        found = _sha256(path)
-    except (OSError, IndexError) as error:
-        raise DamagedFile(f"{path}: {error}") from error
-    if expected != found:
-        raise DamagedFile(f"{path}: its content does not match its hash (expected {expected[:12]}, found {found[:12]})")
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        if os.path.isdir(path):  # Windows opens no folders; there the rename is enough
+            return
+        raise
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise DamagedFile(f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}")
-            return _unpack(json.loads(metadata["tree"]), file)
-    except SafetensorError as error:
-        raise DamagedFile(f"{path}: {error}") from error
+        os.fsync(handle)
+    except OSError:
+        if not os.path.isdir(path):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
 
 
-class DamagedFile(InputError):
-    """A state file cannot be trusted: cut, altered or without its hash."""
-
-
-def hash_path(path: Path) -> Path:
-    """Where the SHA-256 of ``path`` is kept, in the format ``sha256sum -c`` reads."""
-    return path.with_name(path.name + ".sha256")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` in one step; a reader or a crash sees the old or the new content, never a part."""
-    _write_text(Path(path), text)
-    _sync_folder(Path(path).parent)
-
-
-def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        key = f"t{len(tensors)}"
-        # A clone: tensors that share storage (tied weights, views) are refused by the format.
-        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": key}
-    if isinstance(value, dict):
-        # Pairs, because optimizer states have integer keys and JSON objects do not.
-        return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_pack(v, tensors) for v in value]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"cannot store a {type(value).__name__} in a training state: {value!r}")
-
-
-def _unpack(value: Any, file: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return file.get_tensor(content)
-    if kind == "dict":
-        return {_unpack(k, file): _unpack(v, file) for k, v in content}
-    items = [_unpack(v, file) for v in content]
-    return tuple(items) if kind == "tuple" else items
-
-
-def _sha256(path: Path, *, sync: bool = False) -> str:
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest_by_blocks(file)
-        if sync:
-            os.fsync(file.fileno())
+        while block := file.read(_BLOCK):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def _digest_by_blocks(file: Any) -> Any:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest
+def full_disk(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written there: no space, a quota, a limit on a file's size."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, sync: bool = True) -> None:
+    """A safetensors file, whole or not at all."""
+    write_atomically(path, lambda temporary: fill_tensors(temporary, tensors, metadata), sync=sync)
+
+
+def fill_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file as it is, for a function that `write_atomically` is given.
+
+    Raises:
+        OSError: as Python itself says it; the library hides a full disk in an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError:
+        _write_zeros(path, sum(tensor.nbytes for tensor in tensors.values()))
+        raise
+
+
+@contextlib.contextmanager
+def listening(folder: Path, tell: Callable[[str, bool], None]) -> Iterator[None]:
+    """While inside, ``tell(path, made)`` hears of every file about to be written below ``folder``, by absolute path.
+
+    Of folders inside each other the inner one alone is told.
+    """
+    entry = (os.path.abspath(folder) + os.sep, tell)
+    _listeners.append(entry)
+    try:
+        yield
+    finally:
+        _listeners.remove(entry)
+
+
+def announce(path: Path, *, made: bool = False) -> None:
+    """Say that ``path`` is about to be written, or was just ``made``: for writers that cannot use what is above."""
+    absolute = os.path.abspath(path)
+    inside = [entry for entry in _listeners if absolute.startswith(entry[0])]
+    if inside:
+        max(inside, key=lambda entry: len(entry[0]))[1](absolute, made)
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON has them: named tuples as objects, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6f}" if math.isfinite(value) else ""
+    return "" if value is None else cell(value) if isinstance(value, str) else value
+
+
+def _write_zeros(path: Path, count: int) -> None:
+    """Fail as the operating system does where ``count`` bytes have no room; a library had failed to write them."""
+    with open(path, "wb", buffering=0) as file:
+        while count > 0:
+            count -= file.write(bytes(min(count, _BLOCK)))
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without it a power cut can lose the rename itself. Windows cannot open folders; there the rename is enough.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -6,10 +6,13 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import torch
 
 from frepa.errors import InputError, nearest
+
+_VERSIONS = ("frepa", "torch", "timm", "monai", "numpy")
 
 
 def default_device() -> torch.device:
@@ -45,6 +48,11 @@ def deterministic(device: torch.device) -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
+
+
+def versions() -> dict[str, str]:
+    """Of this program, of what its results depend on, and of Python."""
+    return {name: version(name) for name in _VERSIONS} | {"python": platform.python_version()}
 
 
 def memory_of(device: torch.device) -> int:

@@ -144,7 +144,7 @@ def test_a_store_is_checked_too(tmp_path: Path, capsys) -> None:
         (["EMPTY"], "No 2D image found"),
         (["TEXTS"], "No 2D image found.*Files with these endings are read"),
         (["SCANS", "--dims", "3"], "No 3D image found.*images with dims 2"),
-        (["SCANS", "--out", "SCANS"], "not empty.*--overwrite"),
+        (["SCANS", "--out", "SCANS"], "no list of what a run wrote.*Name another folder"),
         (["SCANS", "--out", "SCANS/a.png"], "this is a file. Name a folder"),
         (["SCANS", "--out", "SCANS/a.png", "--overwrite"], "this is a file. Name a folder"),
         (["SCANS", "--out", "SCANS/a.png/report"], "it cannot be written there"),

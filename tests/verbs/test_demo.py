@@ -34,6 +34,6 @@ def test_the_page_tells_what_the_runs_measured(tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="no list of what a run wrote"):
         frepa.demo(out=str(tmp_path), overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "three years"

@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 from pyarrow import parquet
 
+from frepa.files import write_atomically
 from frepa.images.scan import Oddity, Trouble
 from frepa.names import shown
 
@@ -139,6 +140,4 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
         "other": pa.array([shown(finding.other) for finding in findings], pa.large_string()),
         "record": pa.array([finding.record for finding in findings], pa.int64()),
     }
-    part = path.with_name(path.name + ".part")
-    parquet.write_table(pa.table(columns), part)
-    part.replace(path)
+    write_atomically(path, lambda temporary: parquet.write_table(pa.table(columns), temporary))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.downstream.frozen import HeadOnFrozen
-from frepa.downstream.run_folder import append_json_lines
+from frepa.files import append_json_lines
 from frepa.machine import deterministic
 from frepa.schedules import learning_rates
 

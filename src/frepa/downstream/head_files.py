@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frepa.downstream.frozen import PREFIX, load_trained_state, trained_state
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError
+from frepa.files import write_tensors, write_text
 
 WEIGHTS = "head.safetensors"
 DESCRIPTION = "head.json"
@@ -28,14 +28,8 @@ def save_head(folder: Path, encoder: Encoder, head: nn.Module, description: dict
     text = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
     tensors = {**head.state_dict(), **trained_state(encoder)}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = folder / f".{WEIGHTS}.{os.getpid()}"
-    try:
-        # Not save_file: it makes files that only their owner can read, whatever the umask says.
-        partial.write_bytes(save(weights, metadata={"frepa": text}))
-        os.replace(partial, folder / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)
-    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    write_tensors(folder / WEIGHTS, weights, {"frepa": text})
+    write_text(folder / DESCRIPTION, text)
     return folder / WEIGHTS
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, nearest
+from frepa.files import clean_temporaries, write_tensors
 
+_DAY = 86_400.0
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -38,6 +39,7 @@ class FeatureCache:
             raise InputError(f"dtype {dtype!r} of a feature cache is not known. {nearest(dtype, DTYPES)}")
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(self.folder, older_than=_DAY)  # of killed processes; others may be at work
         self.transfer = transfer
         self.dtype = dtype
         self._encoder = fingerprint(transfer.encoder2d)
@@ -62,12 +64,7 @@ class FeatureCache:
                 path.unlink(missing_ok=True)  # cut short by a full disk: made again below
         device = self.transfer.project.weight.device
         features = self.transfer.encode_slices(volume[None].to(device))[0].to("cpu", DTYPES[self.dtype]).contiguous()
-        partial = path.with_suffix(f".{os.getpid()}")
-        try:
-            save_file({"features": features}, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, {"features": features}, {}, sync=False)
         return features
 
 

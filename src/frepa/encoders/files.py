@@ -7,19 +7,19 @@ the file alone is enough. ``encoder.json`` is that description for people and ot
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder
 from frepa.encoders.options import split_name, split_options
 from frepa.encoders.registry import build_encoder, find_scheme
 from frepa.errors import InputError
+from frepa.files import write_tensors, write_text
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
@@ -43,17 +43,8 @@ def save_encoder(folder: str | Path, encoder: Encoder, extra: dict[str, Any] | N
     state = encoder.state_dict()
     weights = {key: state[key].detach().contiguous() for key in dict.fromkeys(_first_names(state).values())}
     target = folder / WEIGHTS
-    partial, partial_text = (folder / f".{name}.{os.getpid()}" for name in (WEIGHTS, DESCRIPTION))
-    try:
-        partial_text.write_text(text, encoding="utf-8")
-        save_file(weights, partial, metadata={"frepa": text})
-        # safetensors writes files that only their owner may read; colleagues get what the umask says.
-        partial.chmod(partial_text.stat().st_mode)
-        os.replace(partial, target)
-        os.replace(partial_text, folder / DESCRIPTION)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_text.unlink(missing_ok=True)
+    write_tensors(target, weights, {"frepa": text})
+    write_text(folder / DESCRIPTION, text)
     return target
 
 

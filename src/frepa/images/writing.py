@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frepa.files import write_bytes
 from frepa.images.orientation import permuted
 
 
@@ -30,12 +31,7 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray | None) 
         image.set_sform(place, code="scanner")
         image.set_qform(place, code="scanner", strip_shears=True)
         image.header.set_xyzt_units("mm")
-    temporary = path.with_name(
-        f".{path.name.removesuffix('.gz').removesuffix('.nii')}.tmp{''.join(path.suffixes[-2:])}"
-    )
-    try:
-        nibabel.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # nibabel goes by the ending of the name, and a temporary file has another
+    content = image.to_bytes()
+    write_bytes(path, gzip.compress(content, 1, mtime=0) if path.suffix == ".gz" else content)
     return path

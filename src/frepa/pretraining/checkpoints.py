@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from frepa.files import DamagedFile, hash_path, load_tree, save_tree
+from frepa.states import DamagedFile, hash_path, load_tree, save_tree
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors$")
 

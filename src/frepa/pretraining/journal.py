@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from frepa.files import announce
 from frepa.pretraining.run_folder import RunFolder
 
 _SHOWN = ("loss", "rmse", "gradient", "hfl", "consistency")
@@ -166,4 +167,9 @@ def _tensorboard(run: RunFolder) -> Any:
         writer: Callable[..., Any] = __import__("torch.utils.tensorboard", fromlist=["SummaryWriter"]).SummaryWriter
     except ImportError:
         return None
-    return writer(str(run.root / "tensorboard"))
+    folder = run.root / "tensorboard"
+    before = set(folder.glob("*"))
+    board = writer(str(folder))
+    for path in set(folder.glob("*")) - before:
+        announce(path, made=True)
+    return board

@@ -46,7 +46,12 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
     Raises:
         InputError: anything the user can mend.
     """
-    options = resolved(options)
+    with RunFolder(options["out"]) as run:
+        _pretrain(resolved(options), run)
+    return run.root
+
+
+def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
     config = {name: value for name, value in options.items() if name not in ("resume", "overwrite", "quiet")}
     config["precision"] = _precision(options["precision"])
     fabric = lightning_fabric.Fabric(
@@ -57,7 +62,6 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
         strategy="auto",
     )
     fabric.launch()
-    run = RunFolder(options["out"])
     source, plan, part = _open(options, fabric.world_size)
     check_something_readable(source)
     method, adversary = _build(options, source)
@@ -138,7 +142,6 @@ def run_pretraining(options: Mapping[str, Any]) -> Path:
         save_encoder(run.root, method.encoder, facts(len(plan.rates)))
         write_report(run, config, method, source)
     fabric.barrier()
-    return run.root
 
 
 def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, TrainingPart]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import shutil
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from frepa.errors import InputError
-from frepa.files import write_text_atomically
+from frepa.files import append_json_lines, clean_temporaries, keep_lines, write_csv
 from frepa.pretraining.checkpoints import Checkpoints
+from frepa.run_folders import check_same_options, out_folder
 
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -22,7 +19,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 
 class RunFolder:
-    """Paths of a run and the rules for opening it.
+    """Paths of a run and the rules for opening it; used as a context, so that the folder is given back at the end.
 
     ``config.yaml`` every option, resolved; ``metrics.jsonl`` one line per step (the same for every machine speed);
     ``speed.jsonl`` images/s and share of waiting; ``skipped.csv`` files that could not be used; ``reconstructions/``
@@ -40,77 +37,61 @@ class RunFolder:
         self.volumes = self.root / "volumes"
         self.report = self.root / "report.html"
         self.checkpoints = Checkpoints(self.root / "checkpoints")
+        self.resumed = False
+        self._opened = contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Give the folder back, to be called on every rank; says in plain words that the disk is full."""
+        self._opened.__exit__(kind, error, trace)
 
     def open(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Create the folder, or check that it may be continued or replaced.
+        """Create the folder, or check that it may be continued or replaced; hold it until the end of the context.
 
         Raises:
             InputError: the folder exists and neither ``resume`` nor ``overwrite`` was asked for; both were; the
                 folder is not a run; or a resumed run was started with other options.
         """
-        if resume and overwrite:
-            raise InputError("--resume and --overwrite contradict each other: give one of them.")
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"--out {self.root}: this is a file. Name a folder.")
-        occupied = self.root.is_dir() and any(self.root.iterdir())
-        if occupied and not self.config.is_file():
-            raise InputError(
-                f"--out {self.root}: the folder holds files but no config.yaml, so it is not a run of this program "
-                "and nothing in it will be touched. Name another folder."
+        folder = self._opened.enter_context(
+            out_folder(
+                self.root,
+                "pretrain",
+                overwrite=overwrite,
+                resume=resume,
+                can_resume=True,
+                inputs={"the source": config.get("source")},
+                go_on="Make room and give the same command with --resume.",
             )
-        if occupied and not resume and not overwrite:
+        )
+        self.resumed = folder.resumed
+        if self.resumed and self.config.is_file():
+            check_same_options(self.config, config, _free(config))
+        folder.start(config)
+        clean_temporaries(self.checkpoints.folder)
+        if not self.resumed and self.checkpoints.steps():
             raise InputError(
-                f"--out {self.root}: a run is there already. Add --resume to continue it, --overwrite to replace it, "
-                "or name another folder."
-            )
-        if occupied and overwrite:
-            shutil.rmtree(self.root)
-            occupied = False
-        if occupied:
-            self._check_same_options(config)
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-
-    def _check_same_options(self, config: Mapping[str, Any]) -> None:
-        stored = yaml.safe_load(self.config.read_text()) or {}
-        free = set(MAY_CHANGE_ON_RESUME)
-        if config.get("schedule") == "constant":
-            # Only a constant rate makes a longer run the continuation of a shorter one.
-            free |= {"epochs", "max_steps"}
-        changed = [
-            f"  {name}: was {stored.get(name)!r}, now {value!r}"
-            for name, value in config.items()
-            if name not in free and stored.get(name) != value
-        ]
-        if changed:
-            raise InputError(
-                f"--resume: {self.root} was started with other options, and its result would fit neither:\n"
-                + "\n".join(changed)
-                + f"\nGive the same options again (--config {self.config} holds them), or start a new run."
+                f"{self.checkpoints.folder} holds states that this run did not write, and it would go on from them. "
+                "Move them elsewhere."
             )
 
     def cut_logs(self, step: int) -> None:
         """Drop the lines of ``metrics.jsonl`` and ``speed.jsonl`` after ``step``: they will be written again."""
         for path in (self.metrics, self.speed):
-            if path.is_file():
-                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-                write_text_atomically(path, "".join(line + "\n" for line in kept))
+            keep_lines(path, lambda row: row["step"] <= step)
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows as JSON lines."""
-        with open(path, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_json_lines(path, rows)
 
     def write_skipped(self, skipped: Mapping[str, str]) -> None:
         """List files that could not be used, one row each: path and reason."""
-        with open(self.skipped, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "reason"])
-            writer.writerows(sorted(skipped.items()))
+        rows = [{"path": path, "reason": reason} for path, reason in sorted(skipped.items())]
+        write_csv(self.skipped, ["path", "reason"], rows)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut by a kill: drop it
+def _free(config: Mapping[str, Any]) -> frozenset[str]:
+    # Only a constant rate makes a longer run the continuation of a shorter one.
+    longer = {"epochs", "max_steps"} if config.get("schedule") == "constant" else set()
+    return MAY_CHANGE_ON_RESUME | longer

@@ -9,6 +9,7 @@ import lightning_fabric
 import numpy as np
 import torch
 
+from frepa.files import write_bytes
 from frepa.images.loading import Batch
 from frepa.images.orientation import voxel_sizes
 from frepa.images.writing import write_nifti
@@ -75,7 +76,7 @@ class Validation:
             self._write_volumes(parts, labels, known)
         self.run.pictures.mkdir(exist_ok=True)
         figure = reconstruction_grid(original, corrupted, prediction, guide, labels=labels, **shape)
-        (self.run.pictures / f"epoch-{epoch:04d}.png").write_bytes(png_bytes(figure, dpi=110))
+        write_bytes(self.run.pictures / f"epoch-{epoch:04d}.png", png_bytes(figure, dpi=110))
 
     def _write_volumes(
         self, parts: dict[str, np.ndarray], labels: list[str], affines: Sequence[np.ndarray | None]

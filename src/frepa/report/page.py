@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import jinja2
 import markupsafe
 from matplotlib.figure import Figure
 
+from frepa.files import write_text
 from frepa.report.figures import png_bytes
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -147,9 +147,7 @@ class Page:
     def save(self, path: str | Path) -> Path:
         """Write the page; a file of that name is replaced in one step."""
         path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.html(), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, self.html())
         return path
 
     def _add(self, kind: str, **content: Any) -> Page:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from frepa.errors import InputError
+from frepa.files import write_atomically
 from frepa.images.angiograms import angiogram
 from frepa.report.figures import loss_curves
 from frepa.report.overlays import prediction_overlay
 from frepa.report.page import MeanStd, Page
+from frepa.run_folders import out_folder
 
 # 16 x 16 pixels become one position: the encoder has to choose what to keep, as the paper's encoders have to.
 _ENCODER = "convnext_atto,output_stride=16"
 _SIZE = 96
 _UNLABELLED = 96
 _LABELLED = {"train": 6, "val": 2, "test": 6}
-_MARK = "demo.json"  # what tells a demo folder from one of the user's
 
 # Random draws of the images: unlabelled and labelled ones never share a seed.
 _LABELLED_SEEDS = 1_000_000
@@ -30,16 +29,22 @@ _LABELLED_SEEDS = 1_000_000
 
 def run_demo(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool) -> Path:
     """Run ``frepa demo``; returns its folder."""
+    with out_folder(out, "demo", overwrite=overwrite) as folder:
+        folder.start()
+        _run(out, seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet)
+    return out
+
+
+def _run(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool) -> None:
     from frepa.verbs.pretrain import pretrain
     from frepa.verbs.segment import segment
 
-    _open(out, overwrite=overwrite)
     start = time.perf_counter()
     unlabelled, labelled = _write_images(out / "images", seed)
     pretrained = pretrain(
         str(unlabelled), out=str(out / "pretrained"), encoder=_ENCODER, image_size=_SIZE, batch_size=8,
         max_steps=_STEPS, lr=1e-3, schedule="cosine", warmup_steps=_STEPS // 12, spectrum_patch=3, image_patch=8,
-        val_images=4, seed=seed, num_workers=num_workers, checkpoint_every=_STEPS, quiet=quiet,
+        val_images=4, seed=seed, num_workers=num_workers, checkpoint_every=_STEPS, overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
     untrained = f"{_ENCODER},seed={seed}"
     encoders = {
@@ -51,10 +56,10 @@ def run_demo(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: 
     for number, (name, encoder) in enumerate(encoders.items()):
         runs[name] = segment(
             [str(labelled)], encoder=encoder, out=str(out / f"segmentation-{number + 1}"), crop_size=_SIZE,
-            batch_size=8, max_steps=_HEAD_STEPS, lr=2e-3, seed=seed, num_workers=num_workers, quiet=quiet,
+            batch_size=8, max_steps=_HEAD_STEPS, lr=2e-3, seed=seed, num_workers=num_workers, overwrite=overwrite,
+            quiet=quiet,
         )  # fmt: skip
     _write_page(out, pretrained, runs, seconds=time.perf_counter() - start)
-    return out
 
 
 # Enough to see the order of the three encoders, few enough for a coffee.
@@ -62,36 +67,28 @@ _STEPS = 400
 _HEAD_STEPS = 80
 
 
-def _open(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: this is a file. Name a folder.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / _MARK).is_file():
-            raise InputError(f"--out {out}: the folder holds something else. Name another folder; nothing was touched.")
-        if not overwrite:
-            raise InputError(f"--out {out}: a demo is there already. Add --overwrite to replace it.")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _MARK).write_text(json.dumps({"made by": "frepa demo"}) + "\n")
-
-
 def _write_images(folder: Path, seed: int) -> tuple[Path, Path]:
     """96 angiograms without labels; 14 with exact masks, in the layout images/ + masks/ with its three parts."""
     unlabelled, labelled = folder / "unlabelled", folder / "labelled"
-    unlabelled.mkdir(parents=True)
+    unlabelled.mkdir(parents=True, exist_ok=True)
     for number in range(_UNLABELLED):
         image, _ = angiogram(_SIZE, seed * 10_000 + number)
-        Image.fromarray(np.round(image * 255).astype(np.uint8)).save(unlabelled / f"{number:03d}.png")
+        _write_png(unlabelled / f"{number:03d}.png", image * 255)
     number = 0
     for part, count in _LABELLED.items():
         for kind in ("images", "masks"):
-            (labelled / part / kind).mkdir(parents=True)
+            (labelled / part / kind).mkdir(parents=True, exist_ok=True)
         for _ in range(count):
             image, mask = angiogram(_SIZE, _LABELLED_SEEDS + seed * 10_000 + number)
-            for kind, array in (("images", np.round(image * 255)), ("masks", mask * 255)):
-                Image.fromarray(array.astype(np.uint8)).save(labelled / part / kind / f"{number:03d}.png")
+            for kind, array in (("images", image * 255), ("masks", mask * 255)):
+                _write_png(labelled / part / kind / f"{number:03d}.png", array)
             number += 1
     return unlabelled, labelled
+
+
+def _write_png(path: Path, array: np.ndarray) -> None:
+    image = Image.fromarray(np.round(array).astype(np.uint8))
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"), sync=False)
 
 
 def _write_page(out: Path, pretrained: Path, runs: dict[str, Path], *, seconds: float) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -45,11 +43,6 @@ def check(
 
     from frepa.errors import InputError
 
-    folder = None if out is None else Path(out)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {out}: this is a file. Name a folder.")
-    if folder is not None and folder.is_dir() and not overwrite and any(folder.iterdir()):
-        raise InputError(f"{out} is not empty. Name another folder, or replace the report in it with --overwrite.")
     if num_workers is None:
         affinity = getattr(os, "sched_getaffinity", None)
         num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -60,30 +53,27 @@ def check(
 
     from frepa.checks.findings import write_findings
     from frepa.checks.report import summary, write_page
-    from frepa.checks.run import check_source
+    from frepa.checks.run import Checked, check_source
     from frepa.datasets.opening import open_source
+    from frepa.run_folders import check_out, out_folder
 
+    if out is not None:
+        check_out(Path(out), "check", overwrite=overwrite, inputs={"the source": source})
     opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
-    if folder is not None:  # before an hour of reading, not after
-        with _written(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(opened), unit="scan", desc="check", disable=quiet or None) as bar:
-        checked = check_source(opened, num_workers=num_workers, progress=bar.update)
-    print(summary(checked.findings, checked.facts))
-    if folder is None:
+
+    def measure() -> Checked:
+        with tqdm(total=len(opened), unit="scan", desc="check", disable=quiet or None) as bar:
+            checked = check_source(opened, num_workers=num_workers, progress=bar.update)
+        print(summary(checked.findings, checked.facts))
+        return checked
+
+    if out is None:
+        measure()
         return None
-    with _written(folder):
-        write_findings(checked.findings, folder / "findings.parquet")
-        write_page(folder / "report.html", opened, checked)
-    return folder
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    from frepa.errors import InputError
-
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"--out {folder}: it cannot be written there ({reason}). Name another folder.") from None
+    # The folder is opened before an hour of reading, not after.
+    with out_folder(out, "check", overwrite=overwrite, inputs={"the source": source}) as folder:
+        checked = measure()
+        folder.start()
+        write_findings(checked.findings, folder.root / "findings.parquet")
+        write_page(folder.root / "report.html", opened, checked)
+    return folder.root

@@ -74,8 +74,8 @@ MOMENTS = {
     "between data and journal": (shards, "_write", 41, all_then_killed),
     "amid a journal line": (shards, "_write", 42, half_then_killed),
     "after a journal line": (shards, "_write", 42, all_then_killed),
-    "before a shard is renamed": (shards, "sync", 1, kill_me),
-    "after a shard was renamed": (shards, "sync", 2, kill_me),
+    "before a shard is renamed": (shards, "sync_to_disk", 1, kill_me),
+    "after a shard was renamed": (shards, "sync_to_disk", 2, kill_me),
     "before the index": (packing, "write_index", 1, kill_me),
     "amid the index": (index, "_write_skipped", 1, kill_me),
     "after the index was moved": (index, "file_digest", 1, kill_me),
@@ -179,7 +179,7 @@ def test_a_second_command_waits_and_gives_up(tmp_path: Path, pictures: Path, mon
     monkeypatch.setattr(packing, "_PATIENCE", 0.3)
     folder = layout.StoreFolder(tmp_path / "store")
     packing._begin(folder, packing._plan(source, quantize=False, keep_names=False), source)
-    with packing._alone(folder), pytest.raises(InputError, match="another frepa prepare is at work"):
+    with packing._alone(folder), pytest.raises(InputError, match=f"process {os.getpid()} on .* at work there since"):
         pack_source(source, tmp_path / "store")
     pack_source(source, tmp_path / "store")
 

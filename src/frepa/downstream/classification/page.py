@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from frepa.downstream.run_folder import CONFIG
+from frepa.files import write_bytes
 from frepa.report.confusion import confusion_matrix
 from frepa.report.figures import loss_curves, png_bytes
 from frepa.report.page import MeanStd, Page
+from frepa.run_folders import CONFIG
 
 # Longer lists are in cases.csv beside the page.
 _MOST_CASES_SHOWN = 200
@@ -85,7 +86,7 @@ def write_report(root: Path, summary: Mapping[str, Any]) -> Path:
     )  # fmt: skip
     if summary["confusion"] is not None:
         picture = png_bytes(confusion_matrix(np.asarray(summary["confusion"]), summary["classes"]))
-        (root / "confusion.png").write_bytes(picture)
+        write_bytes(root / "confusion.png", picture)
         page.figure(picture, "Test cases by true class (rows) and by the most probable class.")
     _add_training(page, root)
     page.section("Data")

@@ -29,13 +29,15 @@ from frepa.downstream.classification.page import write_report
 from frepa.downstream.classification.training import ClassifierPlan, ClassifierTraining, predict_rows, train_classifier
 from frepa.downstream.fitting import planned_steps
 from frepa.downstream.frozen import open_cache
-from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
+from frepa.downstream.resuming import head_folder
 from frepa.downstream.segmentation.metrics import DDOF, summarise
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.errors import InputError, nearest
+from frepa.files import write_csv, write_json
 from frepa.heads.classifier import HEADS, POOLINGS
 from frepa.images.intensity import check_window
-from frepa.machine import autocast_dtype, default_device, device_name
+from frepa.machine import autocast_dtype, default_device, device_name, versions
+from frepa.run_folders import OutFolder
 
 _BATCH, _BATCH_OF_STACKS = 64, 8
 
@@ -71,7 +73,13 @@ def run_classification(options: Mapping[str, Any]) -> Path:
         InputError: anything the user can mend.
     """
     _check(options)
-    root = check_out(options["out"], overwrite=options["overwrite"])
+    with head_folder(options, "classify") as out:
+        _run(options, out)
+    return out.root
+
+
+def _run(options: Mapping[str, Any], out: OutFolder) -> None:
+    root = out.root
     encoder, reference = open_encoder(options["encoder"])
     data = open_data(options["source"], dims=encoder.dims, split=options["split"], seed=options["seed"])
     divided = data.folds(options["folds"], options["seed"]) if options["folds"] else [data]
@@ -104,7 +112,7 @@ def run_classification(options: Mapping[str, Any]) -> Path:
     for number, part in enumerate(divided, start=1):
         warnings += check_classes(part, f", fold {number}" if options["folds"] else "")
 
-    start_run(root, {name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
+    out.start({name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
     for sentence in [*_announce(reference, divided, settings, options, device), *warnings]:
         tqdm.write(sentence, file=sys.stderr)
     fresh = classifier.trained_state()
@@ -134,7 +142,6 @@ def run_classification(options: Mapping[str, Any]) -> Path:
     write_csv(root / "cases.csv", columns, rows)
     write_report(root, summary)
     tqdm.write(_verdict(summary), file=sys.stderr)
-    return root
 
 
 def chosen_head(options: Mapping[str, Any], *, blocks: bool) -> str:

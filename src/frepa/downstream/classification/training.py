@@ -19,7 +19,7 @@ from frepa.downstream.classification.features import FeatureSource
 from frepa.downstream.classification.metrics import accuracy, macro_auc
 from frepa.downstream.classification.model import Classifier
 from frepa.downstream.fitting import TrainingDiverged, affordable
-from frepa.downstream.run_folder import append_json_lines
+from frepa.files import append_json_lines
 from frepa.heads.logistic import choose_logistic
 from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.sampling import SampleStream

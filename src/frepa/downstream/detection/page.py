@@ -15,11 +15,12 @@ from frepa.downstream.detection.froc import RATES
 from frepa.downstream.detection.metrics import outcome
 from frepa.downstream.detection.testing import FoundCase, case_row
 from frepa.downstream.detection.training import VALIDATION_AP
-from frepa.downstream.run_folder import CONFIG
+from frepa.files import write_bytes
 from frepa.images.intensity import Window
 from frepa.report.boxes import box_overlay, froc_curve
 from frepa.report.figures import loss_curves, png_bytes
 from frepa.report.page import MeanStd, Page
+from frepa.run_folders import CONFIG
 
 if TYPE_CHECKING:
     from frepa.downstream.detection.task import Tested
@@ -174,7 +175,7 @@ def _add_overlays(page: Page, root: Path, tested: Sequence[Tested], criterion: s
             title=f"{found.name}: mean IoU {100 * scored[place][1]:.1f} %",
         )
         picture = png_bytes(figure)
-        (folder / f"{word}.png").write_bytes(picture)
+        write_bytes(folder / f"{word}.png", picture)
         page.figure(picture, f"{word.capitalize()} test image, with the boxes above the threshold.", wide=True)
 
 

@@ -22,13 +22,15 @@ from frepa.downstream.detection.reading import Reading
 from frepa.downstream.detection.testing import CASE_COLUMNS, FoundCase, case_row, find_in, finding_rows, found_columns
 from frepa.downstream.detection.training import VALIDATION_AP, DetectorTraining, train_detector
 from frepa.downstream.frozen import open_cache
-from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
+from frepa.downstream.resuming import head_folder
 from frepa.downstream.segmentation.metrics import DDOF, summarise
 from frepa.downstream.windowed import check_cacheable, check_window_options
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.errors import InputError
+from frepa.files import write_csv, write_json
 from frepa.images.scan import Skipped
-from frepa.machine import default_device, device_name
+from frepa.machine import default_device, device_name, versions
+from frepa.run_folders import OutFolder
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ def run_detection(options: Mapping[str, Any]) -> Path:
         InputError: anything the user can mend.
     """
     _check(options)
-    root = check_out(options["out"], overwrite=options["overwrite"])
+    with head_folder(options, "detect") as out:
+        _run(options, out)
+    return out.root
+
+
+def _run(options: Mapping[str, Any], out: OutFolder) -> None:
+    root = out.root
     encoder, reference = open_encoder(options["encoder"])
     quiet, workers = options["quiet"], options["num_workers"]
 
@@ -91,7 +99,7 @@ def run_detection(options: Mapping[str, Any]) -> Path:
             sizes = zip(names, map(detector.working_size, part.shapes))
             check_cacheable(plan_training(detector, part, options)[1].crops, sizes)
 
-    start_run(root, {name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
+    out.start({name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
     for sentence in [*_announce(reference, divided, detectors[0], criterion, options, device), *warnings]:
         tqdm.write(sentence, file=sys.stderr)
     fresh = detectors[0].trained_state()
@@ -127,7 +135,6 @@ def run_detection(options: Mapping[str, Any]) -> Path:
     write_csv(root / "findings.csv", [*folds, *found_columns(encoder.dims)], found)
     write_report(root, summary, tested, window=options["window"])
     tqdm.write(_verdict(summary), file=sys.stderr)
-    return root
 
 
 def _train_and_test(

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from frepa.datasets.reading import read_case
-from frepa.downstream.run_folder import CONFIG
 from frepa.downstream.segmentation.baselines import NAMES
 from frepa.downstream.segmentation.data import SegmentationData
 from frepa.downstream.segmentation.metrics import Summary
 from frepa.downstream.segmentation.model import Segmenter
 from frepa.downstream.segmentation.testing import CaseResult
+from frepa.files import write_bytes
 from frepa.report.figures import loss_curves, png_bytes
 from frepa.report.overlays import segmentation_overlay
 from frepa.report.page import MeanStd, Page
+from frepa.run_folders import CONFIG
 
 _SHOWN = {
     "dsc": "DSC",
@@ -157,7 +158,7 @@ def _add_overlays(
             picture = png_bytes(
                 segmentation_overlay(truth.image, truth.classes, found, title=title, inside=truth.inside)
             )
-            (folder / f"{item.name}-{word}.png").write_bytes(picture)
+            write_bytes(folder / f"{item.name}-{word}.png", picture)
             page.figure(picture, f"{item.name}, {word} test case.", wide=True)
 
 

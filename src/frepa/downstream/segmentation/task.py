@@ -16,7 +16,7 @@ from tqdm import tqdm
 from frepa.downstream.crops import CropPlan, CropStream
 from frepa.downstream.fitting import planned_steps
 from frepa.downstream.frozen import open_cache
-from frepa.downstream.run_folder import check_out, start_run, versions, write_csv, write_json
+from frepa.downstream.resuming import head_folder
 from frepa.downstream.segmentation.baselines import NAMES, constant_answer
 from frepa.downstream.segmentation.data import SegmentationData, check_sets, open_sets
 from frepa.downstream.segmentation.loss import LOSSES
@@ -29,9 +29,11 @@ from frepa.downstream.windowed import WindowSettings, check_cacheable, check_win
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.errors import InputError, nearest
+from frepa.files import write_csv, write_json
 from frepa.heads.reading import check_features, default_features
 from frepa.heads.segmenter import HEADS
-from frepa.machine import autocast_dtype, default_device, device_name
+from frepa.machine import autocast_dtype, default_device, device_name, versions
+from frepa.run_folders import OutFolder
 
 _DEFAULT_CROP = {2: 256, 3: 96}
 
@@ -47,7 +49,13 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
         InputError: anything the user can mend.
     """
     _check(options)
-    root = check_out(options["out"], overwrite=options["overwrite"])
+    with head_folder(options, "segment") as out:
+        _run(options, out)
+    return out.root
+
+
+def _run(options: Mapping[str, Any], out: OutFolder) -> None:
+    root = out.root
     encoder, reference = open_encoder(options["encoder"])
     sets = open_sets(options["source"], dims=encoder.dims, split=options["split"], seed=options["seed"])
     quiet, workers = options["quiet"], options["num_workers"]
@@ -64,7 +72,7 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
         sizes = ((str(image), segmenter.working_size(size)) for image, size in data.sizes.items())
         check_cacheable(plan.crops, sizes)
 
-    start_run(root, {name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
+    out.start({name: value for name, value in options.items() if name not in ("overwrite", "quiet")})
     for sentence in _announce(reference, data, stream, plan, device, options["head"]):
         tqdm.write(sentence, file=sys.stderr)
     training, baselines = train_head(
@@ -101,7 +109,6 @@ def run_segmentation(options: Mapping[str, Any]) -> Path:
         tqdm.write(sentence, file=sys.stderr)
     for item in data.sets:
         tqdm.write(_verdict(item.name, summary["sets"][item.name], summary), file=sys.stderr)
-    return root
 
 
 def build_segmenter(

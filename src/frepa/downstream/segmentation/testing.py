@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from frepa.downstream.segmentation.baselines import Baselines
 from frepa.downstream.segmentation.data import LabelledCase
 from frepa.downstream.segmentation.metrics import score_case
 from frepa.downstream.segmentation.model import Segmenter, turn_back
+from frepa.files import write_atomically, write_bytes
 from frepa.images.orientation import permuted, reorient_header
 
 Item = TypeVar("Item")
@@ -90,14 +92,16 @@ def write_labels(target: Path, values: np.ndarray, affine: np.ndarray | None = N
         from PIL import Image
 
         path = target.with_name(target.name + ".png")
-        Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.uint16)).save(path)
+        image = Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.uint16))
+        write_atomically(path, lambda temporary: image.save(temporary, format="PNG"), sync=False)
         return path
     import nibabel
 
     path = target.with_name(target.name + ".nii.gz")
     # Axes of a NIfTI file run x, y, z; ours z, y, x.
     place = permuted(np.eye(4)[[2, 1, 0, 3]] if affine is None else affine)
-    nibabel.save(nibabel.Nifti1Image(values.transpose(), place), path)
+    content = nibabel.Nifti1Image(values.transpose(), place).to_bytes()
+    write_bytes(path, gzip.compress(content, 1, mtime=0), sync=False)
     return path
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import shutil
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from frepa.errors import InputError
+from frepa.files import clean_temporaries, file_digest, sync_to_disk, write_csv, write_text
 from frepa.images.sampling import sorted_by_code
 from frepa.images.source import Source
 from frepa.images.store.layout import (
@@ -24,15 +23,11 @@ from frepa.images.store.layout import (
     VERSION,
     StoreFolder,
     dump,
-    file_digest,
     row_type,
-    sync,
-    write_atomically,
-    write_text,
 )
 from frepa.images.store.records import anonymous_id, fill_row
 from frepa.images.store.shards import Shard, journal_lines
-from frepa.names import cell, shown
+from frepa.names import shown
 
 _ROWS = 65536  # rows built, and written to parquet, at a time
 # Journal line of a record, place of its label, its name where names are kept
@@ -51,8 +46,8 @@ def write_index(
         OSError: the disk is full.
     """
     building = StoreFolder(folder.unfinished / "store")
-    shutil.rmtree(building.root, ignore_errors=True)
-    building.index.mkdir(parents=True)
+    folder.remove(below=building.root)
+    building.index.mkdir(parents=True, exist_ok=True)
     survey = _survey(folder, source, shards)
     if survey.records == 0:
         raise _nothing_usable(folder, source, survey)
@@ -70,14 +65,15 @@ def write_index(
         building.label.unlink()
     _write_skipped(folder, source, survey.skipped, keep_names)
 
-    for path in sorted(building.index.iterdir()):
-        sync(path)
-    shutil.rmtree(folder.index, ignore_errors=True)
-    building.index.rename(folder.index)
-    building.parquet.replace(folder.parquet)
+    folder.remove(below=folder.index)
+    folder.index.mkdir(exist_ok=True)
+    for path in [path for path in building.written() if path.parent == building.index]:
+        sync_to_disk(path)
+        os.replace(path, folder.index / path.name)
+    os.replace(building.parquet, folder.parquet)
     files = {
         path.relative_to(folder.root).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in [*sorted(folder.index.iterdir()), folder.parquet]
+        for path in [*(p for p in folder.written() if p.parent == folder.index), folder.parquet]
     }
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -270,12 +266,9 @@ def without_name(reason: str, name: str) -> str:
     return reason
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows((cell(name), cell(reason)) for name, reason in rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
+def _write_csv(path: Path, header: tuple[str, str], rows: list[tuple[str, str]]) -> None:
+    clean_temporaries(path.parent, names=[path.name])
+    write_csv(path, header, (dict(zip(header, row)) for row in rows), end="\n")
 
 
 def _nothing_usable(folder: StoreFolder, source: Source, survey: _Survey) -> InputError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frepa.errors import InputError
+from frepa.files import clean_temporaries
 from frepa.images.scan import ARBITRARY, HU
 
 FORMAT, VERSION = "frepa-store", 1
@@ -20,6 +22,11 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "uin
 UNITS = (ARBITRARY, HU)
 #: Bits of a row's ``has``: which optional values it holds.
 HAS_GROUP, HAS_SPACING, HAS_AFFINE, HAS_PADDING, IS_QUANTIZED = 1, 2, 4, 8, 16
+
+
+_INDEX_NAMES = {
+    f"{name}.bin" for name in ("records", "modality", "by_modality", "group", "label", "name_ends", "names")
+}
 
 
 def row_type(dims: int, *, affine: bool) -> np.dtype:
@@ -100,6 +107,41 @@ class StoreFolder:
     def is_finished(self) -> bool:
         return self.facts.is_file()
 
+    def written(self) -> Iterator[Path]:
+        """Every file in the folder that a store's own names are given to, and no other."""
+        building = (self.unfinished / "store" / name for name in ("index.parquet", "index"))
+        for parent, names in (
+            (self.root, {self.facts.name, self.parquet.name, self.skipped.name, self.damaged.name}),
+            (self.index, _INDEX_NAMES),
+            (self.shards, re.compile(r"\d{5,}\.b2")),
+            (self.unfinished, re.compile(r"\d{5,}\.(part|jsonl)|plan\.json|lock")),
+            (next(building).parent, {self.parquet.name}),
+            (next(building), _INDEX_NAMES),
+        ):
+            if parent.is_dir() and not parent.is_symlink():
+                for path in sorted(parent.iterdir()):
+                    known = path.name in names if isinstance(names, set) else names.fullmatch(path.name)
+                    if known and (path.is_symlink() or path.is_file()):
+                        yield path
+
+    def remove(self, *, below: Path | None = None) -> list[str]:
+        """Remove what a store consists of (``below`` one of its folders); returns the names of what stays."""
+        top = below or self.root
+        for path in list(self.written()):
+            if path.is_relative_to(top):
+                path.unlink()
+        for folder in (self.unfinished / "store" / "index", self.unfinished / "store", self.unfinished, self.index):
+            self._drop(folder, top)
+        self._drop(self.shards, top)
+        return sorted(path.name for path in top.iterdir()) if top.is_dir() else []
+
+    @staticmethod
+    def _drop(folder: Path, top: Path) -> None:
+        if folder.is_relative_to(top) and folder.is_dir() and not folder.is_symlink():
+            clean_temporaries(folder)
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
 
 def read_facts(folder: StoreFolder) -> dict[str, Any]:
     """``store.json`` of a finished store.
@@ -137,45 +179,6 @@ def read_facts(folder: StoreFolder) -> dict[str, Any]:
     if missing:
         raise InputError(f"{folder.facts} is damaged: it lacks {', '.join(sorted(missing))}. {remedy}")
     return facts
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, with the permissions the umask gives."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, bring it to disk and rename it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if path.is_dir():  # some network file systems cannot sync a folder
-            return
-        raise error
-    finally:
-        os.close(handle)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def dump(facts: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,13 +21,16 @@ import numpy as np
 from tqdm import tqdm
 
 from frepa.errors import InputError
+from frepa.files import write_text
 from frepa.images.anonymity import SECRET, key_check, key_file
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
-from frepa.images.store.layout import StoreFolder, dump, read_facts, write_text
+from frepa.images.store.layout import StoreFolder, dump, read_facts
 from frepa.images.store.records import pack_scan
-from frepa.images.store.shards import DiskFull, Shard, Stopped, full_disk, lock, write_shard
+from frepa.images.store.shards import DiskFull, Shard, Stopped, full_disk, write_shard
+from frepa.locks import Lock
 from frepa.names import shown
+from frepa.run_folders import check_inputs
 
 # Raw bytes a shard aims at; fewer records where there are few, so that several processes have something to do
 _SHARD_BYTES, _MANY_SHARDS = 2**28, 64
@@ -128,7 +130,7 @@ def _plan(source: Source, *, quantize: bool, keep_names: bool) -> dict[str, Any]
 
 
 def _clean(folder: StoreFolder) -> None:
-    shutil.rmtree(folder.unfinished, ignore_errors=True)
+    folder.remove(below=folder.unfinished)
 
 
 def tell(sentence: str) -> None:
@@ -153,8 +155,11 @@ def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, over
             f"--out {root}: the folder holds files but no store, and nothing in it will be touched. Name another one."
         )
     if overwrite:
+        check_inputs(root, {"the source": source.location})
         with _alone(folder) if folder.unfinished.is_dir() else contextlib.nullcontext():
-            shutil.rmtree(root)
+            kept = folder.remove()
+        if set(kept) - {folder.unfinished.name}:
+            tell(f"{root} also holds what is of no store, and it stays: {', '.join(kept)}.")
         return False
     found = read_facts(folder)["options"] if folder.is_finished() else _read_plan(folder)["options"]
     if found == plan:
@@ -218,19 +223,9 @@ def _spread(length: int, count: int) -> list[int]:
     return [int(i) for i in np.unique(np.linspace(0, length - 1, min(length, count)).astype(np.int64))]
 
 
-@contextlib.contextmanager
-def _alone(folder: StoreFolder) -> Iterator[None]:
-    """Keep a second command from packing the same store."""
-    with open(folder.lock, "w") as file:
-        patience = time.monotonic() + _PATIENCE
-        while not lock(file.fileno(), wait=False):
-            # Workers of a killed command finish the record they are at
-            if time.monotonic() > patience:
-                raise InputError(
-                    f"--out {folder.root}: another frepa prepare is at work there. Wait for it, or end it first."
-                )
-            time.sleep(0.1)
-        yield
+def _alone(folder: StoreFolder) -> Lock:
+    """Keep a second command from packing the same store; workers of a killed one finish the record they are at."""
+    return Lock(folder.lock, f"--out {folder.root}", inherited=True, patience=_PATIENCE)
 
 
 def _remaining(folder: StoreFolder, shards: list[Shard]) -> dict[int, int]:
@@ -249,7 +244,7 @@ def _check_room(folder: StoreFolder, source: Source, shards: list[Shard], remain
     left = sum(remaining.values())
     if left == 0:
         return
-    written = sum(path.stat().st_size for path in folder.shards.iterdir())
+    written = sum(path.stat().st_size for path in folder.written() if path.parent == folder.shards)
     whole = sum(s.last - s.first for s in shards if s.number not in remaining)
     if written:
         each = written / whole

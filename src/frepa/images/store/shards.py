@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frepa import files
+from frepa.files import sync_to_disk
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
-from frepa.images.store.layout import StoreFolder, sync
+from frepa.images.store.layout import StoreFolder
 from frepa.images.store.records import anonymous_id, pack_scan
 
 #: Left free on the disk, so that the index, other programs and the user's shell still work.
 RESERVE_BYTES = 2**26
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class DiskFull(Exception):
@@ -80,10 +80,10 @@ def write_shard(
                 _write(data.fileno(), packed)
                 _write(journal, (json.dumps(line) + "\n").encode())
                 progress(1)
-        sync(part)
+        sync_to_disk(part)
         os.fsync(journal)
         os.replace(part, folder.shard(shard.number))
-        sync(folder.shards)
+        sync_to_disk(folder.shards)
 
 
 def journal_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -100,7 +100,7 @@ def journal_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def full_disk(error: BaseException) -> bool:
     """Whether an error says that nothing more can be written there."""
-    return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
+    return isinstance(error, DiskFull) or files.full_disk(error)
 
 
 def _record(source: Source, index: int, quantize: bool) -> tuple[bytes, dict[str, Any]]:
@@ -168,22 +168,17 @@ def _locked(path: Path) -> Iterator[int]:
     """An appending handle to a file that only one process holds at a time."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        lock(handle, wait=True)
+        _lock(handle)
         yield handle
     finally:
         os.close(handle)  # gives the lock back
 
 
-def lock(handle: int, *, wait: bool) -> bool:
-    """Take the lock of an open file; False where another process has it. True where locks are not known."""
+def _lock(handle: int) -> None:
+    """Wait for the lock of an open file; go on without where the file system knows none."""
     try:
         import fcntl
     except ImportError:  # pragma: no cover - not a POSIX system
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems have no locks
-        return True
-    return True
+        return
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from frepa.errors import InputError
+from frepa.files import file_digest, write_csv
 from frepa.images.store.files import ShardFiles
 from frepa.images.store.frames import DamagedRecord
-from frepa.images.store.layout import StoreFolder, file_digest, write_atomically
+from frepa.images.store.layout import StoreFolder
 from frepa.images.store.source import StoreSource
-from frepa.names import cell
 
 _BATCH = 4096
 
@@ -59,7 +58,7 @@ def verify_store(
             damaged += found
             progress(len(batch))
     if damaged:
-        write_atomically(folder.damaged, lambda temporary: _write(temporary, damaged))
+        write_csv(folder.damaged, ("record", "name", "shard", "reason"), map(asdict, damaged), end="\n")
     else:
         folder.damaged.unlink(missing_ok=True)
     return damaged
@@ -78,10 +77,3 @@ def _damaged(source: StoreSource, folder: StoreFolder, records: range) -> Iterat
             reason = str(error)
         if reason is not None:
             yield Damage(record, source.name(record), folder.shard(int(row["shard"])).name, reason)
-
-
-def _write(path: Path, damaged: list[Damage]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="replace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("record", "name", "shard", "reason"))
-        writer.writerows((item.record, cell(item.name), item.shard, item.reason) for item in damaged)

@@ -1,0 +1,87 @@
+"""Which files a text of the user means: folders, globs, manifests, specifications such as ``slices:FILE,width=64``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_GLOB = re.compile(r"[*?\[]")
+_TABLES = (".csv", ".parquet")
+
+
+def paths_in(text: str) -> Iterator[Path]:
+    """Every existing file or folder that ``text`` may name, whatever stands before and after it.
+
+    Looks behind each ":" and "@" (schemes, checkpoints), and before "?", "#", "," (options, members); of a glob it is
+    the folder in which it begins.
+    """
+    seen = set()
+    for start in [0, *(match.end() for match in re.finditer(r"[:@]", text))]:
+        rest = text[start:]
+        for end in [len(rest), *(match.start() for match in re.finditer(r"[?#,]", rest))]:
+            part = rest[:end]
+            if part and part not in seen:
+                seen.add(part)
+                path = Path(part).expanduser()
+                with contextlib.suppress(OSError, ValueError):
+                    if path.exists():
+                        yield path
+        match = _GLOB.search(rest)
+        if match is not None:
+            folder = Path(rest[: match.start()] + "x").expanduser().parent
+            with contextlib.suppress(OSError, ValueError):
+                if folder.is_dir():
+                    yield folder
+
+
+def inputs_near(root: Path, text: str | Path | None) -> Iterator[tuple[str, Path]]:
+    """What ``text`` names that lies at, inside or around the folder ``root``: the word, and the path.
+
+    Links are followed. Of a manifest the files it lists count too.
+    """
+    if text is None:
+        return
+    out = os.path.realpath(root)
+    for path in paths_in(str(text)):
+        found = os.path.realpath(path)
+        if found == out:
+            yield "at", path
+        elif found.startswith(_below(out)):
+            yield "inside", path
+        elif out.startswith(_below(found)):
+            yield "around", path
+        elif path.suffix.lower() in _TABLES and path.is_file():
+            listed = next((cell for cell in _listed(path) if (os.path.realpath(cell)).startswith(_below(out))), None)
+            if listed is not None:
+                yield "inside", Path(listed)
+
+
+def _below(folder: str) -> str:
+    return folder if folder.endswith(os.sep) else folder + os.sep
+
+
+def _listed(table: Path) -> Iterator[str]:
+    """One path of each folder that the text columns of a manifest name; links of folders are followed by the caller.
+
+    A table that cannot be read lists nothing here: whoever opens it says what is wrong with it.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        read = parquet.read_table(table) if table.suffix.lower() == ".parquet" else csv.read_csv(table)
+    except (OSError, pa.ArrowException):
+        return
+    folders = set()
+    for column in read.columns:
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            continue
+        for cell in column.unique().to_pylist():
+            if cell and len(cell) < 4096:
+                path = os.path.join(table.parent, cell)
+                if os.path.dirname(path) not in folders:
+                    folders.add(os.path.dirname(path))
+                    yield path
