@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from frepa.errors import InputError
 from frepa.pretraining.methods import terms
-from frepa.pretraining.methods.objective import Objective
+from frepa.pretraining.methods.objective import ConsistencyReading, Objective
 
 OFF = {"rmse": 0, "gradient": 0, "hfl": 0, "consistency": 0}
 
@@ -157,3 +157,41 @@ def test_an_objective_of_nothing_is_refused():
     prediction, target, mask, _ = _batch()
     with pytest.raises(InputError, match="Nothing to minimise"):
         Objective(**{**OFF, "consistency": 1})(prediction, target, mask, None)
+
+
+def test_the_consistency_is_read_as_the_objective_says():
+    prediction, target, mask, embeddings = _batch()
+    reading = ConsistencyReading(reduction="sum", temperature=0.5, standardise=True)
+    total, values = Objective(**{**OFF, "consistency": 2}, reading=reading)(prediction, target, mask, embeddings)
+    expected = terms.consistency(*embeddings, reduction="sum", temperature=0.5, standardise=True)
+    assert values["consistency"].item() == expected.item()
+    assert total.item() == pytest.approx(2 * expected.item(), rel=1e-6)
+
+
+def test_the_consistency_starts_at_its_epoch_and_needs_no_second_view_before():
+    objective = Objective(reading=ConsistencyReading(start_epoch=5))
+    assert [objective.at(epoch).views for epoch in (0, 4, 5, 6)] == [1, 1, 2, 2]
+    assert objective.at(5) is objective
+    prediction, target, mask, _ = _batch()
+    _, values = objective.at(4)(prediction[:3], target, mask[:3], None)
+    assert set(values) == {"rmse", "gradient", "hfl"}
+    assert Objective(consistency=0).views == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reduction": "summ"}, "Did you mean sum"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"temperature": float("nan")}, "above 0"),
+        ({"start_epoch": -1}, "0 or more"),
+    ],
+)
+def test_a_reading_that_makes_no_sense_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        ConsistencyReading(**options)
+
+
+def test_something_must_be_minimised_before_the_consistency_starts():
+    with pytest.raises(InputError, match="Before epoch 3"):
+        Objective(**{**OFF, "consistency": 1}, reading=ConsistencyReading(start_epoch=3))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
 
 from frepa.corruption.spectrum import high_pass
 from frepa.pretraining.methods import terms
@@ -166,6 +167,49 @@ def test_consistency_runs_from_zero_to_ln_2():
     assert terms.consistency(peak, other).item() == pytest.approx(math.log(2), rel=1e-6)
     assert terms.consistency(peak, other) <= torch.tensor(math.log(2))  # ln 2 as float32 holds it
     assert torch.isfinite(_gradient(terms.consistency, peak, other)).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 1), (3, 1, 2)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_every_reading_of_the_consistency_against_scipy(shape, reduction, temperature, standardise):
+    a, b = 2 * _residual(shape, channels=6) + 3, 2 * _residual(shape, channels=6, seed=1) + 3
+    both = np.stack([a.double().numpy(), b.double().numpy()])
+    if standardise:
+        axes = (0, 1, *range(3, both.ndim))
+        both = (both - both.mean(axes, keepdims=True)) / both.std(axes, keepdims=True)
+    p, q = softmax(both / temperature, axis=2).swapaxes(2, -1).reshape(2, -1, 6)
+    each = [jensenshannon(one, other) ** 2 for one, other in zip(p, q)]
+    expected = np.mean(each) if reduction == "mean" else np.sum(each) / len(a)
+    found = terms.consistency(a, b, reduction=reduction, temperature=temperature, standardise=standardise)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "sum"}, {"temperature": 0.3}, {"standardise": True}])
+def test_every_reading_of_the_consistency_has_the_right_gradient(options):
+    a, b = (_residual((2, 3), channels=4, seed=seed, dtype=torch.float64).requires_grad_() for seed in (5, 6))
+    assert torch.autograd.gradcheck(lambda x, y: terms.consistency(x, y, **options), (a, b))
+
+
+def test_standardised_embeddings_cannot_agree_by_becoming_small():
+    a, b = _residual((4, 4), channels=6), _residual((4, 4), channels=6, seed=1)
+    small = terms.consistency(0.01 * a + 2, 0.01 * b + 2)
+    assert small < 1e-3 * terms.consistency(a, b)
+    full = terms.consistency(a, b, standardise=True)
+    assert terms.consistency(0.01 * a + 2, 0.01 * b + 2, standardise=True).item() == pytest.approx(
+        full.item(), rel=1e-3
+    )
+
+
+def test_a_channel_without_variance_is_left_out_of_standardised_embeddings():
+    a, b = _residual((4, 4), channels=3), _residual((4, 4), channels=3, seed=1)
+    a[:, 1] = b[:, 1] = 0.7
+    first, second = terms.standardised(a, b)
+    assert (first[:, 1] == 0).all()
+    assert (second[:, 1] == 0).all()
+    gradient = _gradient(lambda x, y: terms.consistency(x, y, standardise=True), a, b)
+    assert torch.isfinite(gradient).all()
 
 
 # ---- Focal frequency loss

@@ -4,13 +4,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from frepa.errors import InputError
+from frepa.errors import InputError, nearest
 from frepa.pretraining.methods import terms
+
+REDUCTIONS = ("mean", "sum")
+WEIGHTS = ("rmse", "gradient", "hfl", "consistency", "focal_frequency", "adversarial")
+
+
+@dataclass(frozen=True)
+class ConsistencyReading:
+    """How the consistency term is read (Frepa Eq. 10); the paper says neither how it is reduced nor since when it counts.
+
+    Args:
+        reduction: ``"mean"`` over positions, or ``"sum"`` over positions and mean over images.
+        temperature: divides the embeddings before the softmax.
+        standardise: give every channel of the embeddings mean 0 and variance 1 over the batch first.
+        start_epoch: epochs without the term at the start, in which an image needs one view only.
+
+    Raises InputError for a reduction that is not known, and for numbers out of range.
+    """
+
+    reduction: str = "mean"
+    temperature: float = 1.0
+    standardise: bool = False
+    start_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise InputError(
+                f"The consistency's reduction {self.reduction!r} is not known. {nearest(self.reduction, REDUCTIONS)}"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError(f"The consistency's temperature is {self.temperature}; give a number above 0.")
+        if self.start_epoch < 0:
+            raise InputError(f"The consistency's start_epoch is {self.start_epoch}; give a number of 0 or more.")
+
+    def __call__(self, embedding_a: Tensor, embedding_b: Tensor) -> Tensor:
+        """The divergence of two views' embeddings (B, C, *s): 0-d, float32, not negative."""
+        return terms.consistency(
+            embedding_a,
+            embedding_b,
+            reduction=self.reduction,
+            temperature=self.temperature,
+            standardise=self.standardise,
+        )
 
 
 @dataclass(frozen=True)
@@ -18,8 +60,8 @@ class Objective:
     """Weights of the terms; a weight of 0 switches its term off, and it is then not computed.
 
     The defaults are the paper's (Frepa Eq. 11). ``focal_frequency`` is for the comparison of Fig. 4, ``adversarial``
-    weighs the generator loss of :class:`frepa.pretraining.methods.adversarial.Adversary`. A negative or
-    non-finite weight, or none above zero, raises InputError.
+    weighs the generator loss of :class:`frepa.pretraining.methods.adversarial.Adversary`. ``reading`` says what the
+    consistency is. A negative or non-finite weight, or none above zero, raises InputError.
     """
 
     rmse: float = 1.0
@@ -28,14 +70,30 @@ class Objective:
     consistency: float = 0.5
     focal_frequency: float = 0.0
     adversarial: float = 0.0
+    reading: ConsistencyReading = ConsistencyReading()
 
     def __post_init__(self) -> None:
-        weights = {field.name: getattr(self, field.name) for field in fields(self)}
+        weights = {name: getattr(self, name) for name in WEIGHTS}
         for name, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
                 raise InputError(f"The weight of the {name} term is {weight}; give a number of 0 (off) or more.")
         if not any(weights.values()):
             raise InputError(f"All weights of the objective are 0; give at least one of {', '.join(weights)} a weight.")
+        if self.reading.start_epoch and not any(weight for name, weight in weights.items() if name != "consistency"):
+            raise InputError(
+                f"Before epoch {self.reading.start_epoch}, when the consistency starts, nothing is minimised; "
+                "give another term a weight, or start it at 0."
+            )
+
+    def at(self, epoch: int) -> Objective:
+        """The objective of this epoch, counted from 0: without the consistency before it starts."""
+        early = self.consistency > 0 and epoch < self.reading.start_epoch
+        return replace(self, consistency=0.0, reading=ConsistencyReading()) if early else self
+
+    @property
+    def views(self) -> int:
+        """Views that an image needs: 2 for the consistency, else 1, which costs half as much."""
+        return 2 if self.consistency > 0 else 1
 
     def __call__(
         self,
@@ -66,7 +124,7 @@ class Objective:
         if self.hfl:
             values["hfl"] = terms.hfl(residual)
         if self.consistency and embeddings is not None:
-            values["consistency"] = terms.consistency(*embeddings)
+            values["consistency"] = self.reading(*embeddings)
         if self.focal_frequency:
             values["focal_frequency"] = terms.focal_frequency_loss(residual)
         if self.adversarial and generator_loss is not None:

@@ -139,30 +139,61 @@ def _high_pass_l1(residual: Tensor, cutoffs: tuple[float, ...], wanted: bool) ->
 
 
 @_full_precision
-def consistency(embedding_a: Tensor, embedding_b: Tensor) -> Tensor:
+def consistency(
+    embedding_a: Tensor,
+    embedding_b: Tensor,
+    *,
+    reduction: str = "mean",
+    temperature: float = 1.0,
+    standardise: bool = False,
+) -> Tensor:
     """Jensen-Shannon divergence of two views' embeddings, in nats (Frepa Eq. 10).
 
     ``embedding_a`` and ``embedding_b``: (B, C, *s), any real values; a softmax over the channels makes one
-    distribution at each position. Averaged over positions and images; lies in [0, ln 2], 0 for equal embeddings.
-    First derivatives only.
+    distribution at each position. 0 for equal embeddings. First derivatives only.
+
+    Args:
+        reduction: ``"mean"`` over positions and images, which lies in [0, ln 2]; or ``"sum"`` over positions and mean
+            over images ("batchmean" of ``kl_div``), up to ln 2 times the positions.
+        temperature: divides the embeddings before the softmax; below 1 small differences count more.
+        standardise: first give every channel mean 0 and variance 1 over images and positions of both views, so that
+            embeddings cannot agree by becoming small. A channel without variance becomes 0. The gradient passes
+            through these statistics.
     """
+    if standardise:
+        embedding_a, embedding_b = standardised(embedding_a, embedding_b)
+    if temperature != 1:
+        embedding_a, embedding_b = embedding_a / temperature, embedding_b / temperature
     with torch.no_grad():
         log_a, log_b = embedding_a.log_softmax(1), embedding_b.log_softmax(1)
         p, q = log_a.exp(), log_b.exp()
         # Where both vanish their share is 0 as long as the logarithm stays finite.
         log_mean = ((p + q) / 2).clamp_min_(torch.finfo(p.dtype).tiny).log_()
         positions = p.numel() // p.shape[1]
+        count = positions if reduction == "mean" else len(p)
         total, gradients = p.new_zeros(()), []
         for share, log_ratio in ((p, log_a.sub_(log_mean)), (q, log_b.sub_(log_mean))):
             divergence = (share * log_ratio).sum(1, keepdim=True)  # from the mean of the two: KL(p || m)
             total += divergence.sum()
             # dJS/dp = log(p / m) / 2, and the softmax takes its mean under p away.
-            gradients.append(log_ratio.sub_(divergence).mul_(share).mul_(0.5 / positions))
+            gradients.append(log_ratio.sub_(divergence).mul_(share).mul_(0.5 / count))
         # Rounding can step over the bounds by an ulp.
-        value = (0.5 * total / positions).clamp(0.0, math.log(2))
+        value = (0.5 * total / count).clamp(0.0, math.log(2) * (positions / count))
     return (
         _Known.apply(value, gradients, embedding_a, embedding_b) if _wants_gradient(embedding_a, embedding_b) else value
     )
+
+
+def standardised(embedding_a: Tensor, embedding_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (B, C, *s) with mean 0 and variance 1 per channel over the two together; no variance becomes 0."""
+    both = torch.stack([embedding_a, embedding_b])
+    axes = (0, 1, *range(3, both.ndim))
+    centred = both - both.mean(axes, keepdim=True)
+    variance = centred.square().mean(axes, keepdim=True)
+    # Rounding leaves a constant channel a variance of this order.
+    floor = (16 * torch.finfo(both.dtype).eps) ** 2 * both.detach().square().mean(axes, keepdim=True)
+    first, second = torch.where(variance > floor, centred * variance.clamp_min(1e-30).rsqrt(), 0.0)
+    return first, second
 
 
 @_full_precision
