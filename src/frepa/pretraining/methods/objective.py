@@ -18,7 +18,7 @@ WEIGHTS = ("rmse", "gradient", "hfl", "consistency", "focal_frequency", "adversa
 
 @dataclass(frozen=True)
 class ConsistencyReading:
-    """How the consistency term is read (Frepa Eq. 10); the paper says neither how it is reduced nor since when it counts.
+    """How the consistency term is read (Frepa Eq. 10); the paper says neither how it is reduced nor when it starts.
 
     Args:
         reduction: ``"mean"`` over positions, or ``"sum"`` over positions and mean over images.
