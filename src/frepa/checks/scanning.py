@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from frepa.checks.measures import Measured, measure
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
+from frepa.stopping import end_with_parent
 
 #: What comes back for a record: its measurements, or the reason why there are none.
 Result = Measured | str
@@ -100,6 +101,7 @@ def _some(queue: Iterator[Sequence[int]], count: int) -> Iterator[Sequence[int]]
 def _start(source: Source) -> None:
     global _source
     _source = source
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)
