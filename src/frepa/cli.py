@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 import frepa
 from frepa.errors import InputError, nearest
+from frepa.stopping import terminated_like_interrupted
 
 # Command -> "module:function". A command of two words is listed as one.
 COMMANDS: dict[str, str] = {
@@ -31,7 +32,11 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 the user's input is wrong, 1 anything else."""
+    """Run one command; returns the exit code.
+
+    0 done, 2 the user's input is wrong, 3 stopped on request (Ctrl-C, SIGTERM, a scheduler's warning) with the state
+    saved where the verb has one, 1 anything else.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _wrong(f"frepa {command}", str(error))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        return 1
+        return 3
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -60,12 +65,13 @@ def _run(command: str, words: list[str]) -> int:
     options = parser.parse_args(_normalise(words, verb))
     given = {k: v for k, v in vars(options).items() if k in inspect.signature(verb).parameters}
     try:
-        result = verb(**given)
+        with terminated_like_interrupted():
+            result = verb(**given)
     except RuntimeError as error:
         if not getattr(error, "plain", False):
             raise
         print(f"frepa {command}: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "code", 1)
     if result is not None:
         print(result)  # the last line of a verb is the folder it wrote
     return 0

@@ -351,7 +351,15 @@ def _plain_words(root: Path, go_on: str) -> Iterator[None]:
                     f"The disk of {root} is full ({free:.1f} MB left): {error.strerror}. What was saved before is as "
                     f"it was. {go_on}"
                 ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _is_inside(error.filename, root):
+            raise InputError(
+                f"--out {root}: it cannot be written there ({error.strerror}). Name another folder."
+            ) from None
         raise
+
+
+def _is_inside(name: Any, root: Path) -> bool:
+    return isinstance(name, str | os.PathLike) and os.path.abspath(name).startswith(os.path.abspath(root))
 
 
 def _make(root: Path) -> list[Path]:

@@ -159,9 +159,10 @@ def test_sigterm_saves_and_ends_cleanly(images, untouched, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     code, out, err = _finish(process)
-    assert code == 0, err
-    assert out.strip().splitlines()[-1] == str(run)
-    if "--resume" in err:  # stopped in the middle, as meant; a very fast machine may have finished
+    if code != 0:  # stopped in the middle, as meant; a very fast machine may have finished
+        assert code == 3, err
+        assert "Continue with the same command and --resume" in err
+        assert out == ""
         assert not (run / "encoder.safetensors").exists()
         _check_encoder_of_newest_checkpoint(run)
         code, _, err = _finish(_start([*words, "--resume"]))

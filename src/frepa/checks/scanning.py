@@ -12,6 +12,7 @@ from typing import Literal
 from frepa.checks.measures import Measured, measure
 from frepa.images.scan import Trouble, UnreadableScan
 from frepa.images.source import Source
+from frepa.stopping import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _some(queue: Iterator[Sequence[int]], count: int) -> Iterator[Sequence[int]]
 def _start(source: Source) -> None:
     global _source
     _source = source
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)

@@ -261,6 +261,15 @@ class FileSource(Source):
         member = None if self._members is None else _text(self._members[row])
         return name if member is None else f"{name}#{member}"
 
+    def listing(self) -> Iterable[tuple[str, int]]:
+        for start in range(0, len(self._names), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            names = self._names[part].to_pylist()
+            if self._members is not None:
+                members = self._members[part].to_pylist()
+                names = [name if member is None else f"{name}#{member}" for name, member in zip(names, members)]
+            yield from zip(names, self._sizes[part].tolist())
+
     @property
     def groups(self) -> int | None:
         if self.group_codes is None:

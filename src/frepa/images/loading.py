@@ -25,6 +25,7 @@ from frepa.images.resampling import per_axis, resampled_affine
 from frepa.images.sampling import Stream, uniform
 from frepa.images.scan import Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
+from frepa.stopping import end_with_parent
 
 MODES = ("resize", "crop")
 # Streams of `sampling.uniform`: one number per purpose
@@ -280,6 +281,7 @@ def make_loader(
         pin_memory=pin_memory,
         # Otherwise starting a loader draws from the global generator, which would make resuming inexact
         generator=torch.Generator(),
+        worker_init_fn=end_with_parent,
         **options,
     )
 

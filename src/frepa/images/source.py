@@ -65,6 +65,10 @@ class Source(ABC):
         """Name of the file, member or series a record is in: the same for all slices of a volume."""
         return _ROW.sub("", self.name(index))
 
+    def listing(self) -> Iterable[tuple[str, int]] | None:
+        """Name and size in bytes of every file, member or series, in order; None where records are no files."""
+        return None
+
     @abstractmethod
     def read(self, index: int) -> Scan:
         """Decode a record. Raises `UnreadableScan` when it is broken."""

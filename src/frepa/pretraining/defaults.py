@@ -27,6 +27,7 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "0 or more",
         lambda value: 0 <= value < math.inf,
     ),
+    (("max_unreadable",), "a share, a number from 0 to 1", lambda value: 0 <= value <= 1),
     (("foreground",), "the share of the crops, a number from 0 to 1", lambda value: 0 <= value <= 1),
     (("ema_decay",), "0 (none) or a number below 1", lambda value: 0 <= value < 1),
 )

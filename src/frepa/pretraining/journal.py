@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.files import announce
+from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.run_folder import RunFolder
 
 _SHOWN = ("loss", "rmse", "gradient", "hfl", "consistency")
@@ -34,12 +35,22 @@ class Journal:
     """
 
     def __init__(
-        self, fabric: lightning_fabric.Fabric, run: RunFolder, *, batch_size: int, every: int = 10, quiet: bool = False
+        self,
+        fabric: lightning_fabric.Fabric,
+        run: RunFolder,
+        *,
+        batch_size: int,
+        every: int = 10,
+        quiet: bool = False,
+        lost: LostData | None = None,
+        on_loss: Callable[[str], None] | None = None,
     ) -> None:
         self.fabric, self.run = fabric, run
         self.batch_size, self.every, self.quiet = batch_size, every, quiet
+        self.lost, self.on_loss = lost, on_loss
         self.skipped: dict[str, str] = {}
-        self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        self._new: dict[str, str] = {}  # found by this rank and not yet told to the others
+        self._pending: list[tuple[int, float, dict[str, Tensor], dict[str, Tensor], float]] = []
         self._waited = 0.0
         self._since = time.perf_counter()
         self._since_step = 0
@@ -55,6 +66,8 @@ class Journal:
         """Cut the logs back to the state training continues from."""
         if self.fabric.is_global_zero:
             self.run.cut_logs(step)
+            if step:
+                self.skipped = self.run.read_skipped() | self.skipped
             if step:
                 self.tell(f"Continuing {self.run.root} after step {step}.")
 
@@ -81,14 +94,33 @@ class Journal:
         self._waited += time.perf_counter() - start
 
     def saw(self, batch: dict[str, Any]) -> None:
-        """Remember the files of this batch that could not be used."""
-        for item in batch.get("skipped", ()):
-            if item.path not in self.skipped:
-                self.skipped[item.path] = item.reason
-                self.tell(f"Skipped {item.path}: {item.reason}")
+        """Remember the files of this batch that could not be used, and notice when there are too many."""
+        skipped = batch.get("skipped", ())
+        self._skip({item.path: item.reason for item in skipped})
+        if self.lost is not None and self.on_loss is not None:
+            why = self.lost.saw(len(batch["index"]), [f"{item.path}: {item.reason}" for item in skipped])
+            if why:
+                self.on_loss(why)
 
-    def step(self, step: int, terms: dict[str, Tensor], *, lr: float) -> None:
-        self._pending.append((step, lr, terms))
+    def _skip(self, found: dict[str, str]) -> None:
+        for path, reason in found.items():
+            if path not in self.skipped:
+                self.skipped[path] = self._new[path] = reason
+                self.tell(f"Skipped {path}: {reason}")
+
+    def step(
+        self, step: int, terms: dict[str, Tensor], whole: dict[str, Tensor] | None = None, *, lr: float, weight: float
+    ) -> None:
+        """Add a finished step.
+
+        Args:
+            step: its number, from 1 on.
+            terms: sums over the batch's parts of each term times the part's weight.
+            whole: what is one number for all ranks, such as the gradient's norm.
+            lr: learning rate.
+            weight: sum of the parts' weights, 1 where everything could be read.
+        """
+        self._pending.append((step, lr, terms, whole or {}, weight))
         if self._bar is not None:
             self._bar.update()
         if step % self.every == 0:
@@ -98,14 +130,23 @@ class Journal:
         """Bring the pending terms to the host, check them, write them."""
         if not self._pending:
             return
-        flat = torch.stack([value.float() for _, _, terms in self._pending for value in terms.values()])
-        reduced = self.fabric.all_reduce(flat, reduce_op="mean") if self.fabric.world_size > 1 else flat
+        parts = [[*terms.values(), *whole.values()] for _, _, terms, whole, _ in self._pending]
+        flat = torch.stack([value.float() for values in parts for value in values])
+        weights = [weight for *_, weight in self._pending]
+        several = self.fabric.world_size > 1
+        flat = torch.cat([flat, flat.new_tensor([*weights, float(bool(self._new))])])
+        reduced = self.fabric.all_reduce(flat, reduce_op="mean") if several else flat
         assert isinstance(reduced, Tensor)
-        local, values = flat.tolist(), iter(reduced.tolist())
+        local, found = flat.tolist(), reduced.tolist()
+        if several and found[-1] > 0:
+            self._share_skipped()
+        self._new = {}
+        values, weights = iter(found), found[-1 - len(weights) : -1]
         rows = []
-        for step, lr, terms in self._pending:
-            row = {"step": step, "lr": lr, **{name: next(values) for name in terms}}
-            rows.append(row)
+        for (step, lr, terms, whole, _), weight in zip(self._pending, weights):
+            # Nothing was read on any rank: the step has no terms.
+            named = {name: value / weight for name, value in zip(terms, values) if weight > 0}
+            rows.append({"step": step, "lr": lr, **named, **dict(zip(whole, values))})
         self._check(rows, local)
         if self.fabric.is_global_zero:
             self.run.append(self.run.metrics, rows)
@@ -117,6 +158,13 @@ class Journal:
                         if name != "step":
                             self._board.add_scalar(name, value, row["step"])
         self._pending.clear()
+
+    def _share_skipped(self) -> None:
+        """Tell every rank what the others could not read."""
+        found: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(found, self._new)
+        for others in found:
+            self._skip(others)
 
     def record(self, row: dict[str, Any]) -> None:
         """Write one more line to ``metrics.jsonl`` (validation terms)."""

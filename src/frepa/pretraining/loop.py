@@ -16,7 +16,7 @@ from frepa.pretraining.ema import Ema
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.contract import Method
 from frepa.pretraining.run_folder import RunFolder
-from frepa.pretraining.stopping import StopRequest
+from frepa.stopping import StopRequest
 
 if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
     from frepa.pretraining.methods.adversarial import Adversary
@@ -93,6 +93,7 @@ def fit(
     trained.train()
     journal.begin(step, steps)
     batches = make_batches(step * plan.accumulate, steps * plan.accumulate)
+    share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
     while step < steps:
         for group in optimizer.param_groups:
@@ -101,10 +102,13 @@ def fit(
         epoch_before = step * plan.batch_size // plan.samples
         generator_loss = adversary.generator_loss if adversary is not None and adversary.active(epoch_before) else None
         terms: dict[str, Tensor] = {}
+        whole: dict[str, Tensor] = {}
+        weights = 0.0
         for micro in range(plan.accumulate):
             with journal.waiting():
                 batch = next(batches)
-            image, weight = _to_device(batch, fabric.device)
+            image, weight = _to_device(batch, fabric.device, share)
+            weights += weight
             with fabric.no_backward_sync(trained, enabled=micro < plan.accumulate - 1):
                 result = trained(
                     image,
@@ -115,20 +119,20 @@ def fit(
                 )
                 fabric.backward(result.loss * (weight / plan.accumulate))
             for name, value in {"loss": result.loss.detach(), **result.terms}.items():
-                terms[name] = terms.get(name, 0.0) + value / plan.accumulate
+                terms[name] = terms.get(name, 0.0) + value * weight / plan.accumulate
             journal.saw(batch)
         if plan.clip:
             norm = fabric.clip_gradients(trained, optimizer, max_norm=plan.clip)
             if norm is not None:
-                terms["gradient_norm"] = norm
+                whole["gradient_norm"] = norm
         optimizer.step()
         optimizer.zero_grad()
         if generator_loss is not None:
-            terms["discriminator"] = _train_discriminator(fabric, judge, judge_optimizer, result, plan.rates[step])
+            whole["discriminator"] = _train_discriminator(fabric, judge, judge_optimizer, result, plan.rates[step])
         if ema is not None:
             ema.update(method)
         step += 1
-        journal.step(step, terms, lr=float(plan.rates[step - 1]))
+        journal.step(step, terms, whole, lr=float(plan.rates[step - 1]), weight=weights / plan.accumulate)
 
         epoch = step * plan.batch_size // plan.samples
         due = epoch // plan.epochs_between > epoch_before // plan.epochs_between
@@ -155,15 +159,16 @@ def fit(
     return step == steps
 
 
-def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, float]:
-    """The images on the device, and the weight of the batch: 0 where every file in it was unreadable.
+def _to_device(batch: Batch, device: torch.device, share: int) -> tuple[Tensor, float]:
+    """The images on the device, and the weight of the batch: how much of its ``share`` of images could be read.
 
-    An empty batch still goes through the model, as one blank image of no weight, because with several devices every
+    What is missing counts nothing, so that a step is the same however many ranks its batch is spread over. An empty
+    batch still goes through the model, as one blank image of no weight, because with several devices every
     rank has to take part in every step.
     """
     image = batch["image"]
     if len(image):
-        return image.to(device, non_blocking=True), 1.0
+        return image.to(device, non_blocking=True), len(image) / share
     batch["grey"], batch["position"] = torch.ones(1, dtype=torch.bool), [0]
     return torch.zeros(1, *image.shape[1:], device=device), 0.0
 

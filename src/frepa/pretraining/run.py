@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,15 +14,16 @@ import torch
 
 from frepa.corruption.dual import Corruption
 from frepa.datasets.opening import open_source
-from frepa.encoders.files import save_encoder
+from frepa.encoders.files import DESCRIPTION, save_encoder
 from frepa.encoders.options import split_options
 from frepa.encoders.registry import build_encoder
-from frepa.errors import InputError
+from frepa.errors import InputError, RunEnded, Stopped
 from frepa.images.loading import load_images, make_loader
 from frepa.images.source import Source
 from frepa.pretraining.defaults import check_ranges, resolved
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Batch, Plan, fit
+from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.methods.augment import Augmentation
 from frepa.pretraining.methods.contract import Method
 from frepa.pretraining.methods.objective import Objective
@@ -28,10 +31,11 @@ from frepa.pretraining.methods.registry import build_method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import voxels, write_report
 from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
-from frepa.pretraining.stopping import StopRequest
+from frepa.pretraining.source_record import check_source
 from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
 from frepa.schedules import learning_rates
+from frepa.stopping import StopRequest
 
 if TYPE_CHECKING:
     from frepa.pretraining.methods.adversarial import Adversary
@@ -65,7 +69,7 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
     source, plan, part = _open(options, fabric.world_size)
     check_something_readable(source)
     method, adversary = _build(options, source)
-    _on_first_rank(fabric, lambda: run.open(config, resume=options["resume"], overwrite=options["overwrite"]))
+    _on_first_rank(fabric, lambda: _begin(run, config, source, options))
 
     shape = {
         "size": options["image_size"],
@@ -94,7 +98,9 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
             )
         )
 
-    journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=options["quiet"])
+    stop = StopRequest()
+    lost = LostData(options["max_unreadable"], share, fabric.world_size)
+    journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=options["quiet"], lost=lost, on_loss=stop.ask)
     for sentence in source.warnings:
         journal.tell(sentence)
     if source.skipped:
@@ -120,7 +126,7 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
         """The encoder as it is now, so that it can be tried downstream while the run goes on."""
         save_encoder(run.checkpoints.folder, trained.encoder, facts(step))
 
-    with StopRequest() as stop:
+    with stop:
         complete = fit(
             fabric,
             method,
@@ -135,13 +141,46 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
             stop=stop,
         )
     if not complete:
-        journal.tell(
-            f"Stopped on request after saving the state. Continue with the same command and --resume ({run.root})."
-        )
+        fabric.barrier()
+        reason = _first_reason(fabric, stop.reason)
+        if fabric.is_global_zero:
+            raise _stopped(run, reason)
     elif fabric.is_global_zero:
         save_encoder(run.root, method.encoder, facts(len(plan.rates)))
         write_report(run, config, method, source)
     fabric.barrier()
+
+
+def _begin(run: RunFolder, config: Mapping[str, Any], source: Source, options: Mapping[str, Any]) -> None:
+    """Open the folder, and see that a run that is continued has the source it was begun on."""
+    run.open(config, resume=options["resume"], overwrite=options["overwrite"])
+    newest = run.checkpoints.folder / DESCRIPTION
+    fingerprint = None
+    if run.resumed and newest.is_file():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            fingerprint = json.loads(newest.read_text("utf-8"))["extra"]["pretraining"]["source"]
+    accept = options["accept_changed_source"]
+    check_source(run.source, source, resumed=run.resumed, accept=accept, fingerprint=fingerprint)
+
+
+def _first_reason(fabric: lightning_fabric.Fabric, reason: str) -> str:
+    """Why the run asked itself to stop, from the first rank that did; empty where somebody else asked."""
+    if fabric.world_size == 1:
+        return reason
+    reasons: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(reasons, reason)
+    return next((text for text in reasons if text), "")
+
+
+def _stopped(run: RunFolder, reason: str) -> RunEnded:
+    if reason:
+        return RunEnded(
+            f"{reason}. The state is saved: see to the source, then continue with the same command and --resume "
+            f"({run.root}), with a higher --max-unreadable if the files are lost for good."
+        )
+    return Stopped(
+        f"Stopped on request after saving the state. Continue with the same command and --resume ({run.root})."
+    )
 
 
 def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, TrainingPart]:

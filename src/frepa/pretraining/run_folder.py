@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from frepa.run_folders import check_same_options, out_folder
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
 MAY_CHANGE_ON_RESUME = frozenset(
     {"resume", "overwrite", "quiet", "num_workers", "devices", "num_nodes", "checkpoint_every", "config", "recompute"}
+    | {"accept_changed_source", "max_unreadable"}
 )
 
 
@@ -22,7 +24,8 @@ class RunFolder:
     """Paths of a run and the rules for opening it; used as a context, so that the folder is given back at the end.
 
     ``config.yaml`` every option, resolved; ``metrics.jsonl`` one line per step (the same for every machine speed);
-    ``speed.jsonl`` images/s and share of waiting; ``skipped.csv`` files that could not be used; ``reconstructions/``
+    ``speed.jsonl`` images/s and share of waiting; ``skipped.csv`` files that could not be used; ``source.npz`` what it
+    trains on, in hashes; ``reconstructions/``
     one picture per epoch; ``volumes/`` in 3D, crops of the newest picture as NIfTI; ``checkpoints/``;
     ``encoder.safetensors`` + ``encoder.json``; ``report.html``.
     """
@@ -33,6 +36,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.speed = self.root / "speed.jsonl"
         self.skipped = self.root / "skipped.csv"
+        self.source = self.root / "source.npz"
         self.pictures = self.root / "reconstructions"
         self.volumes = self.root / "volumes"
         self.report = self.root / "report.html"
@@ -84,6 +88,14 @@ class RunFolder:
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows as JSON lines."""
         append_json_lines(path, rows)
+
+    def read_skipped(self) -> dict[str, str]:
+        """What :meth:`write_skipped` listed; nothing where there is no list, or no sound one."""
+        try:
+            with open(self.skipped, newline="", encoding="utf-8", errors="replace") as file:
+                return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        except (OSError, KeyError, csv.Error):
+            return {}
 
     def write_skipped(self, skipped: Mapping[str, str]) -> None:
         """List files that could not be used, one row each: path and reason."""

@@ -48,6 +48,7 @@ def pretrain(
     adversarial_weight: float = 0.0,
     adversarial_start_epoch: int = 5,
     val_images: int = 8,
+    max_unreadable: float = 0.2,
     checkpoint_every: int = 500,
     seed: int = 0,
     num_workers: int = 2,
@@ -55,6 +56,7 @@ def pretrain(
     num_nodes: int = 1,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     resume: bool = False,
+    accept_changed_source: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -63,7 +65,7 @@ def pretrain(
     Writes a run folder: encoder.safetensors and encoder.json, config.yaml, metrics.jsonl, speed.jsonl, skipped.csv, a
     picture of reconstructions per epoch (100 in a run at most; of volumes crops as NIfTI too), checkpoints, and
     report.html. A run that was killed continues with the same command and --resume, and ends with the same weights as
-    one that was not.
+    one that was not. Ctrl-C or SIGTERM saves the state after the step under way and ends with exit code 3.
 
     Args:
         source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
@@ -120,6 +122,8 @@ def pretrain(
         adversarial_start_epoch: epochs before the discriminator takes part.
         val_images: images held out for the pictures and the validation loss; a source with fewer than ten times as
             many lends them from training.
+        max_unreadable: share of the last 200 samples that may be unreadable; above it the source is taken for lost, and
+            the run saves its state and ends. 1 for never.
         checkpoint_every: steps between checkpoints; the two newest are kept.
         seed: decides every random draw of the run.
         num_workers: processes per device that read and scale images; they never change the result.
@@ -127,7 +131,8 @@ def pretrain(
         num_nodes: machines taking part, as the scheduler started them.
         precision: fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp32.
         resume: continue the run in --out; starts it when there is none yet.
-        overwrite: replace the run in --out.
+        accept_changed_source: with --resume, go on although files of the source were added, removed or altered.
+        overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
         quiet: no progress bar.
     """
     options = dict(locals())

@@ -7,10 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,17 +17,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from frepa.errors import InputError
+from frepa.errors import InputError, RunEnded
 from frepa.files import write_text
 from frepa.images.anonymity import SECRET, key_check, key_file
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
 from frepa.images.store.layout import StoreFolder, dump, read_facts
 from frepa.images.store.records import pack_scan
-from frepa.images.store.shards import DiskFull, Shard, Stopped, full_disk, write_shard
+from frepa.images.store.shards import RESERVE_BYTES, DiskFull, Shard, Stopped, full_disk, write_shard
 from frepa.locks import Lock
 from frepa.names import shown
 from frepa.run_folders import check_inputs
+from frepa.stopping import end_with_parent
 
 # Raw bytes a shard aims at; fewer records where there are few, so that several processes have something to do
 _SHARD_BYTES, _MANY_SHARDS = 2**28, 64
@@ -44,10 +42,8 @@ _PATIENCE = 20.0  # seconds to wait for another process to let go of the store
 _INDEX_BYTES = 500  # of one record, generously
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(RunEnded):
     """Memory ran out, or a process was ended from outside."""
-
-    plain = True  # the command line shows the sentence, not a traceback
 
 
 @dataclass
@@ -113,9 +109,10 @@ def pack_source(
         if not full_disk(error):
             raise
         free = shutil.disk_usage(folder.root).free
-        raise InputError(
-            f"The disk of {folder.root} is full ({_size(free)} left). What is packed so far is kept: make room, give "
-            "the same command again, and it continues where it stopped."
+        raise RunEnded(
+            f"The disk of {folder.root} is full ({_size(free)} left, of which {_size(RESERVE_BYTES)} are kept free for "
+            "the index and for others). What is packed so far is kept: make room, give the same command again, and it "
+            "continues where it stopped."
         ) from None
     _clean(folder)
     if facts["skipped"]:
@@ -300,15 +297,7 @@ def _start_worker(shared: _Shared) -> None:
 
     # A forked process has none of its parent's OpenMP threads, and would wait for them for ever.
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells the workers
-    threading.Thread(target=_end_with_parent, args=(shared.parent,), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A killed parent cannot say stop, and a worker that waits for its next shard would wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+    end_with_parent()  # a killed parent cannot say stop; one that hears a signal tells the workers
 
 
 def _work(shard: Shard) -> None:

@@ -1,0 +1,69 @@
+"""Promise: no success without data. A source that is lost ends the run, with its state saved and the reason named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frepa.cli import main
+from frepa.images.angiograms import angiogram
+from frepa.pretraining.checkpoints import Checkpoints
+from frepa.pretraining.journal import Journal
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for seed in range(12):
+        image, _ = angiogram(32, seed)
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{seed:02d}.png")
+    return folder
+
+
+def _words(scans: Path, run: Path) -> list[str]:
+    return ["pretrain", str(scans), f"--out={run}", "--encoder=timm:test_convnext", "--image-size=32", "--guide=none",
+            "--batch-size=4", "--max-steps=14", "--spectrum-patch=4", "--image-patch=8", "--val-images=0",
+            "--num-workers=0", "--quiet", "--resume"]  # fmt: skip
+
+
+def test_a_lost_mount_ends_the_run_and_it_goes_on_when_it_is_back(scans, tmp_path, monkeypatch, capsys):
+    run, away = tmp_path / "run", tmp_path / "away"
+    whole = Journal.step
+
+    def step(self, number, *args, **kwargs):
+        whole(self, number, *args, **kwargs)
+        if number == 3 and not away.exists():
+            scans.rename(away)
+            scans.mkdir()
+
+    monkeypatch.setattr(Journal, "step", step)
+    assert main(_words(scans, run)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "20 of the last 32 samples could not be read, and 20% are allowed" in said.err
+    assert "--resume" in said.err
+    assert not (run / "encoder.safetensors").exists()
+    assert Checkpoints(run / "checkpoints").steps() == [8]
+    skipped = (run / "skipped.csv").read_text().splitlines()
+    assert len(skipped) > 5
+    assert main(_words(scans, run)) == 2  # nothing is there
+    scans.rmdir()
+    away.rename(scans)
+    (scans / "new.png").write_bytes((scans / "00.png").read_bytes())
+    capsys.readouterr()
+    assert main(_words(scans, run)) == 2
+    assert "1 added (new.png) (12 records then, 13 now)" in capsys.readouterr().err
+    (scans / "new.png").unlink()
+    away.mkdir()
+    assert main(_words(scans, run)) == 0
+    assert (run / "encoder.safetensors").exists()
+    # What was found before the state is still listed
+    assert (run / "skipped.csv").read_text().splitlines() == skipped
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert all(("loss" in row) == (not 3 < row["step"] <= 8) for row in rows)
