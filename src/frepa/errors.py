@@ -14,13 +14,18 @@ class InputError(ValueError):
     """
 
 
+def near_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that are spelled nearly like ``name``, the nearest first; [] where there are none."""
+    return difflib.get_close_matches(name, sorted(known), n=count, cutoff=0.6)
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A sentence that suggests the nearest known names, or lists them when none is near.
 
     ``nearest("vit_bsae", ["vit_base", "swin_base"])`` gives ``"Did you mean vit_base?"``.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.6)
+    close = near_names(name, known, count)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     shown = ", ".join(known[:20])

@@ -15,7 +15,7 @@ from dicom_making import MR, series, smooth
 from frepa.checks.findings import Finding
 from frepa.checks.peers import outlying
 from frepa.checks.run import Checked, check_source
-from frepa.checks.scanning import CRASHED, measure_all
+from frepa.checks.scanning import CRASHED, Failed, measure_all
 from frepa.checks.splits import part_of
 from frepa.datasets.opening import open_source
 from frepa.images.angiograms import angiogram
@@ -288,7 +288,7 @@ def test_a_series_with_a_gap_is_told_once_in_2d_and_in_3d(tmp_path: Path) -> Non
     paths = series(tmp_path / "mr", smooth((9, 20, 20), low=0, high=900), SOPClassUID=MR, Modality="MR")
     paths[4].unlink()
     for dims, name in ((2, "mr/IM0000.dcm"), (3, "mr")):
-        found = of_kind(check(tmp_path, dims=dims), "geometry")
+        found = of_kind(check(tmp_path, dims=dims), "slices missing")
         assert [(f.file, f.message) for f in found] == [
             (name, "1 slice missing in 1 place, by the positions of the others")
         ]
@@ -334,6 +334,6 @@ def test_a_scan_that_ends_its_process_is_named_and_the_others_are_measured() -> 
     told: list[int] = []
     results = measure_all(_Deadly(), num_workers=2, progress=told.append)
     assert sorted(results) == list(range(20))
-    assert [index for index, result in results.items() if isinstance(result, str)] == [9]
+    assert [index for index, result in results.items() if isinstance(result, Failed)] == [9]
     assert results[9] == CRASHED
     assert sum(told) == 20

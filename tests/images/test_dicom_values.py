@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from dicom_making import AXIAL, CR, ENHANCED_CT, ENHANCED_MR, MR, US_MULTIFRAME, dataset, group, save, series, smooth
 from frepa.datasets.opening import open_source
+from frepa.errors import InputError
 from frepa.images.readers.dicom.codecs import stated_size
 from frepa.images.scan import ARBITRARY, HU, Scan, UnreadableScan
 
@@ -334,17 +335,17 @@ def test_headers_that_claim_too_much_are_refused_before_memory_is_asked_for(tmp_
 def test_a_deflated_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    from frepa.images.readers.dicom import pixels as dicom_pixels
+    from frepa.images.readers.dicom import opening
 
     path = save(
         dataset(np.zeros((512, 512), np.uint16), syntax=DeflatedExplicitVRLittleEndian, Modality="MR"),
         tmp_path / "a.dcm",
     )
     assert not one(path).array.any()
-    monkeypatch.setattr(dicom_pixels, "MOST_INFLATED", 2**18)
+    monkeypatch.setattr(opening, "MOST_INFLATED", 2**18)
     save(
         dataset(np.zeros((512, 513), np.uint16), syntax=DeflatedExplicitVRLittleEndian, Modality="MR"),
         tmp_path / "b.dcm",
     )
-    with pytest.raises(UnreadableScan, match="unpacks to more than 262,144 bytes"):
+    with pytest.raises(InputError, match="unpacks to more than 262,144 bytes"):
         one(tmp_path / "b.dcm")

@@ -74,7 +74,7 @@ def test_no_word_of_a_patient_in_anything_written(tmp_path: Path, capsys, dims: 
     assert main(["check", str(tmp_path / "scans"), "--dims", str(dims), "--out", str(out), "--num-workers", "2"]) == 0
     said = capsys.readouterr()
     table = parquet.read_table(out / "findings.parquet")
-    assert {"split patient", "geometry"} <= set(table["kind"].to_pylist())
+    assert {"split patient", "slices missing"} <= set(table["kind"].to_pylist())
     page = (out / "report.html").read_text()
     written = b"".join(path.read_bytes() for path in out.iterdir()) + (said.out + said.err).encode()
     written += str(table.to_pydict()).encode()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 from pyarrow import parquet
+
+from frepa.images.scan import Oddity, Trouble
+from frepa.names import shown
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 LEVELS = (ERROR, WARNING, NOTE)
@@ -90,26 +93,16 @@ KINDS: dict[str, Kind] = {
         NOTE, "Stored in another orientation than the others", "Nothing: volumes are turned when read."
     ),
     "geometry": Kind(NOTE, "Geometry worth a look", "See each file's note."),
+    "not a file": Kind(ERROR, "Not a file but a pipe, a socket or a device", "Take these off the list."),
+    "slices unreadable": Kind(
+        ERROR, "Series of which some slices cannot be read", "Copy or download the files that are named again."
+    ),
+    "slices missing": Kind(
+        WARNING, "Series with slices missing between the others", "Look for the missing files; volumes are used as is."
+    ),
     "left out": Kind(NOTE, "Left out on purpose", "Nothing, if these are no images of the kind asked for."),
     "other": Kind(NOTE, "Other remarks", "See each file's note."),
 }
-
-# Words of a reason or note, and the kind they speak of; the first that fits
-_WORDS = (
-    (r"NaN or infinite", "nan"),
-    (r"truncated|claims? (more|far more)|shorter than|ends before", "truncated"),
-    (r"empty file|file not found|which is not there|nothing to read|holds no (record|page)", "empty"),
-    (r"which nothing|no decoder|pip install|compressed as", "undecodable"),
-    (r"more than the limit|too large", "too large"),
-    (r"holds (several arrays|\d+ (arrays|pages|datasets))|name one, e\.g\.", "several arrays"),
-    (r"not an image of the kind|decodes to|the header says .* the compressed image", "damaged"),
-    (r"left out|not an image|not a volume|no volume|read it with dims|holds no pixels|slice of a series", "left out"),
-    (r"damaged|not a[n]? .* file|unpacks to", "damaged"),
-    (r"slices? missing|unevenly|orientations or sizes|without positions|shifted against", "geometry"),
-    (r"same place|does not say how it lies|unknown thickness|geometry makes|pixel spacing", "geometry"),
-    (r"taken for Hounsfield", "hu assumed"),
-    (r"not (in )?Hounsfield|Hounsfield units and some", "ct without hu"),
-)
 
 
 @dataclass(frozen=True)
@@ -131,9 +124,9 @@ class Finding:
     record: int = -1
 
 
-def kind_of(text: str, default: str) -> str:
-    """The kind a reader's reason or note speaks of."""
-    return next((kind for words, kind in _WORDS if re.search(words, text)), default)
+def kind_of(trouble: Trouble | Oddity | Literal["crash"]) -> str:
+    """The key of `KINDS` for what a reader says."""
+    return "left out" if trouble == "other dims" else trouble
 
 
 def write_findings(findings: Sequence[Finding], path: Path) -> None:
@@ -141,9 +134,9 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
     columns = {
         "level": pa.array([KINDS[finding.kind].level for finding in findings], pa.string()),
         "kind": pa.array([finding.kind for finding in findings], pa.string()),
-        "file": pa.array([finding.file for finding in findings], pa.large_string()),
-        "message": pa.array([finding.message for finding in findings], pa.large_string()),
-        "other": pa.array([finding.other for finding in findings], pa.large_string()),
+        "file": pa.array([shown(finding.file) for finding in findings], pa.large_string()),
+        "message": pa.array([shown(finding.message) for finding in findings], pa.large_string()),
+        "other": pa.array([shown(finding.other) for finding in findings], pa.large_string()),
         "record": pa.array([finding.record for finding in findings], pa.int64()),
     }
     part = path.with_name(path.name + ".part")

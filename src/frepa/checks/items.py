@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from frepa.checks.measures import Measured
 from frepa.images.label_folders import label_folder
+from frepa.images.scan import Note
 from frepa.images.source import Source
 
 Records = Mapping[int, Measured]
@@ -48,7 +49,7 @@ class Item:
         return all(one.constant for one in self.measured)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         return tuple(dict.fromkeys(note for one in self.measured for note in one.notes))
 
     @property

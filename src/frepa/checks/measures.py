@@ -9,7 +9,7 @@ import numpy as np
 
 from frepa.images.intensity import exact_percentiles
 from frepa.images.orientation import axis_codes, reorient
-from frepa.images.scan import HU, Scan
+from frepa.images.scan import HU, Note, Scan
 
 # A label map has few values; more are counted no further
 _FEW = 64
@@ -46,7 +46,7 @@ class Measured:
     values: int
     flat: float
     slice_of_volume: bool
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
     @property
     def constant(self) -> bool:

@@ -74,7 +74,7 @@ def _header(text: str, dims: int) -> Header:
         member = member.partition("[")[0]
     path = Path(file)
     if not path.exists():
-        raise UnreadableScan(text, "not there")
+        raise UnreadableScan(text, "not there", kind="empty")
     reader = reader_at(path)
     if reader is None or dims not in reader.dims:
         raise UnreadableScan(text, "no format that can be read")

@@ -42,7 +42,7 @@ def _of_one(item: Item) -> Iterable[tuple[str, str]]:
     middle = float(np.median([part.percentiles[1] for part in item.measured]))
     if one.hu and (low < _HU_LOWEST or high >= _HU_HIGHEST or middle > 1000):
         yield "hu values", f"values from {low:g} to {high:g}, half of them above {middle:g}"
-    said = [kind_of(note, "other") for note in item.notes]
+    said = [kind_of(note.kind) for note in item.notes]
     if is_ct(one.modality) and not one.hu and "ct without hu" not in said:
         yield "ct without hu", "the values are not Hounsfield units"
     yield from zip(said, item.notes)

@@ -11,7 +11,7 @@ from frepa.checks.measures import Measured
 from frepa.checks.pairs import label_files, labels_beside, pair_findings
 from frepa.checks.peers import unlike_their_peers
 from frepa.checks.rules import duplicates, mixed_units, shared_patients, single_findings
-from frepa.checks.scanning import CRASHED, measure_all
+from frepa.checks.scanning import Failed, measure_all
 from frepa.checks.splits import splits_of
 from frepa.images.source import Source
 
@@ -39,12 +39,11 @@ def check_source(
     # By number: processes end in any order
     results = dict(sorted(measure_all(source, num_workers=num_workers, progress=progress).items()))
     records = {index: result for index, result in results.items() if isinstance(result, Measured)}
-    findings = [Finding(kind_of(item.reason, "unreadable"), item.path, item.reason) for item in source.skipped]
-    findings += [Finding(kind_of(item.reason, "other"), item.path, item.reason) for item in source.notes]
+    findings = [Finding(kind_of(item.kind), item.path, item.reason) for item in source.skipped]
+    findings += [Finding(kind_of(item.kind), item.path, item.reason) for item in source.notes]
     for index, result in results.items():
-        if isinstance(result, str):
-            kind = "crash" if result == CRASHED else kind_of(result, "unreadable")
-            findings.append(Finding(kind, source.name(index), result, record=index))
+        if isinstance(result, Failed):
+            findings.append(Finding(kind_of(result.kind), source.name(index), result.reason, record=index))
     splits, said_by = splits_of(source)
     items = gather(records, source)
     labels = label_records(items)

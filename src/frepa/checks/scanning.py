@@ -6,14 +6,25 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Literal
 
 from frepa.checks.measures import Measured, measure
-from frepa.images.scan import UnreadableScan
+from frepa.images.scan import Trouble, UnreadableScan
 from frepa.images.source import Source
 
-#: What comes back for a record: its measurements, or the reason why there are none.
-Result = Measured | str
-CRASHED = "reading it ended the process: out of memory, or a fault in a decoder"
+
+@dataclass(frozen=True)
+class Failed:
+    """Why there are no measurements of a record, in words and as a kind."""
+
+    reason: str
+    kind: Trouble | Literal["crash"] = "unreadable"
+
+
+#: What comes back for a record.
+Result = Measured | Failed
+CRASHED = Failed("reading it ended the process: out of memory, or a fault in a decoder", "crash")
 _CHUNK = {2: 64, 3: 4}
 
 _source: Source | None = None
@@ -114,6 +125,6 @@ def _measure(source: Source, index: int) -> Result:
     try:
         return measure(source.read(index))
     except UnreadableScan as error:
-        return error.reason
+        return Failed(error.reason, error.kind)
     except MemoryError:
-        return "too large for this machine's memory"
+        return Failed("too large for this machine's memory", "too large")

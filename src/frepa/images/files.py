@@ -23,6 +23,7 @@ from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_sca
 from frepa.images.source import Source
 from frepa.images.units import declared, scale_value
 from frepa.images.volumes import check_volume
+from frepa.names import shown
 
 _CHUNK = 65536
 _PARTS = pa.large_list(pa.large_string())
@@ -101,6 +102,7 @@ class FileSource(Source):
         members, parts = columns.column(1, pa.large_string()), columns.column(2, _PARTS)
         self._members = None if members.null_count == len(members) else members
         self._parts = None if parts.null_count == len(parts) else parts
+        self._warn_of_slices()
         rest = columns.numbers()
         self._readers = rest[:, 0].astype(np.uint8)
         self._sizes = np.ascontiguousarray(rest[:, 1])
@@ -124,27 +126,27 @@ class FileSource(Source):
 
     def _take(self, entry: Found, columns: _Columns) -> None:
         """Check one file cheaply and add its row, or list it as skipped."""
-        shown = entry.name if entry.member is None else f"{entry.name}#{entry.member}"
-        reason = entry.reason
+        name = entry.name if entry.member is None else f"{entry.name}#{entry.member}"
+        reason, trouble = entry.reason, entry.trouble
         if not reason and entry.size <= 0:
-            reason = "empty file (0 bytes)" if entry.size == 0 else "file not found"
+            reason, trouble = "empty file (0 bytes)" if entry.size == 0 else "file not found", "empty"
         reader = None if reason else reader_at(self._root / (entry.parts or (entry.name,))[0])
         if not reason and reader is None:
             reason = f"no reader for this ending; known: {', '.join(readable_suffixes(self.dims))}"
         elif reader is not None and self.dims not in reader.dims:
             kind = "an image, not a volume" if self.dims == 3 else "a volume, not an image"
-            reason = f"{kind}; read it with dims {5 - self.dims}"
+            reason, trouble = f"{kind}; read it with dims {5 - self.dims}", "other dims"
         elif reader is not None and reader.many and entry.count is None:
             try:
                 entry = self._from_header(entry, reader)
             except UnreadableScan as error:
-                reason = error.reason
+                reason, trouble = error.reason, error.kind
             else:
-                reason = "" if entry.count else "holds no record"
+                reason, trouble = "" if entry.count else "holds no record", "empty"
         if reason or reader is None:
-            self.skipped.append(Skipped(shown, reason))
+            self.skipped.append(Skipped(name, reason, trouble))
             return
-        self.notes.extend(Skipped(shown, note) for note in entry.notes)
+        self.notes.extend(Skipped(name, note, note.kind) for note in entry.notes)
         columns.add(entry, READERS.index(reader))
 
     def _from_header(self, entry: Found, reader: Reader) -> Found:
@@ -157,7 +159,17 @@ class FileSource(Source):
             count=header.count,
             modality=header.modality or "",
             group=header.group or "",
+            notes=header.notes,
         )
+
+    def _warn_of_slices(self) -> None:
+        """Add a warning where volumes are incomplete: what is lost may be the part that matters."""
+        found = [entry for entry in self.notes if entry.kind in ("slices missing", "slices unreadable")]
+        if found:
+            which = "; ".join(f"{shown(entry.path)}: {shown(entry.reason)}" for entry in found[:3])
+            volumes = "volume is" if len(found) == 1 else "volumes are"
+            more = "; ..." if len(found) > 3 else "."
+            self.warnings.append(f"{len(found):,} {volumes} incomplete. {which}{more}")
 
     def attach(self, table: dict[str, pa.DictionaryArray]) -> None:
         """Give the records the manifest's columns, each one value per row.
@@ -263,7 +275,7 @@ class FileSource(Source):
         try:
             scan = self._read(row, within)
         except UnreadableScan as error:
-            raise UnreadableScan(name, error.reason) from None
+            raise error.under(name) from None
         modality = None if self.modality_codes is None else self.modalities[self.modality_codes[index]]
         values = self._values[self._value_codes[index]] if self._values else {}
         scan = declared(scan, modality=modality, **values)
@@ -336,11 +348,12 @@ def _nothing_readable(source: FileSource) -> InputError:
     endings = ", ".join(readable_suffixes(source.dims))
     if not source.skipped:
         other = " Volumes are read with dims 3, images with dims 2." if source.dims in (2, 3) else ""
+        where = shown(source.location)
         return InputError(
-            f"No {source.dims}D image found in {source.location}. Files with these endings are read: {endings}.{other}"
+            f"No {source.dims}D image found in {where}. Files with these endings are read: {endings}.{other}"
         )
-    first = "; ".join(f"{entry.path}: {entry.reason}" for entry in source.skipped[:3])
+    first = "; ".join(f"{shown(entry.path)}: {shown(entry.reason)}" for entry in source.skipped[:3])
     return InputError(
-        f"None of the {len(source.skipped)} files found in {source.location} can be read as {source.dims}D images. "
-        f"The first: {first}"
+        f"None of the {len(source.skipped)} files found in {shown(source.location)} can be read as {source.dims}D "
+        f"images. The first: {first}"
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
-from frepa.errors import InputError, nearest
-from frepa.images.readers.registry import reader_at
+from frepa.errors import InputError, near_names
+from frepa.images.guards import not_a_file, why
+from frepa.images.readers.registry import may_be_dicom, reader_at, reader_for
+from frepa.images.scan import Note, Trouble
+from frepa.names import shown
 
 _DIMS = {"2": 2, "2d": 2, "3": 3, "3d": 3}
 _COLUMNS = ("path", "image", "label", "group", "modality", "dim", "unit", "slope", "intercept", "split", "mask")
@@ -34,7 +39,7 @@ class Found:
         count: records in it, None where its header has to tell.
         modality, group, notes: of its header, as in `frepa.images.scan.Scan`.
         size_claimed: extent of one record by its header, where that was read already.
-        reason: why it cannot be used; "" where it can.
+        reason, trouble: why it cannot be used, in words and as a kind; "" where it can.
     """
 
     name: str
@@ -45,9 +50,10 @@ class Found:
     count: int | None = None
     modality: str = ""
     group: str = ""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     size_claimed: tuple[int, ...] = ()
     reason: str = ""
+    trouble: Trouble = "unreadable"
 
     def changed(self, **changes: Any) -> Found:
         return replace(self, **changes)
@@ -55,67 +61,121 @@ class Found:
 
 def find_files(text: str, dims: int) -> tuple[Path, Iterator[Found]]:
     """Root and files of a folder, glob pattern or single file (``file.npz#member``)."""
+    if not text.strip():
+        raise InputError("The source is empty. Give a folder, a file, a glob pattern or a manifest.")
     path = Path(text).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(f"{shown(path)} may not be read: you have no permission for this folder.")
         return path, _walk(path, "", dims, ())
-    if path.is_file():
-        return path.parent, iter([Found(path.name, None, path.stat().st_size)])
+    if os.path.isfile(path):
+        return path.parent, iter([_entry(path.name, path)])
+    if os.path.exists(path):
+        raise InputError(f"{shown(path)} is {not_a_file(os.stat(path).st_mode)}.")
     file, hash_sign, member = str(path).rpartition("#")
     if hash_sign and os.path.isfile(file):
-        return Path(file).parent, iter([Found(Path(file).name, member, os.path.getsize(file))])
+        return Path(file).parent, iter([_entry(Path(file).name, file, member)])
     if hash_sign and os.path.isdir(file):
-        return Path(file).parent, iter([Found(Path(file).name, member, _folder_size(file))])
+        return Path(file).parent, iter([_entry(Path(file).name, file, member)])
     if glob.has_magic(str(path)):
         return _glob(path, text, dims)
     if hash_sign and not os.path.exists(file):
         path = Path(file)
-    raise InputError(f"{path} does not exist.{_suggestion(path)} Give a folder, a file, a glob pattern or a manifest.")
+    raise InputError(
+        f"{shown(path)} does not exist.{_suggestion(path)} Give a folder, a file, a glob pattern or a manifest."
+    )
 
 
 def _suggestion(path: Path) -> str:
     parent = path.parent
-    if not parent.is_dir():
-        while not parent.is_dir() and parent != parent.parent:
+    if not os.path.isdir(parent):
+        while not os.path.isdir(parent) and parent != parent.parent:
             parent = parent.parent
-        return f" {parent} is there, what follows it is not."
+        return f" {shown(parent)} is there, what follows it is not."
+    if not os.access(parent, os.R_OK):
+        return ""
     names = [entry.name for entry in os.scandir(parent) if not entry.name.startswith(".")][:2000]
-    sentence = nearest(path.name, names) if names else ""
-    return f" {sentence}" if sentence.startswith("Did you mean") else ""
+    close = [shown(name) for name in near_names(path.name, names)]
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _walk(root: Path, folder: str, dims: int, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
     """Files that have a reader, depth first, sorted by name in every folder, so the order is the same everywhere."""
-    here = root / folder if folder else root
-    status = os.stat(here)
-    if (status.st_dev, status.st_ino) in above:  # a link that leads back up
+    here = os.path.join(root, folder) if folder else str(root)
+    try:
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in above:  # a link that leads back up
+            return
+        with os.scandir(here) as entries:
+            listed = sorted(
+                (entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"),
+                key=lambda entry: entry.name,
+            )
+    except OSError as error:
+        reason, kind = why(error)
+        yield Found(f"{folder or '.'}/", None, -1, reason=f"a folder that {reason}", trouble=kind)
         return
     above = (*above, (status.st_dev, status.st_ino))
-    with os.scandir(here) as entries:
-        listed = sorted(
-            (entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"),
-            key=lambda entry: entry.name,
-        )
+    files = [entry.name for entry in listed if not _is_folder(entry)]
+    by_content = dicom_by_content(here, files)
     for entry in listed:
         name = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(root, name, dims, above)
             continue
-        reader = reader_at(Path(entry.path))
+        reader = reader_for(entry.name)
         if reader is not None and dims in reader.dims:
-            yield Found(name, None, _size(entry.path))
+            yield _entry(name, entry.path)
+        elif reader is None and entry.name in by_content:
+            reason = by_content[entry.name]
+            found = _entry(name, entry.path)
+            yield found if found.reason or not reason else found.changed(reason=reason, trouble="damaged")
 
 
-def _size(path: str | Path) -> int:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def dicom_by_content(folder: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """Files without a known ending that are DICOM by content, or that can be nothing else because of their names.
+
+    The reason is "" for the first. The others are named like the DICOM files beside them (``IM0007`` among ``IM0006``
+    and ``IM0008``) but cannot be read as such: slices that are lost, which must not be lost in silence.
+    """
+    unknown = [name for name in names if reader_for(name) is None and may_be_dicom(name)]
+    is_dicom = {name: reader_at(Path(folder, name)) is not None for name in unknown}
+    patterns = {_numberless(name) for name, known in is_dicom.items() if known}
+    text = "not a DICOM file, though the files beside it that are named alike are"
+    return {name: "" if known else text for name, known in is_dicom.items() if known or _numberless(name) in patterns}
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"[0-9]+", "#", name)
+
+
+def _entry(name: str, path: str | Path, member: str | None = None, row: int = 0) -> Found:
+    """A file as found; with a reason where it cannot be opened, or is a pipe, a socket or a device."""
     try:
         status = os.stat(path)
-    except OSError:
-        return -1
-    return status.st_size
+    except (OSError, ValueError) as error:
+        reason, kind = why(error)
+        return Found(name, member, -1, row, reason=reason, trouble=kind)
+    if stat.S_ISDIR(status.st_mode):  # a DICOM series
+        return Found(name, member, _folder_size(path), row)
+    if not stat.S_ISREG(status.st_mode):
+        return Found(name, member, -1, row, reason=not_a_file(status.st_mode), trouble="not a file")
+    return Found(name, member, status.st_size, row)
 
 
 def _folder_size(folder: str | Path) -> int:
-    with os.scandir(folder) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    except OSError:
+        return -1
 
 
 def _glob(path: Path, text: str, dims: int) -> tuple[Path, Iterator[Found]]:
@@ -134,7 +194,7 @@ def _glob(path: Path, text: str, dims: int) -> tuple[Path, Iterator[Found]]:
     def files() -> Iterator[Found]:
         seen = set()
         for match in matches:
-            inside = _walk(root, match, dims, ()) if (root / match).is_dir() else _matched(root, match, dims)
+            inside = _walk(root, match, dims, ()) if os.path.isdir(root / match) else _matched(root, match, dims)
             for found in inside:
                 if found.name not in seen:
                     seen.add(found.name)
@@ -146,7 +206,7 @@ def _glob(path: Path, text: str, dims: int) -> tuple[Path, Iterator[Found]]:
 def _matched(root: Path, name: str, dims: int) -> Iterator[Found]:
     reader = reader_at(root / name)
     if reader is not None and dims in reader.dims:
-        yield Found(name, None, _size(root / name))
+        yield _entry(name, root / name)
 
 
 def _hidden(name: str) -> bool:
@@ -165,7 +225,7 @@ def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found], dict[st
     """
     path = Path(text).expanduser()
     if not path.is_file():
-        raise InputError(f"The manifest {text} does not exist.{_suggestion(path)}")
+        raise InputError(f"The manifest {shown(text)} does not exist.{_suggestion(path)}")
     table = _table(path)
     # Tables of labelled cases call the same column image
     files = next((name for name in ("path", "image") if name in table.column_names), None)
@@ -212,16 +272,21 @@ def _wanted_rows(table: pa.Table, dims: int) -> np.ndarray:
 
 
 def _listed(root: str, paths: pa.Array, wanted: np.ndarray) -> Iterator[Found]:
-    for row in wanted.tolist():
-        text = (paths[row].as_py() or "").strip()
-        file, member = os.path.join(root, text), None
-        size = _size(file)
-        if size < 0 and "#" in text:
-            text, _, member = text.rpartition("#")
-            file = os.path.join(root, text)
-            size = _size(file)
+    texts = paths.to_pylist() if len(wanted) == len(paths) else paths.take(pa.array(wanted)).to_pylist()
+    for row, text in zip(wanted.tolist(), texts):
+        text = (text or "").strip()
         if not text:
-            text, size = f"(row {row + 1})", -1
-        elif os.path.isdir(file):  # a DICOM series
-            size = _folder_size(file)
-        yield Found(Path(text).as_posix(), member, size, row)
+            yield Found(f"(row {row + 1})", None, -1, row, reason="no file is named", trouble="empty")
+            continue
+        found = _entry(_normal(text), os.path.join(root, text), row=row)
+        if found.size < 0 and "#" in text:
+            file, _, member = text.rpartition("#")
+            found = _entry(_normal(file), os.path.join(root, file), member, row)
+        yield found
+
+
+def _normal(text: str) -> str:
+    """``Path(text).as_posix()``, which a name that is plain already need not go through."""
+    if os.sep == "/" and "//" not in text and "/./" not in text and text[:2] != "./" and text[-1:] not in "/.":
+        return text
+    return Path(text).as_posix()

@@ -11,12 +11,12 @@ import torch
 
 from frepa.errors import InputError
 from frepa.images.geometry import ORDERS, resampling_weights
-from frepa.images.scan import Header, Scan, replace_scan
+from frepa.images.scan import Header, Note, Scan, replace_scan
 
 # Spacings closer than this, relatively, are the same
 _SAME = 1e-3
 #: What is said of a scan that cannot be brought to a spacing because its own is unknown.
-UNKNOWN_SPACING = "kept at its own voxel size, which the file does not say"
+UNKNOWN_SPACING = Note("kept at its own voxel size, which the file does not say")
 
 
 def resampled_size(size: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> tuple[int, ...]:

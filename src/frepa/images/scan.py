@@ -4,13 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 #: ``Scan.unit`` of CT in Hounsfield units; every other scale is ``ARBITRARY``.
 HU = "HU"
 ARBITRARY = "arbitrary"
+
+
+#: Why there is no scan, so that whoever has to tell cases apart never reads a sentence. "left out" and
+#: "other dims" (an image where volumes are asked for, or the reverse): as it should be.
+Trouble = Literal[
+    "unreadable",
+    "truncated",
+    "empty",
+    "damaged",
+    "nan",
+    "undecodable",
+    "too large",
+    "several arrays",
+    "not a file",
+    "left out",
+    "other dims",
+]
+#: What a reader may have had to assume or found odd about a scan that it can read.
+Oddity = Literal["geometry", "slices missing", "slices unreadable", "hu assumed", "ct without hu", "other"]
+TROUBLES: tuple[Trouble, ...] = get_args(Trouble)
+ODDITIES: tuple[Oddity, ...] = get_args(Oddity)
+
+
+class Note(str):
+    """A sentence about a scan, with the kind of thing it tells."""
+
+    kind: Oddity
+
+    def __new__(cls, text: str, kind: Oddity = "other") -> Note:
+        note = super().__new__(cls, text)
+        note.kind = kind
+        return note
+
+    def __getnewargs__(self) -> tuple[str, Oddity]:  # type: ignore[override]
+        return str(self), self.kind
 
 
 class Whole(Protocol):
@@ -50,7 +85,7 @@ class Scan:
     padding: float | None = None
     whole: Whole | None = None
     limits: tuple[float, float] | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -60,29 +95,43 @@ class Scan:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that could not be used: its name within the source, and why in plain words."""
+    """A record that could not be used: its name within the source, why in plain words, and the kind of trouble.
+
+    In a source's notes, which are about records that can be used, ``kind`` is an `Oddity`.
+    """
 
     path: str
     reason: str
+    kind: Trouble | Oddity = "unreadable"
 
 
 class UnreadableScan(Exception):
     """One file is broken or not what its name says. It is counted and listed; it never stops a run by itself.
 
     The user's input as a whole being wrong (no such folder, nothing readable in it) is ``frepa.errors.InputError``.
+
+    Attributes:
+        path: the file.
+        reason: why it cannot be used, for a person.
+        kind: why, for a program: nothing decides by the words of ``reason``.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    def __init__(self, path: str, reason: str, kind: Trouble = "unreadable") -> None:
+        super().__init__(path, reason, kind)
         self.path = str(path)
         self.reason = reason
+        self.kind = kind
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
     def skipped(self, name: str | None = None) -> Skipped:
         """The entry for the list of skipped scans, under ``name`` (within the source) when given."""
-        return Skipped(self.path if name is None else name, self.reason)
+        return Skipped(self.path if name is None else name, self.reason, self.kind)
+
+    def under(self, name: str) -> UnreadableScan:
+        """The same trouble under another name, e.g. the one within the source."""
+        return UnreadableScan(name, self.reason, self.kind)
 
 
 @dataclass(frozen=True)
@@ -94,7 +143,7 @@ class Header:
         size: ``S`` of one record.
         count: records in the file (or member); 1 for ordinary image files.
         member: the member these belong to, for files that hold several arrays.
-        spacing, affine, modality, group: as in `Scan`, where the header has them.
+        spacing, affine, modality, group, notes: as in `Scan`, where the header has them.
     """
 
     channels: int
@@ -105,6 +154,7 @@ class Header:
     affine: np.ndarray | None = None
     modality: str | None = None
     group: str | None = None
+    notes: tuple[Note, ...] = ()
 
 
 def replace_scan(scan: Scan, **changes: Any) -> Scan:

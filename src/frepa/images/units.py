@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from frepa.errors import InputError
-from frepa.images.scan import ARBITRARY, HU, Scan, replace_scan
+from frepa.images.scan import ARBITRARY, HU, Note, Scan, replace_scan
 
-ASSUMED_HU = "taken for Hounsfield units because of the values (air, soft tissue, whole numbers)"
-CT_NOT_HU = "said to be CT, but the values are not Hounsfield units; scaled by percentiles"
+ASSUMED_HU = Note("taken for Hounsfield units because of the values (air, soft tissue, whole numbers)", "hu assumed")
+CT_NOT_HU = Note("said to be CT, but the values are not Hounsfield units; scaled by percentiles", "ct without hu")
 # Hounsfield units of what nearly every CT shows: air and lung, soft tissue and water, everything that is a body
 _AIR, _SOFT, _BODY = (-1100, -500), (-150, 300), (-1100, 4000)
 _AIR_SHARE, _SOFT_SHARE, _INSIDE = 0.02, 0.002, 0.999

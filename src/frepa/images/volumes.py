@@ -108,7 +108,7 @@ def check_volume(path: Path, size: Sequence[int]) -> None:
     """Raise `UnreadableScan` where an axis has one voxel only."""
     if min(size) < 2:
         text = f"{shown(size)} voxels: a single slice, no volume; read it with dims 2"
-        raise UnreadableScan(str(path), text)
+        raise UnreadableScan(str(path), text, kind="other dims")
 
 
 def take_slice(scan: Scan, row: int, statistics: VolumeStatistics | None) -> Scan:

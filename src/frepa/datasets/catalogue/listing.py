@@ -70,7 +70,7 @@ class CatalogueSource(Source):
         good = np.array([reader is not None and dims in reader.dims for reader in readers], bool)
         for i in np.flatnonzero(~good):
             reason = f"no reader for this ending; known: {', '.join(readable_suffixes(dims))}"
-            self.skipped.append(Skipped(self._short(places[i][0]), reason))
+            self.skipped.append(Skipped(self._short(places[i][0]), reason, "unreadable"))
         kept = np.flatnonzero(good)
         self.table = table.take(kept)
         self._files = pa.array([places[i][0] for i in kept], pa.large_string())
@@ -116,7 +116,7 @@ class CatalogueSource(Source):
             row = int(self._rows[index])
             scan = reader.read(path, member, row, voi=self._voi, **self._options)
         except UnreadableScan as error:
-            raise UnreadableScan(name, error.reason) from None
+            raise error.under(name) from None
         values = {column: self._scale[column][index].as_py() for column in ("unit", "slope", "intercept")}
         modality = self.modalities[self.modality_codes[index]] if self.modality_codes is not None else None
         scan = declared(scan, modality=modality, **values)

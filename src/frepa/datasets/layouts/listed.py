@@ -97,13 +97,13 @@ def open_listed(
     place = {name: i for i, name in enumerate(names) if name is not None}
     found = [Found(name, None, _bytes(root / name), row=i) for name, i in place.items()]
     source = FileSource(root, text, found, dims=dims, max_pixels=MAX_PIXELS[dims], canonical=False)
-    other = [entry for entry in source.skipped if entry.reason.endswith(f"dims {5 - dims}")]
+    other = [entry for entry in source.skipped if entry.kind == "other dims"]
     if not len(source) and other:
         raise InputError(f"{text}: {wrong_axes(dims)}")
     if not len(source):
         first = source.skipped[0]
         raise InputError(f"{text}: none of the images can be read. {first.path}: {first.reason}")
-    source.add_skipped(Skipped(name, "file not found") for name in absent)
+    source.add_skipped(Skipped(name, "file not found", "empty") for name in absent)
     if groups is not None and any(groups):
         source.attach({"group": pa.array(groups, pa.string()).dictionary_encode()})
     rows: list[int] = []

@@ -77,16 +77,20 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except UnreadableScan:
         raise
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:  # the library raises nearly anything on damaged files
         text = str(error).lower()
         if "truncated" in text:
-            raise UnreadableScan(str(path), "truncated HDF5 file") from None
+            raise UnreadableScan(str(path), "truncated HDF5 file", kind="truncated") from None
         if "filter" in text:
-            raise UnreadableScan(str(path), "damaged, or compressed by a filter that is not installed") from None
-        raise UnreadableScan(str(path), f"damaged or not an HDF5 file ({type(error).__name__})") from None
+            raise UnreadableScan(
+                str(path), "damaged, or compressed by a filter that is not installed", kind="damaged"
+            ) from None
+        raise UnreadableScan(
+            str(path), f"damaged or not an HDF5 file ({type(error).__name__})", kind="damaged"
+        ) from None
 
 
 def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tuple[str, h5py.Dataset]:
@@ -98,7 +102,9 @@ def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tupl
             found = ", ".join((fitting or names)[:8]) or "it is empty"
             what = "several datasets of images" if fitting else f"no dataset of {dims}D images"
             hint = f"; name one, e.g. {path.name}#{fitting[0]}" if fitting else ""
-            raise UnreadableScan(str(path), f"holds {what} ({found}){hint}")
+            raise UnreadableScan(
+                str(path), f"holds {what} ({found}){hint}", kind="several arrays" if fitting else "unreadable"
+            )
         member = fitting[0]
     elif member.strip("/") not in names:
         raise UnreadableScan(str(path), f"has no dataset {member!r}; it holds {', '.join(names[:8]) or 'none'}")
@@ -117,7 +123,7 @@ def _can_be_images(data: h5py.Dataset, dims: int) -> bool:
 def _check_claim(path: Path, data: h5py.Dataset) -> None:
     nbytes, stored = claimed_bytes(data.shape, data.dtype.itemsize), data.id.get_storage_size()
     if nbytes > max(_BELIEVED, _MOST_DEFLATE * stored):
-        raise UnreadableScan(str(path), "claims far more values than it holds")
+        raise UnreadableScan(str(path), "claims far more values than it holds", kind="truncated")
 
 
 def _spacing(data: h5py.Dataset, dims: int) -> tuple[float, ...] | None:

@@ -51,16 +51,16 @@ def _meta(path: Path, head: bytes) -> DataFile:
         if key.strip().lower() == "elementdatafile":
             break
     if "dimsize" not in fields or "elementdatafile" not in fields:
-        raise UnreadableScan(str(path), "not a MetaImage file, or a damaged header")
+        raise UnreadableScan(str(path), "not a MetaImage file, or a damaged header", kind="damaged")
     shape = _numbers(path, fields["dimsize"])[::-1]
     kind = fields.get("elementtype", "").upper().removeprefix("MET_").removesuffix("_ARRAY")
     if kind not in _META_BYTES:
-        raise UnreadableScan(str(path), "damaged header (its type of values is unknown)")
+        raise UnreadableScan(str(path), "damaged header (its type of values is unknown)", kind="damaged")
     channels = _numbers(path, fields.get("elementnumberofchannels", "1"))[0]
     _check_channels(path, channels)
     where = fields["elementdatafile"]
     if fields.get("ndims") and _numbers(path, fields["ndims"])[0] != len(shape):
-        raise UnreadableScan(str(path), "damaged header (NDims and DimSize do not agree)")
+        raise UnreadableScan(str(path), "damaged header (NDims and DimSize do not agree)", kind="damaged")
     files: tuple[Path, ...]
     if where.upper() == "LOCAL":
         files = (path,)
@@ -75,7 +75,7 @@ def _meta(path: Path, head: bytes) -> DataFile:
 
 def _nrrd(path: Path, head: bytes) -> DataFile:
     if not head.startswith(b"NRRD"):
-        raise UnreadableScan(str(path), "not an NRRD file, or a damaged header")
+        raise UnreadableScan(str(path), "not an NRRD file, or a damaged header", kind="damaged")
     fields: dict[str, str] = {}
     for line in head.split(b"\n", 400)[1:400]:
         text = line.decode("latin-1").strip()
@@ -85,14 +85,14 @@ def _nrrd(path: Path, head: bytes) -> DataFile:
         if colon and not text.startswith("#") and not value.startswith("="):
             fields[key.strip().lower()] = value.strip()
     if "sizes" not in fields or "type" not in fields:
-        raise UnreadableScan(str(path), "damaged header (no sizes, or no type of values)")
+        raise UnreadableScan(str(path), "damaged header (no sizes, or no type of values)", kind="damaged")
     sizes = _numbers(path, fields["sizes"])
     if fields.get("dimension") and _numbers(path, fields["dimension"])[0] != len(sizes):
-        raise UnreadableScan(str(path), "damaged header (dimension and sizes do not agree)")
+        raise UnreadableScan(str(path), "damaged header (dimension and sizes do not agree)", kind="damaged")
     kind = fields["type"].lower()
     nbytes = next((n for n, names in _NRRD_BYTES.items() if kind in names.split(", ")), 0)
     if not nbytes:
-        raise UnreadableScan(str(path), "damaged header (its type of values is unknown)")
+        raise UnreadableScan(str(path), "damaged header (its type of values is unknown)", kind="damaged")
     kinds = fields.get("kinds", "").lower().split()
     spatial = list(sizes)
     if len(kinds) == len(sizes) and len(sizes) > 1:
@@ -117,13 +117,13 @@ def _nrrd(path: Path, head: bytes) -> DataFile:
 def _numbers(path: Path, text: str) -> tuple[int, ...]:
     words = text.split()
     if not words or len(words) > 16 or not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
-        raise UnreadableScan(str(path), "damaged header (a size is not a whole number)")
+        raise UnreadableScan(str(path), "damaged header (a size is not a whole number)", kind="damaged")
     return tuple(int(word) for word in words)
 
 
 def _check_channels(path: Path, channels: int) -> None:
     if not 1 <= channels <= 4096:
-        raise UnreadableScan(str(path), f"damaged header ({channels} values per voxel)")
+        raise UnreadableScan(str(path), f"damaged header ({channels} values per voxel)", kind="damaged")
 
 
 def _product(numbers: tuple[int, ...]) -> int:

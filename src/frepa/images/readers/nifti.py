@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from frepa.images.orientation import is_usable, permuted, voxel_sizes
 from frepa.images.readers.pixels import check_size, checked
-from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.scan import Header, Note, Scan, UnreadableScan
 from frepa.images.units import with_values_judged
 from frepa.images.volumes import claimed_bytes, record, record_header, rescaled, shown
 
@@ -35,7 +35,7 @@ _PER_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _MOST_DEFLATE = 1100
 # Extensions before the voxels: larger ones are a lie that would make seeking slow
 _MOST_OFFSET = 2**26
-NO_ORIENTATION = "the file does not say how it lies in the patient"
+NO_ORIENTATION = Note("the file does not say how it lies in the patient", "geometry")
 
 
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
@@ -63,20 +63,22 @@ def _reported(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
         other = "" if missing.name == path.name else f"; it needs {missing.name} beside it"
-        raise UnreadableScan(str(path), f"file not found{other}") from None
+        raise UnreadableScan(str(path), f"file not found{other}", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except EOFError:
-        raise UnreadableScan(str(path), "truncated: the file ends before its last voxel") from None
+        raise UnreadableScan(str(path), "truncated: the file ends before its last voxel", kind="truncated") from None
     except (gzip.BadGzipFile, zlib.error):
-        raise UnreadableScan(str(path), "damaged: its compressed data fails the check") from None
+        raise UnreadableScan(str(path), "damaged: its compressed data fails the check", kind="damaged") from None
     except nibabel.filebasedimages.ImageFileError:
-        raise UnreadableScan(str(path), "not a file of the kind its name says, or a damaged header") from None
+        raise UnreadableScan(
+            str(path), "not a file of the kind its name says, or a damaged header", kind="damaged"
+        ) from None
     except (HeaderDataError, nibabel.wrapstruct.WrapStructError) as error:
         text = " ".join(str(error).split())[:160]
-        raise UnreadableScan(str(path), f"damaged header ({text})") from None
+        raise UnreadableScan(str(path), f"damaged header ({text})", kind="damaged") from None
     except Exception as error:  # nibabel raises nearly anything on damaged headers
-        raise UnreadableScan(str(path), f"damaged or truncated ({type(error).__name__})") from None
+        raise UnreadableScan(str(path), f"damaged or truncated ({type(error).__name__})", kind="truncated") from None
 
 
 def _open(path: Path, member: str | None) -> Any:
@@ -87,7 +89,7 @@ def _open(path: Path, member: str | None) -> Any:
     if _compressed(path):
         with gzip.open(path) as unpacked:
             if not unpacked.read(1):
-                raise UnreadableScan(str(path), "empty file inside its compression")
+                raise UnreadableScan(str(path), "empty file inside its compression", kind="empty")
     with np.errstate(all="ignore"):
         return nibabel.load(path)
 
@@ -109,7 +111,7 @@ def _describe(path: Path, image: Any, dims: int, max_pixels: int) -> Header:
     if not colour and dtype.kind not in "uif":
         raise UnreadableScan(str(path), f"holds values of type {dtype}, expected integers or real numbers")
     if count < 1:
-        raise UnreadableScan(str(path), "the header says 0 volumes, so there is nothing to read")
+        raise UnreadableScan(str(path), "the header says 0 volumes, so there is nothing to read", kind="empty")
     _check_claim(path, image, claimed_bytes(shape, dtype.itemsize))
     affine = _affine(image)
     spacing = voxel_sizes(affine) if affine is not None else _zooms(image)
@@ -120,13 +122,19 @@ def _check_claim(path: Path, image: Any, nbytes: int) -> None:
     data = Path(image.file_map["image"].filename or path)
     offset, length = int(getattr(image.dataobj, "offset", 0) or 0), os.path.getsize(data)
     if offset < 0 or offset > _MOST_OFFSET:
-        raise UnreadableScan(str(path), "damaged header (its voxels are said to begin far beyond the header)")
+        raise UnreadableScan(
+            str(path), "damaged header (its voxels are said to begin far beyond the header)", kind="damaged"
+        )
     if _compressed(data):
         if nbytes > _MOST_DEFLATE * length:
-            raise UnreadableScan(str(path), "the header claims more voxels than the compressed file can hold")
+            raise UnreadableScan(
+                str(path), "the header claims more voxels than the compressed file can hold", kind="truncated"
+            )
     elif offset + nbytes > length:
         raise UnreadableScan(
-            str(path), f"truncated: the header asks for {offset + nbytes:,} bytes, the file has {length:,}"
+            str(path),
+            f"truncated: the header asks for {offset + nbytes:,} bytes, the file has {length:,}",
+            kind="truncated",
         )
 
 

@@ -51,7 +51,7 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
     except UnreadableScan:
         raise
     except Exception as error:
-        raise UnreadableScan(str(path), f"damaged or not a NumPy file ({_short(error)})") from None
+        raise UnreadableScan(str(path), f"damaged or not a NumPy file ({_short(error)})", kind="damaged") from None
     layout = layout_of(path, shape, dims, member)
     check_size(path, layout.size, max_pixels)
     return Header(3 if layout.colour >= 3 else 1, layout.size, layout.count, member)
@@ -64,11 +64,11 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
     except UnreadableScan:
         raise
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:
-        raise UnreadableScan(str(path), f"damaged or truncated ({_short(error)})") from None
+        raise UnreadableScan(str(path), f"damaged or truncated ({_short(error)})", kind="truncated") from None
     one = array[row] if layout.stacked else array
     if layout.channels == "first":
         one = np.moveaxis(one, 0, -1)
@@ -98,7 +98,11 @@ def layout_of(path: Path, shape: tuple[int, ...], dims: int, member: str | None)
         if shape[1] in (1, 3):
             return Layout(shape[0], shape[2:], True, "first", shape[1])
     hint = " (volumes are read with dims 3)" if dims == 2 and len(shape) == 4 else ""
-    raise UnreadableScan(str(path), f"an array of shape {shape} holds no {dims}D images{hint}")
+    raise UnreadableScan(
+        str(path),
+        f"an array of shape {shape} holds no {dims}D images{hint}",
+        kind="other dims" if hint else "unreadable",
+    )
 
 
 def _describe(path: Path, member: str | None, dims: int) -> tuple[str | None, tuple[int, ...], np.dtype]:
@@ -133,7 +137,9 @@ def _only_image_member(path: Path, archive: zipfile.ZipFile, names: list[str], d
     if not fitting:
         raise UnreadableScan(str(path), f"none of its arrays holds {dims}D images: {', '.join(names) or 'it is empty'}")
     raise UnreadableScan(
-        str(path), f"holds several arrays of images ({', '.join(fitting)}); name one, e.g. {path.name}#{fitting[0]}"
+        str(path),
+        f"holds several arrays of images ({', '.join(fitting)}); name one, e.g. {path.name}#{fitting[0]}",
+        kind="several arrays",
     )
 
 
@@ -187,7 +193,9 @@ def _member(path: Path, member: str, shape: tuple[int, ...], dtype: np.dtype) ->
         info = archive.getinfo(f"{member}.npy")
         needed = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if needed > info.file_size or info.file_size > _MOST_DEFLATE * max(info.compress_size, 1):
-            raise UnreadableScan(str(path), f"member {member} claims more data than the file can hold")
+            raise UnreadableScan(
+                str(path), f"member {member} claims more data than the file can hold", kind="truncated"
+            )
         if info.compress_type == zipfile.ZIP_STORED:
             with open(path, "rb") as raw:
                 raw.seek(info.header_offset + 26)
@@ -205,7 +213,7 @@ def _mapped(path: Path, start: int) -> np.ndarray:
         offset = file.tell()
         file.seek(0, os.SEEK_END)
         if file.tell() < offset + int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize:
-            raise UnreadableScan(str(path), "truncated: the file is shorter than its header says")
+            raise UnreadableScan(str(path), "truncated: the file is shorter than its header says", kind="truncated")
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
 
 

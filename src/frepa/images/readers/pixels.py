@@ -19,12 +19,13 @@ def check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:
     """Refuse an empty image, and one whose header claims more positions than ``max_pixels``."""
     shown = " x ".join(str(n) for n in size)
     if min(size) < 1:
-        raise UnreadableScan(str(path), f"the header says {shown} pixels, so there is nothing to read")
+        raise UnreadableScan(str(path), f"the header says {shown} pixels, so there is nothing to read", kind="empty")
     if math.prod(int(n) for n in size) > max_pixels:
         raise UnreadableScan(
             str(path),
             f"the header says {shown} pixels, more than the limit of {max_pixels:,}; "
             "raise max_pixels if the file is genuine",
+            kind="too large",
         )
 
 
@@ -39,7 +40,7 @@ def checked(path: Path, array: np.ndarray) -> np.ndarray:
         low, high = array.min(), array.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             bad = int(array.size - np.isfinite(array).sum())
-            raise UnreadableScan(str(path), f"{bad} of {array.size} values are NaN or infinite")
+            raise UnreadableScan(str(path), f"{bad} of {array.size} values are NaN or infinite", kind="nan")
         if array.dtype != np.float32:
             if max(abs(float(low)), abs(float(high))) > float(np.finfo(np.float32).max):
                 raise UnreadableScan(str(path), "holds values beyond the range of 32-bit floats")

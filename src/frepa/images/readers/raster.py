@@ -63,13 +63,15 @@ def _opened(path: Path, member: str | None, max_pixels: int) -> Iterator[Image.I
     except UnreadableScan:
         raise
     except Image.UnidentifiedImageError:
-        raise UnreadableScan(str(path), "not an image of the kind its name says, or a damaged header") from None
+        raise UnreadableScan(
+            str(path), "not an image of the kind its name says, or a damaged header", kind="damaged"
+        ) from None
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        raise UnreadableScan(str(path), f"damaged or truncated ({_short(error, path)})") from None
+        raise UnreadableScan(str(path), f"damaged or truncated ({_short(error, path)})", kind="truncated") from None
 
 
 def _choose_frame(path: Path, image: Image.Image, member: str | None) -> None:
@@ -78,7 +80,9 @@ def _choose_frame(path: Path, image: Image.Image, member: str | None) -> None:
     if member is None:
         if frames > 1:
             raise UnreadableScan(
-                str(path), f"holds {frames} frames; name the ones to use in a manifest, e.g. {path.name}#0"
+                str(path),
+                f"holds {frames} frames; name the ones to use in a manifest, e.g. {path.name}#0",
+                kind="several arrays",
             )
         return
     if not member.isdigit() or int(member) >= frames:

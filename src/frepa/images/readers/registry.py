@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from frepa.images.guards import file_status
+from frepa.images.readers.packed import is_packed, unpacked
 from frepa.images.scan import Header, Scan
 
 
@@ -51,7 +53,7 @@ class Reader:
 
     def header(self, path: Path, member: str | None, *, dims: int, max_pixels: int, canonical: bool = True) -> Header:
         """The module's ``header``; of a volume in canonical orientation unless ``canonical`` is False."""
-        found = self.load().header(path, member, dims=dims, max_pixels=max_pixels)
+        found = self.load().header(self._opened(path), member, dims=dims, max_pixels=max_pixels)
         if not canonical or found.affine is None:
             return found
         from frepa.images.orientation import reorient_header
@@ -74,12 +76,19 @@ class Reader:
         ``options`` that this reader does not know are left out: what is asked for once applies to the files it can.
         """
         known = {name: value for name, value in options.items() if name in self.options}
-        scan = self.load().read(path, member, row, dims=dims, max_pixels=max_pixels, **known)
+        scan = self.load().read(self._opened(path), member, row, dims=dims, max_pixels=max_pixels, **known)
         if not canonical or scan.affine is None:
             return scan
         from frepa.images.orientation import reorient
 
         return reorient(scan)
+
+    def _opened(self, path: Path) -> Path:
+        """``path`` where it is a file or folder that may be opened, or what it holds where that is packed."""
+        file_status(path)
+        if is_packed(path.name) and not path.name.lower().endswith(tuple(s for s in self.suffixes if is_packed(s))):
+            return unpacked(path)
+        return path
 
 
 READERS: list[Reader] = []
@@ -106,7 +115,7 @@ def register(
 
 
 def reader_for(name: str) -> Reader | None:
-    """The reader for a file name, judged by its ending alone, or None."""
+    """The reader for a file name, judged by its ending alone, or None. A .gz may follow the ending of any format."""
     base = name[name.rfind("/") + 1 :].lower()
     dot = base.find(".", 1)
     while dot != -1:
@@ -114,7 +123,7 @@ def reader_for(name: str) -> Reader | None:
         if reader is not None:
             return reader
         dot = base.find(".", dot + 1)
-    return None
+    return reader_for(base[:-3]) if is_packed(base) else None
 
 
 def reader_at(path: Path) -> Reader | None:
@@ -125,14 +134,19 @@ def reader_at(path: Path) -> Reader | None:
     reader = reader_for(path.name)
     if reader is not None:
         return reader
-    ending = path.name.rpartition(".")[2]
-    if "." in path.name and not ending.isdigit() and not path.is_dir():
+    is_folder = path.is_dir()
+    if not is_folder and not may_be_dicom(path.name):
         return None
-    if path.name.upper().startswith("DICOMDIR"):
-        return None
-    from frepa.images.readers.dicom.header import is_dicom
+    from frepa.images.readers.dicom.opening import is_dicom
 
-    return _BY_SUFFIX[".dcm"] if path.is_dir() or is_dicom(path) else None
+    return _BY_SUFFIX[".dcm"] if is_folder or is_dicom(path) else None
+
+
+def may_be_dicom(name: str) -> bool:
+    """Whether a name without an ending that is known could be one of a DICOM file: it has no ending, or a number."""
+    if name.upper().startswith("DICOMDIR"):
+        return False
+    return "." not in name or name.rpartition(".")[2].isdigit()
 
 
 def readable_suffixes(dims: int) -> list[str]:

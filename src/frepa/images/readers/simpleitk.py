@@ -48,12 +48,12 @@ def _reported(path: Path) -> Iterator[None]:
     except UnreadableScan:
         raise
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:  # its messages are pages of source lines and full paths
         kind = "SimpleITK cannot read it" if isinstance(error, RuntimeError) else type(error).__name__
-        raise UnreadableScan(str(path), f"damaged or truncated ({kind})") from None
+        raise UnreadableScan(str(path), f"damaged or truncated ({kind})", kind="truncated") from None
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown_warnings)
 
@@ -80,7 +80,7 @@ def _describe(path: Path, member: str | None, dims: int, max_pixels: int) -> Hea
     reader = _reader(path)
     reader.ReadImageInformation()
     if tuple(reader.GetSize()[::-1]) != tuple(data.shape):
-        raise UnreadableScan(str(path), f"damaged header (its size reads as {shown(data.shape)})")
+        raise UnreadableScan(str(path), f"damaged header (its size reads as {shown(data.shape)})", kind="damaged")
     components = reader.GetNumberOfComponents()
     if sitk.GetPixelIDValueAsString(reader.GetPixelID()).startswith("complex"):
         raise UnreadableScan(str(path), "holds complex values, expected integers or real numbers")
@@ -96,13 +96,17 @@ def _check_claim(path: Path, data: DataFile) -> None:
     length = 0
     for file in data.files:
         if not os.path.isfile(file):
-            raise UnreadableScan(str(path), f"its voxels are in {file.name}, which is not there")
+            raise UnreadableScan(str(path), f"its voxels are in {file.name}, which is not there", kind="empty")
         length += os.path.getsize(file)
     if data.compressed:
         if data.nbytes > _MOST_DEFLATE * length:
-            raise UnreadableScan(str(path), "the header claims more voxels than the compressed file can hold")
+            raise UnreadableScan(
+                str(path), "the header claims more voxels than the compressed file can hold", kind="truncated"
+            )
     elif data.nbytes > length * (1 if data.binary else 8):
-        raise UnreadableScan(str(path), f"truncated: the header asks for {data.nbytes:,} bytes, there are {length:,}")
+        raise UnreadableScan(
+            str(path), f"truncated: the header asks for {data.nbytes:,} bytes, there are {length:,}", kind="truncated"
+        )
 
 
 def _affine(reader: sitk.ImageFileReader) -> np.ndarray | None:

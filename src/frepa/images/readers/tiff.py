@@ -54,12 +54,12 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
     except UnreadableScan:
         raise
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:  # codecs raise nearly anything on damaged files
         text = " ".join(str(error).replace(str(path), path.name).split())[:160] or type(error).__name__
-        raise UnreadableScan(str(path), f"damaged or truncated TIFF ({text})") from None
+        raise UnreadableScan(str(path), f"damaged or truncated TIFF ({text})", kind="truncated") from None
 
 
 def _pages(
@@ -69,7 +69,7 @@ def _pages(
     # A reduced page is a thumbnail or a pyramid level of the full one
     pages = [page for page in map(_full_page, file.pages) if not page.is_reduced]
     if not pages:
-        raise UnreadableScan(str(path), "holds no page of pixels")
+        raise UnreadableScan(str(path), "holds no page of pixels", kind="empty")
     if member is not None:
         if not member.isdigit() or int(member) >= len(pages):
             raise UnreadableScan(str(path), f"has no page {member!r}; it holds {len(pages)}, numbered from 0")
@@ -77,11 +77,13 @@ def _pages(
     first = pages[0]
     if any(page.shape != first.shape or page.dtype != first.dtype for page in pages):
         text = f"holds {len(pages)} pages of different sizes or types; name one, e.g. {path.name}#0"
-        raise UnreadableScan(str(path), text)
+        raise UnreadableScan(str(path), text, kind="several arrays")
     if first.dtype is None:
         raise UnreadableScan(str(path), f"holds {first.bitspersample}-bit samples that cannot be read")
     if dims == 3 and len(pages) == 1:
-        raise UnreadableScan(str(path), "one page, so an image and not a volume; read it with dims 2")
+        raise UnreadableScan(
+            str(path), "one page, so an image and not a volume; read it with dims 2", kind="other dims"
+        )
     if (first.imagedepth or 1) > 1:
         raise UnreadableScan(str(path), "holds a volume within one page, which is not supported; save it as pages")
     size = (first.imagelength, first.imagewidth)

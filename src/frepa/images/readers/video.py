@@ -67,7 +67,7 @@ class _Film:
                 self._next = row + 1
                 return frame.to_ndarray(format="rgb24")
         self._next = -1
-        raise UnreadableScan(str(self._path), f"truncated: frame {row} cannot be decoded")
+        raise UnreadableScan(str(self._path), f"truncated: frame {row} cannot be decoded", kind="truncated")
 
 
 def _film(path: Path, member: str | None, max_pixels: int) -> _Film:
@@ -90,10 +90,12 @@ def _reported(path: Path) -> Iterator[None]:
     except UnreadableScan:
         raise
     except ImportError:
-        raise UnreadableScan(str(path), "video needs PyAV; pip install 'frepa[video]'") from None
+        raise UnreadableScan(str(path), "video needs PyAV; pip install 'frepa[video]'", kind="undecodable") from None
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except Exception as error:
-        raise UnreadableScan(str(path), f"damaged or truncated video ({type(error).__name__})") from None
+        raise UnreadableScan(
+            str(path), f"damaged or truncated video ({type(error).__name__})", kind="truncated"
+        ) from None

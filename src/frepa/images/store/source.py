@@ -150,7 +150,7 @@ class StoreSource(Source):
 
     def _unreadable(self, index: int, row: np.ndarray, error: DamagedRecord) -> UnreadableScan:
         file = self._folder.shard(int(row["shard"])).relative_to(self._folder.root)
-        return UnreadableScan(self.name(index), f"damaged in the store ({file}): {error}")
+        return UnreadableScan(self.name(index), f"damaged in the store ({file}): {error}", kind="damaged")
 
     def _has(self, path: Path) -> bool:
         return path.relative_to(self._folder.root).as_posix() in self._facts["files"]

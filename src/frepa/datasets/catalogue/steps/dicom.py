@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
-
-import pydicom
-from pydicom.errors import InvalidDicomError
 
 from frepa.datasets.catalogue.records import sample
 from frepa.datasets.catalogue.steps import Context, register
 from frepa.datasets.catalogue.steps.values import group_value, split_name
+from frepa.images.readers.dicom.folders import series_numbers
+from frepa.images.readers.dicom.opening import read_tags, series_of
+from frepa.images.scan import UnreadableScan
 
 _TAGS = ["Modality", "SeriesInstanceUID", "SOPInstanceUID", "ImageType"]
 _READERS = 8  # waiting for storage, not computing
@@ -49,7 +50,9 @@ def dicom_series(
         same = len({_uid(header) for header in probes}) == 1 and None not in probes
         by_series = {_uid(probes[0]): names} if same else _by_series(context, names)
         records.used.update(names)
-        for number, (uid, members) in enumerate(sorted(by_series.items())):
+        # Numbered by the reader that will open them
+        numbers = {} if same else series_numbers(Path(context.index.absolute(folder)))
+        for uid, members in sorted(by_series.items()):
             header = probes[0] if same else _header(context.index.absolute(members[len(members) // 2]))
             if (
                 header is None
@@ -61,7 +64,7 @@ def dicom_series(
             elif len(members) < min_slices:
                 short += 1
             else:
-                path = context.index.absolute(folder) + (f"#series={number}" if len(by_series) > 1 else "")
+                path = context.index.absolute(folder) + (f"#series={numbers[uid]}" if len(numbers) > 1 else "")
                 fields = {**parts, "series_uid": uid, "slices": str(len(members))}
                 records.add(members[0], fields, _row(context, path, members[0], parts, group, header, dims=3))
     if short:
@@ -144,12 +147,12 @@ def _headers(context: Context, names: list[str]) -> Iterator[Any]:
 
 
 def _uid(header: Any) -> str:
-    return str(header.get("SeriesInstanceUID") or "") if header is not None else ""
+    return series_of(header) if header is not None else ""
 
 
 def _header(path: str) -> Any:
     """The few attributes the catalogue needs, or None where the file is no DICOM."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-    except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError):
+        return read_tags(Path(path), _TAGS)
+    except UnreadableScan:
         return None

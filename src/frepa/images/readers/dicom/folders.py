@@ -8,23 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from frepa.images.finding import Found
-from frepa.images.readers.dicom.header import (
-    DicomHeader,
-    NotAnImage,
-    Plane,
-    is_dicom,
-    read_header,
-)
+from frepa.images.finding import Found, dicom_by_content
+from frepa.images.readers.dicom.header import DicomHeader, Plane, Unusable, read_header
+from frepa.images.readers.dicom.opening import read_tags, series_of
 from frepa.images.readers.dicom.stacks import Stack, stacks
 from frepa.images.readers.pixels import check_size
-from frepa.images.readers.registry import reader_at
-from frepa.images.scan import UnreadableScan
+from frepa.images.readers.registry import reader_at, reader_for
+from frepa.images.scan import Note, UnreadableScan
 
 #: Modalities whose single-frame files are slices of volumes.
 VOLUMETRIC = {"CT", "MR", "PT", "NM", "OPT", "OCT"}
 _THREADS = 8  # waiting for storage, not computing
 _SINGLE = "a single slice, no volume; read it with dims 2"
+_NAMED = 5  # unreadable slices that a note names
+#: Kinds of trouble of files that are no slices, so that nothing is missing without them.
+NO_SLICE = ("left out", "other dims")
+
+Header = DicomHeader | UnreadableScan
 
 
 def grouped(files: Iterable[Found], root: Path, dims: int, max_pixels: int) -> Iterator[Found]:
@@ -45,7 +45,7 @@ def _within(entry: Found, root: Path, max_pixels: int) -> Found:
     try:
         check_size(root / entry.name, entry.size_claimed, max_pixels)
     except UnreadableScan as error:
-        return entry.changed(reason=error.reason)
+        return entry.changed(reason=error.reason, trouble=error.kind)
     return entry
 
 
@@ -67,8 +67,11 @@ def _grouped(files: Iterable[Found], root: Path, dims: int) -> Iterator[Found]:
 
 
 def _is_dicom_entry(entry: Found, root: Path) -> bool:
-    if entry.size <= 0 or entry.member is not None:
+    if entry.member is not None:
         return False
+    if entry.reason or entry.size <= 0:  # a slice that is lost, named as one
+        name = os.path.basename(entry.name)
+        return name != "" and (_named_dicom(name) or (reader_for(name) is None and bool(entry.reason)))
     reader = reader_at(root / entry.name)
     return reader is not None and reader.name == "dicom" and not (root / entry.name).is_dir()
 
@@ -81,27 +84,91 @@ def _folder(
     folder: str, entries: list[Found], root: Path, dims: int, loose: dict[str, list[tuple[Found, DicomHeader]]]
 ) -> Iterator[Found]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        heads = list(pool.map(lambda item: _header(root / item[1].name, item[0]), enumerate(entries)))
+        heads = list(pool.map(lambda item: _header(root / item[1].name, item[0], item[1]), enumerate(entries)))
     series: dict[str, list[tuple[Found, DicomHeader]]] = {}
     for entry, head in zip(entries, heads):
-        if isinstance(head, NotAnImage):
-            series.setdefault(head.series, [])
         if isinstance(head, UnreadableScan):
-            yield entry.changed(reason=head.reason)
+            yield entry.changed(reason=head.reason, trouble=head.kind)
         elif head.frames > 1:
-            series.setdefault(head.series, [])
             yield entry
         elif head.code in VOLUMETRIC or head.planes[0].position is not None:
             series.setdefault(head.series, []).append((entry, head))
         elif dims == 3:
-            yield entry.changed(reason="an image, not a volume; read it with dims 2")
+            yield entry.changed(reason="an image, not a volume; read it with dims 2", trouble="other dims")
         else:
             yield entry.changed(count=1, modality=head.modality, group=head.group or "", size_claimed=head.size)
-    for number, (uid, members) in enumerate(sorted(series.items())):
+    lost = _lost({os.path.basename(entry.name): head for entry, head in zip(entries, heads)})
+    numbers = _numbers(root / folder, entries, heads)
+    for uid, members in sorted(series.items()):
         if len(members) == 1 and uid:
             loose.setdefault(uid, []).extend(members)
-        elif members:
-            yield from _series(folder, members, entries, dims, f"series={number}" if len(series) > 1 else "")
+        else:
+            label = f"series={numbers[uid]}" if len(numbers) > 1 else ""
+            notes = _lost_notes(lost.get(uid, []) + lost.get(None, []))
+            yield from _series(folder, members, entries, dims, label, notes)
+
+
+def _lost(heads: dict[str, Header]) -> dict[str | None, list[str]]:
+    """Names of files that should be slices and cannot be read, by series; None for those of which nothing is known."""
+    lost: dict[str | None, list[str]] = {}
+    for name, head in heads.items():
+        if isinstance(head, UnreadableScan) and head.kind not in NO_SLICE:
+            lost.setdefault(head.series if isinstance(head, Unusable) else None, []).append(name)
+    return lost
+
+
+def _lost_notes(names: list[str]) -> tuple[Note, ...]:
+    if not names:
+        return ()
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    more = ", ..." if len(names) > _NAMED else ""
+    text = f"{files} of this folder cannot be read, and their slices are not in the volume: {', '.join(names[:_NAMED])}"
+    return (Note(text + more, "slices unreadable"),)
+
+
+def _numbers(folder: Path, entries: list[Found], heads: list[Header]) -> dict[str, int]:
+    """Series instance UID to the number by which ``folder#series=N`` names it: over all of the folder's DICOM files."""
+    uids = {os.path.basename(entry.name): _uid(head) for entry, head in zip(entries, heads)}
+    found = set(uids.values()) - {None}
+    if len(found) > 1:
+        found |= set(uids_of(folder, [name for name in dicom_names(folder)[0] if name not in uids]).values())
+    return {uid: number for number, uid in enumerate(sorted(uid for uid in found if uid is not None))}
+
+
+def _uid(head: Header) -> str | None:
+    return head.series if isinstance(head, DicomHeader | Unusable) else None
+
+
+def uids_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Series instance UID of each file of a folder that is DICOM, "" where it was removed."""
+
+    def one(name: str) -> tuple[str, str | None]:
+        try:
+            return name, series_of(read_tags(folder / name, ["SeriesInstanceUID"]))
+        except Exception:  # whatever is wrong with it is told when it is read
+            return name, None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {name: uid for name, uid in pool.map(one, names) if uid is not None}
+
+
+def series_numbers(folder: Path) -> dict[str, int]:
+    """Series instance UID to its number N in ``folder#series=N``."""
+    return {uid: number for number, uid in enumerate(sorted(set(uids_of(folder, dicom_names(folder)[0]).values())))}
+
+
+def dicom_names(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Names of a folder's DICOM files, as finding the files of a source names them, and of files that are lost."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+    by_content = dicom_by_content(folder, names)
+    known = [name for name in names if by_content.get(name) == "" or _named_dicom(name)]
+    return known, {name: reason for name, reason in by_content.items() if reason}
+
+
+def _named_dicom(name: str) -> bool:
+    reader = reader_for(name)
+    return reader is not None and reader.name == "dicom"
 
 
 def _loose(slices: list[tuple[Found, DicomHeader]], dims: int) -> Iterator[Found]:
@@ -111,10 +178,14 @@ def _loose(slices: list[tuple[Found, DicomHeader]], dims: int) -> Iterator[Found
         plane = head.planes[0]._replace(file=number)
         renumbered.append((entry, DicomHeader(**{**head.__dict__, "planes": (plane,)})))
     folder = os.path.commonpath([os.path.dirname(entry.name) for entry, _ in slices])
-    yield from _series(folder, renumbered, [entry for entry, _ in slices], dims, "")
+    yield from _series(folder, renumbered, [entry for entry, _ in slices], dims, "", ())
 
 
-def _header(path: Path, number: int) -> DicomHeader | UnreadableScan:
+def _header(path: Path, number: int, entry: Found | None = None) -> Header:
+    if entry is not None and entry.reason:
+        return UnreadableScan(str(path), entry.reason, entry.trouble)
+    if entry is not None and entry.size == 0:
+        return UnreadableScan(str(path), "empty file (0 bytes)", kind="empty")
     try:
         return read_header(path, number)
     except UnreadableScan as error:
@@ -122,19 +193,24 @@ def _header(path: Path, number: int) -> DicomHeader | UnreadableScan:
 
 
 def _series(
-    folder: str, members: list[tuple[Found, DicomHeader]], entries: list[Found], dims: int, label: str
+    folder: str,
+    members: list[tuple[Found, DicomHeader]],
+    entries: list[Found],
+    dims: int,
+    label: str,
+    notes: tuple[Note, ...],
 ) -> Iterator[Found]:
     first = members[0][1]
     found, left_out = stacks([head.planes[0] for _, head in members], first.step)
     for plane, reason in left_out:
-        yield entries[plane.file].changed(reason=reason)
+        yield entries[plane.file].changed(reason=reason, trouble="left out")
     for number, stack in enumerate(found):
         parts = tuple(entries[plane.file].name for plane in stack.planes)
         member = label
         if len(found) > 1:
             member = f"{label or 'series=0'}.{number}"
         if dims == 3 and len(parts) < 2:
-            yield entries[stack.planes[0].file].changed(reason=_SINGLE)
+            yield entries[stack.planes[0].file].changed(reason=_SINGLE, trouble="other dims")
             continue
         heads = {entries[head.planes[0].file].name: head for _, head in members}
         yield Found(
@@ -146,7 +222,7 @@ def _series(
             count=1 if dims == 3 else len(parts),
             modality=heads[parts[0]].modality,
             group=heads[parts[0]].group or "",
-            notes=stack.notes,
+            notes=(*notes, *stack.notes),
             size_claimed=((len(parts),) if dims == 3 else ()) + stack.planes[0].size[:2],
         )
 
@@ -154,26 +230,28 @@ def _series(
 @lru_cache(maxsize=64)
 def folder_stack(folder: str, member: str | None, stamp: object) -> tuple[list[str], Stack, DicomHeader]:
     """The files of one series in a folder, its largest volume (or the one ``series=N.K`` names), its first header."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and is_dicom(Path(entry.path)))
+    names, lost_files = dicom_names(Path(folder))
     if not names:
         raise UnreadableScan(folder, "a folder without DICOM files; a folder in a manifest is one DICOM series")
-    series: dict[str, list[DicomHeader]] = {}
-    for number, name in enumerate(names):
-        head = _header(Path(folder) / name, number)
-        if isinstance(head, DicomHeader):
-            series.setdefault(head.series, []).append(head)
-        elif isinstance(head, NotAnImage):
-            series.setdefault(head.series, [])
-    number, part = _numbered(folder, member, len(series))
-    heads = series[sorted(series)[number]]
-    single = [head for head in heads if head.frames == 1]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        heads = list(pool.map(lambda item: _header(Path(folder) / item[1], item[0]), enumerate(names)))
+    uids = sorted({uid for uid in map(_uid, heads) if uid is not None})
+    if not uids:
+        first = next(head for head in heads if isinstance(head, UnreadableScan))
+        raise UnreadableScan(folder, f"none of its {len(names)} DICOM files can be read: {first.reason}", first.kind)
+    number, part = _numbered(folder, member, len(uids))
+    single = [h for h in heads if isinstance(h, DicomHeader) and h.series == uids[number] and h.frames == 1]
     if not single:
-        raise UnreadableScan(folder, f"series {number} holds no slices")
+        raise UnreadableScan(folder, f"series {number} holds no slices", kind="left out")
     planes: list[Plane] = [head.planes[0] for head in single]
-    found, _ = stacks(planes, single[0].step)
+    found, repeated = stacks(planes, single[0].step)
     if part >= len(found):
         raise UnreadableScan(folder, f"series {number} has {len(found)} volumes, numbered from 0")
-    stack = found[part]
+    lost = _lost(dict(zip(names, heads)))
+    notes = list(_lost_notes(lost.get(uids[number], []) + lost.get(None, []) + sorted(lost_files)))
+    if repeated:
+        notes.append(Note(f"{len(repeated)} second images of the same place are left out", "geometry"))
+    stack = found[part]._replace(notes=(*notes, *found[part].notes))
     head = next(head for head in single if head.planes[0].file == stack.planes[0].file)
     return names, stack, head
 
@@ -181,7 +259,11 @@ def folder_stack(folder: str, member: str | None, stamp: object) -> tuple[list[s
 def _numbered(folder: str, member: str | None, count: int) -> tuple[int, int]:
     if member is None:
         if count > 1:
-            raise UnreadableScan(folder, f"holds {count} series; name one, e.g. {os.path.basename(folder)}#series=0")
+            raise UnreadableScan(
+                folder,
+                f"holds {count} series; name one, e.g. {os.path.basename(folder)}#series=0",
+                kind="several arrays",
+            )
         return 0, 0
     number, _, part = member.removeprefix("series=").partition(".")
     if not member.startswith("series=") or not number.isdigit() or not (part or "0").isdigit():

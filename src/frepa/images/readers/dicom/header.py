@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-import zlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from frepa.images.anonymity import anonymous_group
+from frepa.images.guards import check_parts
+from frepa.images.readers.dicom.opening import is_deflated, read_tags, series_of
+from frepa.images.readers.packed import is_packed
 from frepa.images.scan import UnreadableScan
-
-# pydicom's warnings quote the values they complain about, which may name a patient
-warnings.filterwarnings("ignore", module=r"pydicom(\..*)?$")
-for _library in ("pydicom", "pylibjpeg", "openjpeg"):  # without a handler of their own they write to the screen
-    logging.getLogger(_library).addHandler(logging.NullHandler())
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 #: Modality codes that are not images, and what they are.
 NOT_IMAGES = {
@@ -136,54 +129,10 @@ class DicomHeader:
     in_time: bool
 
 
-class NotAnImage(UnreadableScan):
-    """A DICOM file without pixels to learn from; ``series`` is its series instance UID."""
+class Unusable(UnreadableScan):
+    """A DICOM file that is no image or whose values make no sense; ``series`` is its series instance UID."""
 
     series = ""
-
-
-def read_dataset(path: Path, **options: Any) -> Dataset:
-    """A pydicom dataset. Raises `UnreadableScan`; nothing of the header is quoted in its reason."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(132)
-        return pydicom.dcmread(path, force=start[128:132] != b"DICM" and starts_like_dicom(start), **options)
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
-    except InvalidDicomError:
-        raise UnreadableScan(str(path), "not a DICOM file") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
-    except RecursionError:
-        raise UnreadableScan(str(path), "damaged header (nested without end)") from None
-    except zlib.error:
-        raise UnreadableScan(str(path), "damaged: its compressed data fails the check") from None
-    except Exception as error:  # pydicom raises nearly anything on damaged files
-        raise UnreadableScan(str(path), f"damaged or truncated header ({type(error).__name__})") from None
-
-
-def starts_like_dicom(start: bytes) -> bool:
-    """Whether a file that has no preamble begins with an element of group 2 or 8, in either byte order."""
-    if len(start) < 8:
-        return False
-    little, big = (int.from_bytes(start[:2], order) for order in ("little", "big"))  # type: ignore[arg-type]
-    if little not in (2, 8) and big not in (2, 8):
-        return False
-    order = "little" if little in (2, 8) else "big"
-    if int.from_bytes(start[2:4], order) > 0x0100:  # type: ignore[arg-type]
-        return False
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return explicit or int.from_bytes(start[4:8], order) < 2**16  # type: ignore[arg-type]
-
-
-def is_dicom(path: Path) -> bool:
-    """By content: the mark after the preamble, or a first element that only DICOM files begin with."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(132)
-    except OSError:
-        return False
-    return start[128:132] == b"DICM" or starts_like_dicom(start)
 
 
 def read_header(path: Path, file: int = 0) -> DicomHeader:
@@ -192,34 +141,44 @@ def read_header(path: Path, file: int = 0) -> DicomHeader:
     Raises:
         UnreadableScan: it is no DICOM file, damaged, or not an image; the reason says which.
     """
-    data = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS)
+    data = read_tags(path, _TAGS)
     try:
         return _header(path, data, file)
     except UnreadableScan as error:
-        reason = NotAnImage(error.path, error.reason)
-        reason.series = str(data.get("SeriesInstanceUID") or "").strip()
-        raise reason from None
+        reason = Unusable(error.path, error.reason, error.kind)
     except Exception as error:  # values are parsed when they are first looked at
-        raise UnreadableScan(str(path), f"damaged header ({type(error).__name__})") from None
+        reason = Unusable(str(path), f"damaged header ({type(error).__name__})", kind="damaged")
+    reason.series = _series(path, data)
+    raise reason
+
+
+def _series(path: Path, data: Dataset) -> str:
+    try:
+        return series_of(data)
+    except Exception as error:
+        raise UnreadableScan(str(path), f"damaged header ({type(error).__name__})", kind="damaged") from None
 
 
 def _header(path: Path, data: Dataset, file: int) -> DicomHeader:
     code = str(data.get("Modality") or "").strip().upper()
     if code in NOT_IMAGES:
-        raise UnreadableScan(str(path), f"holds {NOT_IMAGES[code]} ({code}), not an image")
+        raise UnreadableScan(str(path), f"holds {NOT_IMAGES[code]} ({code}), not an image", kind="left out")
     rows, columns = _whole(data.get("Rows")), _whole(data.get("Columns"))
     if not rows or not columns:
         if "Image Storage" in UID(str(data.get("SOPClassUID") or "")).name:
-            raise UnreadableScan(str(path), "damaged or truncated header (an image without a size)")
-        raise UnreadableScan(str(path), "holds no pixels")
+            raise UnreadableScan(str(path), "damaged or truncated header (an image without a size)", kind="truncated")
+        raise UnreadableScan(str(path), "holds no pixels", kind="left out")
     if _is_scout(data, code):
-        raise UnreadableScan(str(path), "a localiser (scout), left out")
+        raise UnreadableScan(str(path), "a localiser (scout), left out", kind="left out")
     channels = _whole(data.get("SamplesPerPixel")) or 1
     if str(data.get("PhotometricInterpretation") or "").strip() == "PALETTE COLOR":
         channels = 3
     if channels not in (1, 3):
         raise UnreadableScan(str(path), f"holds {channels} values per pixel; expected grey or colour")
     frames = max(1, _whole(data.get("NumberOfFrames")) or 1)
+    check_parts(path, frames, "frames")
+    if frames > os.path.getsize(path) and not is_packed(path.name) and not is_deflated(data):
+        raise UnreadableScan(str(path), "truncated: the header claims more frames than the file has bytes", "truncated")
     # A pointer to frame time (0018,1063) or a vector of frame times (0018,1065): a film
     pointer = data.get("FrameIncrementPointer")
     pointers = [pointer] if pointer is None or isinstance(pointer, int) else list(pointer)
@@ -227,7 +186,7 @@ def _header(path: Path, data: Dataset, file: int) -> DicomHeader:
     return DicomHeader(
         modality=_MODALITIES.get(code, ""),
         code=code,
-        series=str(data.get("SeriesInstanceUID") or "").strip(),
+        series=series_of(data),
         group=anonymous_group(str(data.get("PatientID") or ""), str(data.get("StudyInstanceUID") or "")),
         frames=frames,
         channels=3 if channels == 3 else 1,

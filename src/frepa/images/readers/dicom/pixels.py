@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,21 +9,19 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from frepa.images.readers.dicom.codecs import cannot_decode, stated_size
-from frepa.images.readers.dicom.header import read_dataset
+from frepa.images.readers.dicom.opening import read_dataset
 from frepa.images.readers.pixels import channels_first, checked
-from frepa.images.scan import ARBITRARY, HU, UnreadableScan
+from frepa.images.scan import ARBITRARY, HU, Note, UnreadableScan
 from frepa.images.volumes import rescaled
 
-#: Bytes a deflated file may unpack to.
-MOST_INFLATED = 2**31
 # CT, Enhanced CT, Legacy Converted Enhanced CT: the classes whose rescaled values are Hounsfield units
 _CT_CLASSES = {"1.2.840.10008.5.1.4.1.1.2" + end for end in ("", ".1", ".2")}
 # Two bytes of RLE stand for at most 128
 _MOST_RLE = 64
-CT_NO_RESCALE = "CT without rescale slope and intercept, so not in Hounsfield units"
+CT_NO_RESCALE = Note("CT without rescale slope and intercept, so not in Hounsfield units", "ct without hu")
 
 
 class Frame(NamedTuple):
@@ -33,38 +30,16 @@ class Frame(NamedTuple):
     array: np.ndarray
     unit: str
     padding: float | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def read_pixels(path: Path) -> Dataset:
     """The dataset with its pixels still as in the file. Raises `UnreadableScan`."""
-    check_inflated(path)
     data = read_dataset(path)
     reason = cannot_decode(transfer_syntax(data))
     if reason is not None:
-        raise UnreadableScan(str(path), reason)
+        raise UnreadableScan(str(path), reason, kind="undecodable")
     return data
-
-
-def check_inflated(path: Path) -> None:
-    """Refuse a deflated file that unpacks to more than `MOST_INFLATED` bytes, before pydicom unpacks it whole."""
-    with open(path, "rb") as file:
-        start = file.read(2048)
-        if DeflatedExplicitVRLittleEndian.encode() not in start:
-            return
-        # The data begin where the meta group, whose length is its first element, ends
-        at = start.find(b"\x02\x00\x00\x00UL\x04\x00")
-        if at < 0:
-            return
-        file.seek(at + 12 + int.from_bytes(start[at + 8 : at + 12], "little"))
-        unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        try:
-            while not unpacker.eof and (piece := unpacker.unconsumed_tail or file.read(2**16)):
-                total += len(unpacker.decompress(piece, 2**20))
-                if total > MOST_INFLATED:
-                    raise UnreadableScan(str(path), f"unpacks to more than {MOST_INFLATED:,} bytes")
-        except zlib.error:
-            raise UnreadableScan(str(path), "damaged: its compressed data fails the check") from None
 
 
 def transfer_syntax(data: Dataset) -> UID:
@@ -98,12 +73,14 @@ def frame_values(path: Path, data: Dataset, frame: int, frames: int, *, voi: boo
     except UnreadableScan:
         raise
     except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory") from None
+        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders raise nearly anything (a panic of the RLE one is no Exception)
         # Their words may quote the header
-        raise UnreadableScan(str(path), f"damaged or truncated pixels ({type(error).__name__})") from None
+        raise UnreadableScan(
+            str(path), f"damaged or truncated pixels ({type(error).__name__})", kind="truncated"
+        ) from None
 
 
 def _check_stream(path: Path, data: Dataset, frame: int, frames: int) -> None:
@@ -111,24 +88,30 @@ def _check_stream(path: Path, data: Dataset, frame: int, frames: int) -> None:
     syntax = transfer_syntax(data)
     pixels = next((data[name].value for name in _PIXELS if name in data), None)
     if pixels is None:
-        raise UnreadableScan(str(path), "truncated: the header is there, the pixels are missing")
+        raise UnreadableScan(str(path), "truncated: the header is there, the pixels are missing", kind="truncated")
     rows, columns = int(data.Rows), int(data.Columns)
     if syntax.is_encapsulated:
         stream = get_frame(pixels, frame, number_of_frames=frames)
         size = stated_size(stream)
         if size is not None and size != (rows, columns):
             raise UnreadableScan(
-                str(path), f"the header says {rows} x {columns} pixels, the compressed image {size[0]} x {size[1]}"
+                str(path),
+                f"the header says {rows} x {columns} pixels, the compressed image {size[0]} x {size[1]}",
+                kind="damaged",
             )
         if syntax == RLELossless and rows * columns > _MOST_RLE * len(stream):
-            raise UnreadableScan(str(path), "the header claims more pixels than the compressed image can hold")
+            raise UnreadableScan(
+                str(path), "the header claims more pixels than the compressed image can hold", kind="truncated"
+            )
         return
     samples, bits = int(data.get("SamplesPerPixel", 1)), int(data.BitsAllocated)
     subsampled = str(data.get("PhotometricInterpretation", "")) in ("YBR_FULL_422", "YBR_PARTIAL_422")
     needed = (frames * rows * columns * (2 if subsampled else samples) * bits + 7) // 8
     if len(pixels) < needed:
         raise UnreadableScan(
-            str(path), f"truncated: the header asks for {needed:,} bytes of pixels, the file has {len(pixels):,}"
+            str(path),
+            f"truncated: the header asks for {needed:,} bytes of pixels, the file has {len(pixels):,}",
+            kind="truncated",
         )
 
 
@@ -184,7 +167,7 @@ def _transformation(data: Dataset, frame: int) -> Dataset:
     return data
 
 
-def _unit(data: Dataset, group: Dataset, scaled: bool) -> tuple[str, tuple[str, ...]]:
+def _unit(data: Dataset, group: Dataset, scaled: bool) -> tuple[str, tuple[Note, ...]]:
     if str(data.get("Modality") or "").strip().upper() != "CT":
         return ARBITRARY, ()
     kind = str(group.get("RescaleType") or "HU").strip().upper()
@@ -194,8 +177,9 @@ def _unit(data: Dataset, group: Dataset, scaled: bool) -> tuple[str, tuple[str, 
     if kind == "HU":
         return HU, ()
     if kind == "US" and float(group.RescaleIntercept) <= -1000:
-        return HU, ("taken for Hounsfield units: the header calls the values unspecified, and they start at -1000",)
-    return ARBITRARY, ("CT whose values are not Hounsfield units, by its header",)
+        text = "taken for Hounsfield units: the header calls the values unspecified, and they start at -1000"
+        return HU, (Note(text, "hu assumed"),)
+    return ARBITRARY, (Note("CT whose values are not Hounsfield units, by its header", "ct without hu"),)
 
 
 def _range(data: Dataset, stored: np.ndarray) -> tuple[float, float]:

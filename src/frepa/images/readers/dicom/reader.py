@@ -23,7 +23,7 @@ from frepa.images.readers.dicom.header import DicomHeader, Plane, read_header
 from frepa.images.readers.dicom.pixels import Frame, declared_frames, frame_values, read_pixels
 from frepa.images.readers.dicom.stacks import Stack, stacks
 from frepa.images.readers.pixels import check_size
-from frepa.images.scan import ARBITRARY, Header, Scan, UnreadableScan
+from frepa.images.scan import ARBITRARY, Header, Note, Scan, UnreadableScan
 from frepa.images.volumes import VolumeStatistics, file_key
 
 
@@ -89,7 +89,7 @@ def _described(paths: Sequence[Path]) -> tuple[Stack, DicomHeader]:
     try:
         stamp = file_key(paths[0])
     except FileNotFoundError:
-        raise UnreadableScan(str(paths[0]), "file not found") from None
+        raise UnreadableScan(str(paths[0]), "file not found", kind="empty") from None
     return _sorted_stack(tuple(map(str, paths)), stamp)
 
 
@@ -133,12 +133,18 @@ def _volumes(head: DicomHeader) -> list[Stack]:
 def _check_volume(path: Path, head: DicomHeader, volumes: list[Stack]) -> None:
     if head.frames == 1:
         if head.code in VOLUMETRIC:
-            raise UnreadableScan(str(path), "one slice of a series; in 3D a series is named by its folder")
-        raise UnreadableScan(str(path), "an image, not a volume; read it with dims 2")
+            raise UnreadableScan(
+                str(path), "one slice of a series; in 3D a series is named by its folder", kind="other dims"
+            )
+        raise UnreadableScan(str(path), "an image, not a volume; read it with dims 2", kind="other dims")
     if volumes[0].affine is None and (head.in_time or head.step is None):
-        raise UnreadableScan(str(path), f"{head.frames} frames of a film, not a volume; read it with dims 2")
+        raise UnreadableScan(
+            str(path), f"{head.frames} frames of a film, not a volume; read it with dims 2", kind="other dims"
+        )
     if len(volumes[0].planes) < 2:
-        raise UnreadableScan(str(path), f"{head.frames} frames that do not form a volume; read it with dims 2")
+        raise UnreadableScan(
+            str(path), f"{head.frames} frames that do not form a volume; read it with dims 2", kind="other dims"
+        )
 
 
 def _with(header: Header, **changes: object) -> Header:
@@ -155,6 +161,7 @@ def _series_header(path: Path, head: DicomHeader, stack: Stack, dims: int, max_p
         affine=stack.affine,
         modality=head.modality or None,
         group=head.group,
+        notes=stack.notes,
     )
     if dims == 3:
         return whole
@@ -204,10 +211,12 @@ def _frame(paths: Sequence[Path], plane: Plane, voi: bool) -> Frame:
     try:
         data = _dataset(path, file_key(path))
     except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found") from None
+        raise UnreadableScan(str(path), "file not found", kind="empty") from None
     frame = frame_values(path, data, plane.frame, declared_frames(data), voi=voi)
     if frame.array.shape[1:] != plane.size[:2]:
-        raise UnreadableScan(str(path), f"decodes to {frame.array.shape[1:]} pixels, the header says {plane.size[:2]}")
+        raise UnreadableScan(
+            str(path), f"decodes to {frame.array.shape[1:]} pixels, the header says {plane.size[:2]}", kind="damaged"
+        )
     return frame
 
 
@@ -222,7 +231,8 @@ def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool, *
         except UnreadableScan as error:
             if readable:
                 continue
-            raise UnreadableScan(error.path, f"slice {place + 1} of {len(stack.planes)}: {error.reason}") from None
+            reason = f"slice {place + 1} of {len(stack.planes)}: {error.reason}"
+            raise UnreadableScan(error.path, reason, error.kind) from None
         kept.append(place)
         pixels = frame.array
         if array is None:
@@ -236,11 +246,13 @@ def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool, *
         paddings.add(frame.padding)
         notes += [note for note in frame.notes if note not in notes]
     if array is None:
-        raise UnreadableScan(str(paths[0]), "none of its slices can be read")
+        raise UnreadableScan(str(paths[0]), "none of its slices can be read", kind="truncated")
     if len(kept) < len(stack.planes):
         array = array[:, kept]
     if len(units) > 1:
-        notes.append("some slices are in Hounsfield units and some are not; scaled by percentiles")
+        notes.append(
+            Note("some slices are in Hounsfield units and some are not; scaled by percentiles", "ct without hu")
+        )
     return Scan(
         array,
         stack.spacing,

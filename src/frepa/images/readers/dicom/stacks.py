@@ -9,6 +9,7 @@ import numpy as np
 
 from frepa.images.orientation import is_usable, voxel_sizes
 from frepa.images.readers.dicom.header import Plane, normal
+from frepa.images.scan import Note
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Two planes of one orientation: their normals differ by less than 2.5 degrees
@@ -33,7 +34,7 @@ class Stack(NamedTuple):
     planes: tuple[Plane, ...]
     affine: np.ndarray | None
     spacing: tuple[float, ...] | None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def stacks(planes: Sequence[Plane], step: float | None = None) -> tuple[list[Stack], list[tuple[Plane, str]]]:
@@ -58,7 +59,8 @@ def stacks(planes: Sequence[Plane], step: float | None = None) -> tuple[list[Sta
         found.extend(_placed(volume, step, len(volumes)) for volume in volumes)
         left_out.extend((plane, "a second image of the same place, left out") for plane in repeated)
     if len(clusters) > 1:
-        note = f"the series holds images of {len(clusters)} orientations or sizes, read as volumes of their own"
+        text = f"the series holds images of {len(clusters)} orientations or sizes, read as volumes of their own"
+        note = Note(text, "geometry")
         found = [stack._replace(notes=(*stack.notes, note)) for stack in found]
     return sorted(found, key=lambda stack: -len(stack.planes)), left_out
 
@@ -149,36 +151,37 @@ def _placed(planes: list[Plane], step: float | None, of: int) -> Stack:
         across = upwards * (step or 1.0)
     notes = _step_notes(np.diff(along), across, upwards)
     if of > 1:
-        notes.append(f"one of {of} volumes of the same place in one series")
+        notes.append(Note(f"one of {of} volumes of the same place in one series", "geometry"))
     orientation, spacing = np.array(first.orientation), first.spacing
     if spacing is None:
-        return Stack(tuple(planes), None, None, (*notes, "the header gives no pixel spacing"))
+        return Stack(tuple(planes), None, None, (*notes, Note("the header gives no pixel spacing", "geometry")))
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 3] = across, origin
     lps[:3, 1], lps[:3, 2] = orientation[3:] * spacing[0], orientation[:3] * spacing[1]
     affine = _LPS_TO_RAS @ lps
     if not is_usable(affine):
-        return Stack(tuple(planes), None, None, (*notes, "the header's geometry makes no sense"))
+        return Stack(tuple(planes), None, None, (*notes, Note("the header's geometry makes no sense", "geometry")))
     sizes = voxel_sizes(affine)
     if len(planes) == 1 and step is None:
-        return Stack(tuple(planes), affine, sizes, (*notes, "a single image of unknown thickness"))
+        return Stack(tuple(planes), affine, sizes, (*notes, Note("a single image of unknown thickness", "geometry")))
     return Stack(tuple(planes), affine, sizes, tuple(notes))
 
 
-def _step_notes(steps: np.ndarray, across: np.ndarray, upwards: np.ndarray) -> list[str]:
+def _step_notes(steps: np.ndarray, across: np.ndarray, upwards: np.ndarray) -> list[Note]:
     if len(steps) == 0:
         return []
-    notes = []
+    notes: list[Note] = []
     usual = float(np.median(steps))
     gaps = steps > _GAP * usual
     if gaps.any():
         missing = int(np.maximum(np.rint(steps[gaps] / usual) - 1, 1).sum())
         slices, places = ("slice" if missing == 1 else "slices"), ("place" if gaps.sum() == 1 else "places")
-        notes.append(f"{missing} {slices} missing in {int(gaps.sum())} {places}, by the positions of the others")
+        text = f"{missing} {slices} missing in {int(gaps.sum())} {places}, by the positions of the others"
+        notes.append(Note(text, "slices missing"))
     elif np.abs(steps - usual).max() > _UNEVEN * usual:
-        notes.append(f"slices are unevenly spaced, {steps.min():.3g} to {steps.max():.3g} mm")
+        notes.append(Note(f"slices are unevenly spaced, {steps.min():.3g} to {steps.max():.3g} mm", "geometry"))
     if abs(across @ upwards) < 0.9998 * np.linalg.norm(across):
-        notes.append("slices are shifted against each other (tilted gantry); the affine says so")
+        notes.append(Note("slices are shifted against each other (tilted gantry); the affine says so", "geometry"))
     return notes
 
 
@@ -186,5 +189,21 @@ def _unplaced(planes: list[Plane], step: float | None) -> Stack:
     planes = sorted(planes, key=lambda plane: (plane.order, plane.file, plane.frame))
     spacing = planes[0].spacing
     sizes = None if spacing is None or step is None else (step, *spacing)
-    note = "without positions: slices are in the order of their numbers, and how they lie in the patient is unknown"
-    return Stack(tuple(planes), None, sizes, (note,) if len(planes) > 1 else ())
+    if len(planes) == 1:
+        return Stack(tuple(planes), None, sizes)
+    text = "without positions: slices are in the order of their numbers, and how they lie in the patient is unknown"
+    return Stack(tuple(planes), None, sizes, (Note(text, "geometry"), *_number_notes(planes)))
+
+
+def _number_notes(planes: Sequence[Plane]) -> list[Note]:
+    """Gaps in the numbers of the images, where positions cannot tell."""
+    numbers = sorted({int(plane.order[1]) for plane in planes if plane.order[1] > 0})
+    if len(numbers) < 2 or len(planes) != len(numbers):
+        return []
+    steps = np.diff(numbers)
+    usual = int(np.median(steps))
+    missing = int((steps[steps > usual] // usual - 1).sum())
+    if not 0 < missing < len(numbers):
+        return []
+    words = "1 slice is" if missing == 1 else f"{missing} slices are"
+    return [Note(f"{words} missing, by the numbers of the others", "slices missing")]

@@ -1,0 +1,110 @@
+"""``.gz`` around a file of any format: unpacked beside the temporary files, for readers that need a file.
+
+Unpacking stops at `frepa.images.guards.memory_limit`, so a few kilobytes cannot fill a disk. The last few files are
+kept until others take their place, so that the records of a stack are not unpacked one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections import OrderedDict
+from multiprocessing import util
+from pathlib import Path
+
+from frepa.images.guards import VARIABLE, file_status, memory_limit, size_words, why
+from frepa.images.scan import UnreadableScan
+
+_PREFIX = "frepa-unpacked-"
+_KEPT = 4
+_PIECE = 2**20
+
+_unpacked: OrderedDict[tuple[int, str, int, int], Path] = OrderedDict()
+
+
+def is_packed(name: str) -> bool:
+    """Whether a name ends in .gz."""
+    return name[-3:].lower() == ".gz"
+
+
+def unpacked(path: Path) -> Path:
+    """A file with what ``path`` holds, of the same name without .gz. Raises `UnreadableScan`."""
+    status = file_status(path)
+    key = (os.getpid(), str(path), status.st_size, status.st_mtime_ns)
+    known = _unpacked.get(key)
+    if known is not None and known.exists():
+        _unpacked.move_to_end(key)
+        return known
+    while len(_unpacked) >= _KEPT:
+        shutil.rmtree(_unpacked.popitem(last=False)[1].parent, ignore_errors=True)
+    # The same place each time, so that what is known of the file by its path stays known
+    place = hashlib.sha256(repr(key).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    target = _own_folder() / place / path.name[:-3]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _unpack(path, target)
+    except BaseException:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    _unpacked[key] = target
+    return target
+
+
+def _unpack(path: Path, target: Path) -> None:
+    limit, total = memory_limit(), 0
+    try:
+        with gzip.open(path) as source, open(target, "wb") as file:
+            while piece := source.read(_PIECE):
+                total += len(piece)
+                if total > limit:
+                    text = f"unpacks to more than the limit of {size_words(limit)}; set {VARIABLE} if it is genuine"
+                    raise UnreadableScan(str(path), text, kind="too large")
+                file.write(piece)
+    except EOFError:
+        raise UnreadableScan(str(path), "truncated: its compressed data ends early", kind="truncated") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise UnreadableScan(str(path), "damaged: its compressed data fails the check", kind="damaged") from None
+    except OSError as error:
+        reason, kind = why(error)
+        raise UnreadableScan(str(path), f"cannot be unpacked: {reason}", kind) from None
+    if total == 0:
+        raise UnreadableScan(str(path), "empty file inside its compression", kind="empty")
+
+
+def _own_folder() -> Path:
+    """This process's folder among the temporary files, gone when it ends; those of killed processes go now."""
+    folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{_user()}-{os.getpid()}"
+    if not folder.exists():
+        _clean()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Not atexit: worker processes do not run it
+        util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=1)
+    return folder
+
+
+def _clean() -> None:
+    with contextlib.suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{_user()}-*"):
+            number = folder.name.rpartition("-")[2]
+            if number.isdigit() and not _alive(int(number)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
