@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from frepa.images.guards import check_memory
 from frepa.images.readers.numpy_arrays import layout_of
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha
 from frepa.images.scan import Header, Scan, UnreadableScan
@@ -36,6 +37,7 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
         layout = layout_of(path, data.shape, dims, member)
         check_size(path, layout.size, max_pixels)
         _check_claim(path, data)
+        check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
         channels = 3 if layout.colour >= 3 else 1
         return Header(channels, layout.size, layout.count, member, spacing=_spacing(data, dims))
 
@@ -47,6 +49,7 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
         layout = layout_of(path, data.shape, dims, member)
         check_size(path, layout.size, max_pixels)
         _check_claim(path, data)
+        check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
         one = data[row] if layout.stacked else data[()]
         spacing = _spacing(data, dims)
         is_volume = dims == 2 and data.ndim == 3 and spacing is not None
@@ -122,6 +125,8 @@ def _can_be_images(data: h5py.Dataset, dims: int) -> bool:
 
 def _check_claim(path: Path, data: h5py.Dataset) -> None:
     nbytes, stored = claimed_bytes(data.shape, data.dtype.itemsize), data.id.get_storage_size()
+    if data.chunks is not None:  # a part of a chunk is read by unpacking all of it
+        check_memory(path, claimed_bytes(data.chunks, data.dtype.itemsize), "one chunk of it")
     if nbytes > max(_BELIEVED, _MOST_DEFLATE * stored):
         raise UnreadableScan(str(path), "claims far more values than it holds", kind="truncated")
 

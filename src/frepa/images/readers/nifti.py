@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from frepa.images.guards import check_beside, check_memory
 from frepa.images.orientation import is_usable, permuted, voxel_sizes
 from frepa.images.readers.pixels import check_size, checked
 from frepa.images.scan import Header, Note, Scan, UnreadableScan
@@ -35,6 +37,7 @@ _PER_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _MOST_DEFLATE = 1100
 # Extensions before the voxels: larger ones are a lie that would make seeking slow
 _MOST_OFFSET = 2**26
+_HEADER, _MAGIC = 548, slice(344, 348)
 NO_ORIENTATION = Note("the file does not say how it lies in the patient", "geometry")
 
 
@@ -88,10 +91,29 @@ def _open(path: Path, member: str | None) -> Any:
         raise FileNotFoundError(path)
     if _compressed(path):
         with gzip.open(path) as unpacked:
-            if not unpacked.read(1):
-                raise UnreadableScan(str(path), "empty file inside its compression", kind="empty")
+            start = unpacked.read(_HEADER)
+        if not start:
+            raise UnreadableScan(str(path), "empty file inside its compression", kind="empty")
+        _check_offset(path, start)
     with np.errstate(all="ignore"):
         return nibabel.load(path)
+
+
+def _check_offset(path: Path, start: bytes) -> None:
+    """Refuse extensions of the header that nibabel would unpack at once, whatever they claim to hold."""
+    if start[_MAGIC] == b"n+1\0":
+        place, kind, least = 108, "f", 352
+    elif start[4:8] == b"n+2\0":
+        place, kind, least = 168, "q", 544
+    else:
+        return
+    order = "<" if start[0] in (0x5C, 0x1C) else ">"  # the header's length, 348 or 540, comes first
+    offset = struct.unpack_from(order + kind, start, place)[0]
+    has_extensions = least < len(start) and start[least - 4] != 0
+    if not (least if has_extensions else 0) <= offset <= _MOST_OFFSET:
+        raise UnreadableScan(
+            str(path), "damaged header (its voxels are said to begin far beyond the header)", kind="damaged"
+        )
 
 
 def _describe(path: Path, image: Any, dims: int, max_pixels: int) -> Header:
@@ -113,6 +135,7 @@ def _describe(path: Path, image: Any, dims: int, max_pixels: int) -> Header:
     if count < 1:
         raise UnreadableScan(str(path), "the header says 0 volumes, so there is nothing to read", kind="empty")
     _check_claim(path, image, claimed_bytes(shape, dtype.itemsize))
+    check_memory(path, claimed_bytes(size, dtype.itemsize))
     affine = _affine(image)
     spacing = voxel_sizes(affine) if affine is not None else _zooms(image)
     return Header(3 if colour else 1, size, count, spacing=spacing, affine=affine)
@@ -120,6 +143,8 @@ def _describe(path: Path, image: Any, dims: int, max_pixels: int) -> Header:
 
 def _check_claim(path: Path, image: Any, nbytes: int) -> None:
     data = Path(image.file_map["image"].filename or path)
+    if data != path and data.exists():
+        check_beside(path, data)
     offset, length = int(getattr(image.dataobj, "offset", 0) or 0), os.path.getsize(data)
     if offset < 0 or offset > _MOST_OFFSET:
         raise UnreadableScan(

@@ -13,6 +13,7 @@ Files with pickled objects are refused: reading one can run anything.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import zipfile
@@ -24,13 +25,16 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from frepa.images.guards import check_memory
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha
 from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.volumes import claimed_bytes
 
 #: Decompressed members kept in memory by each process.
 CACHE_BYTES = 2**31
 # Deflate cannot shrink by more than about 1032; a larger claim is a lie meant to exhaust memory
 _MOST_DEFLATE = 1100
+_MOST_HEADER = 2**16
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,14 @@ class Layout:
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
     """Number, size and channels of the records, from the array header alone; chooses the member when there is one."""
     try:
-        member, shape, _ = _describe(path, member, dims)
+        member, shape, dtype = _describe(path, member, dims)
     except UnreadableScan:
         raise
     except Exception as error:
         raise UnreadableScan(str(path), f"damaged or not a NumPy file ({_short(error)})", kind="damaged") from None
     layout = layout_of(path, shape, dims, member)
     check_size(path, layout.size, max_pixels)
+    check_memory(path, claimed_bytes((*layout.size, layout.colour), dtype.itemsize))
     return Header(3 if layout.colour >= 3 else 1, layout.size, layout.count, member)
 
 
@@ -111,7 +116,7 @@ def _describe(path: Path, member: str | None, dims: int) -> tuple[str | None, tu
         if member is not None:
             raise UnreadableScan(str(path), f"is an .npy file and has no member {member!r}")
         with open(path, "rb") as file:
-            shape, _, dtype = _npy_header(path, file)
+            shape, _, dtype, _ = _npy_header(path, file)
         return None, shape, dtype
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -120,7 +125,14 @@ def _describe(path: Path, member: str | None, dims: int) -> tuple[str | None, tu
         elif member not in names:
             raise UnreadableScan(str(path), f"has no member {member!r}; it holds {', '.join(names) or 'none'}")
         with archive.open(f"{member}.npy") as file:
-            shape, _, dtype = _npy_header(path, file)
+            shape, _, dtype, _ = _npy_header(path, file)
+        info = archive.getinfo(f"{member}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:  # kept in memory as a whole, however small its records
+            needed = claimed_bytes(shape, dtype.itemsize)
+            if needed > info.file_size or info.file_size > _MOST_DEFLATE * max(info.compress_size, 1):
+                text = f"member {member} claims more data than the file can hold"
+                raise UnreadableScan(str(path), text, kind="truncated")
+            check_memory(path, needed, f"member {member}, which is unpacked as a whole,")
     return member, shape, dtype
 
 
@@ -129,7 +141,7 @@ def _only_image_member(path: Path, archive: zipfile.ZipFile, names: list[str], d
     fitting = []
     for name in names:
         with archive.open(f"{name}.npy") as file:
-            shape, _, dtype = _npy_header(path, file)
+            shape, _, dtype, _ = _npy_header(path, file)
         if dtype.kind in "buif" and dims <= len(shape) <= dims + 2 and min(shape[-dims:]) > 1:
             fitting.append(name)
     if len(fitting) == 1:
@@ -143,16 +155,19 @@ def _only_image_member(path: Path, archive: zipfile.ZipFile, names: list[str], d
     )
 
 
-def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = npy.read_magic(file)
+def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, order, type, and bytes the header takes."""
+    # No more than this is read, whatever length the header claims
+    start = io.BytesIO(file.read(_MOST_HEADER))
+    version = npy.read_magic(start)
     if version == (1, 0):
-        shape, fortran, dtype = npy.read_array_header_1_0(file)
+        shape, fortran, dtype = npy.read_array_header_1_0(start)
     else:
         # (2, 0) and (3, 0) differ in the encoding of field names only, which images do not have
-        shape, fortran, dtype = npy.read_array_header_2_0(file)
+        shape, fortran, dtype = npy.read_array_header_2_0(start)
     if dtype.hasobject:
         raise UnreadableScan(str(path), "holds pickled Python objects, which are never loaded; save plain numbers")
-    return shape, fortran, dtype
+    return shape, fortran, dtype, start.tell()
 
 
 _CACHE: OrderedDict[tuple[str, str | None, int, int, int], tuple[np.ndarray, Layout]] = OrderedDict()
@@ -175,7 +190,8 @@ def _array_of_this_thread(path: Path, member: str | None, dims: int, max_pixels:
     member, shape, dtype = _describe(path, member, dims)
     layout = layout_of(path, shape, dims, member)
     check_size(path, layout.size, max_pixels)
-    array = _mapped(path, 0) if member is None else _member(path, member, shape, dtype)
+    check_memory(path, claimed_bytes((*layout.size, layout.colour), dtype.itemsize))
+    array = _mapped(path, 0) if member is None else _member(path, member)
     held = sum(_in_memory(kept) for kept, _ in _CACHE.values())
     while _CACHE and (held + _in_memory(array) > CACHE_BYTES or len(_CACHE) >= 64):
         _, (dropped, _) = _CACHE.popitem(last=False)
@@ -188,14 +204,9 @@ def _in_memory(array: np.ndarray) -> int:
     return 0 if isinstance(array, np.memmap) else array.nbytes
 
 
-def _member(path: Path, member: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _member(path: Path, member: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{member}.npy")
-        needed = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-        if needed > info.file_size or info.file_size > _MOST_DEFLATE * max(info.compress_size, 1):
-            raise UnreadableScan(
-                str(path), f"member {member} claims more data than the file can hold", kind="truncated"
-            )
         if info.compress_type == zipfile.ZIP_STORED:
             with open(path, "rb") as raw:
                 raw.seek(info.header_offset + 26)
@@ -209,10 +220,10 @@ def _mapped(path: Path, start: int) -> np.ndarray:
     """The array that begins at byte ``start``, without reading it."""
     with open(path, "rb") as file:
         file.seek(start)
-        shape, fortran, dtype = _npy_header(path, file)
-        offset = file.tell()
+        shape, fortran, dtype, length = _npy_header(path, file)
+        offset = start + length
         file.seek(0, os.SEEK_END)
-        if file.tell() < offset + int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize:
+        if file.tell() < offset + claimed_bytes(shape, dtype.itemsize):
             raise UnreadableScan(str(path), "truncated: the file is shorter than its header says", kind="truncated")
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
 

@@ -13,6 +13,7 @@ from frepa.images.scan import UnreadableScan
 #: Positions (pixels or voxels) above which a file is refused before memory is asked for: 16384 x 16384 in 2D,
 #: 1024 slices of 1024 x 1024 in 3D. Raised or lowered with ``open_source(..., max_pixels=...)``.
 MAX_PIXELS = {2: 2**28, 3: 2**30}
+_ROWS = 64
 
 
 def check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:
@@ -60,8 +61,12 @@ def drop_alpha(array: np.ndarray) -> np.ndarray:
     full = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
     if alpha.min() == full:
         return colour
-    laid = colour * (alpha.astype(np.float32) / np.float32(full))
-    return laid.astype(array.dtype) if array.dtype.kind == "f" else np.rint(laid).astype(array.dtype)
+    laid = np.empty(colour.shape, array.dtype)
+    for first in range(0, len(array), _ROWS):  # the products in float32 need not all be there at once
+        part = slice(first, first + _ROWS)
+        product = colour[part] * (alpha[part].astype(np.float32) / np.float32(full))
+        laid[part] = product if array.dtype.kind == "f" else np.rint(product)
+    return laid
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Grey stays grey, colour becomes RGB (palette, CMYK, YCbCr and Lab included), 1-bit becomes 0/255, alpha is laid over
 black, EXIF orientation is applied, 16 bits stay 16 bits. Animations are refused unless a frame is named
-(``file.gif#3``).
+(``file.gif#frame=3``, or ``file.gif#3``).
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from frepa.images.guards import check_memory
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha, orient
 from frepa.images.scan import Header, Scan, UnreadableScan
 
 _ORIENTATION = 0x0112
 _PILLOW_LIMIT = threading.Lock()
+# Pillow knows more, some of which run other programs (EPS) or name other files
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000")
+_PLUGINS = (Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)  # their import makes them known
 # One channel as NumPy already has it; LA and the colour modes are converted first
 _GREY_MODES = {"L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
@@ -53,11 +57,12 @@ def _opened(path: Path, member: str | None, max_pixels: int) -> Iterator[Image.I
         with _PILLOW_LIMIT:
             theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                image = Image.open(path)
+                image = Image.open(path, formats=_FORMATS)
             finally:
                 Image.MAX_IMAGE_PIXELS = theirs
         with image:
             check_size(path, image.size, max_pixels)
+            check_memory(path, image.width * image.height * _bytes_per_pixel(path, image))
             _choose_frame(path, image, member)
             yield image
     except UnreadableScan:
@@ -81,14 +86,15 @@ def _choose_frame(path: Path, image: Image.Image, member: str | None) -> None:
         if frames > 1:
             raise UnreadableScan(
                 str(path),
-                f"holds {frames} frames; name the ones to use in a manifest, e.g. {path.name}#0",
+                f"holds {frames} frames; name the ones to use in a manifest, e.g. {path.name}#frame=0",
                 kind="several arrays",
             )
         return
-    if not member.isdigit() or int(member) >= frames:
+    number = member.removeprefix("frame=")
+    if not number.isdecimal() or int(number) >= frames:
         raise UnreadableScan(str(path), f"has no frame {member!r}; it holds {frames}, numbered from 0")
-    if int(member):
-        image.seek(int(member))
+    if int(number):
+        image.seek(int(number))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -107,6 +113,15 @@ def _pixels(image: Image.Image) -> np.ndarray:
     elif mode in ("L", "RGB") and isinstance(image.info.get("transparency"), (int, tuple)):
         image = image.convert("RGBA" if mode == "RGB" else "LA")
     return np.asarray(image)
+
+
+def _bytes_per_pixel(path: Path, image: Image.Image) -> int:
+    """As decoded: palettes become RGBA, 16-bit colour stays 16-bit colour."""
+    if _is_deep_png(path, image):
+        return 8
+    return {"L": 1, "1": 1, "I": 4, "F": 4, "LA": 2, "La": 2, "RGB": 3}.get(
+        image.mode, 2 if image.mode[:1] == "I" else 4
+    )
 
 
 def _is_deep_png(path: Path, image: Image.Image) -> bool:

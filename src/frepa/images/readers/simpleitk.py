@@ -8,6 +8,7 @@ file's length before SimpleITK is asked for memory.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,17 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from frepa.images.guards import check_beside, check_memory
 from frepa.images.orientation import is_usable, permuted, voxel_sizes
-from frepa.images.readers.itk_text import DataFile, data_file
 from frepa.images.readers.pixels import check_size, checked
 from frepa.images.scan import Header, Scan, UnreadableScan
 from frepa.images.units import with_values_judged
-from frepa.images.volumes import record, record_header, shown
+from frepa.images.volumes import claimed_bytes, record, record_header
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_DEFLATE = 1100
+_MOST_HEADER, _MOST_LINES = 2**20, 400
+_MOST_COMPONENTS = 4096
 
 
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
@@ -69,43 +72,96 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 def _describe(path: Path, member: str | None, dims: int, max_pixels: int) -> Header:
     if member is not None:
         raise UnreadableScan(str(path), f"holds volumes by number, not by name; it has no member {member!r}")
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    data = data_file(path)
-    size = data.shape[-3:] if len(data.shape) >= 3 else (1,) * (3 - len(data.shape)) + data.shape
-    if len(data.shape) > 4:
-        raise UnreadableScan(str(path), f"has {len(data.shape)} axes; expected a volume or a series of volumes")
-    check_size(path, size, max_pixels if dims == 3 else max(max_pixels, 2**30))
-    _check_claim(path, data)
+    data, compressed, binary = _data_file(path)
     reader = _reader(path)
     reader.ReadImageInformation()
-    if tuple(reader.GetSize()[::-1]) != tuple(data.shape):
-        raise UnreadableScan(str(path), f"damaged header (its size reads as {shown(data.shape)})", kind="damaged")
-    components = reader.GetNumberOfComponents()
-    if sitk.GetPixelIDValueAsString(reader.GetPixelID()).startswith("complex"):
+    shape = tuple(int(n) for n in reader.GetSize()[::-1])
+    size = shape[-3:] if len(shape) >= 3 else (1,) * (3 - len(shape)) + shape
+    if len(shape) > 4:
+        raise UnreadableScan(str(path), f"has {len(shape)} axes; expected a volume or a series of volumes")
+    check_size(path, size, max_pixels if dims == 3 else max(max_pixels, 2**30))
+    kind, components = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetNumberOfComponents()
+    if "complex" in kind:
         raise UnreadableScan(str(path), "holds complex values, expected integers or real numbers")
-    colour = components == 3 and "8-bit unsigned" in sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    volumes = data.shape[0] if len(data.shape) == 4 else 1
+    bits = re.search(r"(8|16|32|64)-bit", kind)
+    if bits is None or not 1 <= components <= _MOST_COMPONENTS:
+        raise UnreadableScan(str(path), f"damaged header ({components} values per voxel of {kind})", kind="damaged")
+    nbytes = claimed_bytes(shape, components * int(bits[1]) // 8)
+    _check_claim(path, nbytes, os.path.getsize(data), compressed, binary)
+    check_memory(path, nbytes)
+    colour = components == 3 and kind.endswith("8-bit unsigned integer")
+    volumes = shape[0] if len(shape) == 4 else 1
     count = volumes * (1 if colour else components)
     affine = _affine(reader)
     spacing = voxel_sizes(affine) if affine is not None else None
     return Header(3 if colour else 1, size, count, spacing=spacing, affine=affine)
 
 
-def _check_claim(path: Path, data: DataFile) -> None:
-    length = 0
-    for file in data.files:
-        if not os.path.isfile(file):
-            raise UnreadableScan(str(path), f"its voxels are in {file.name}, which is not there", kind="empty")
-        length += os.path.getsize(file)
-    if data.compressed:
-        if data.nbytes > _MOST_DEFLATE * length:
+def _data_file(path: Path) -> tuple[Path, bool, bool]:
+    """The file that holds the voxels, whether they are compressed, and whether they are binary.
+
+    SimpleITK follows whatever the header names, into any folder and into a pipe, and waits for ever on some numbers of
+    axes; so these few lines of the header are looked at before it is asked anything.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_MOST_HEADER)
+    is_meta = path.suffix.lower() in (".mha", ".mhd")
+    if not is_meta and not head.startswith(b"NRRD"):
+        raise UnreadableScan(str(path), "not an NRRD file, or a damaged header", kind="damaged")
+    fields = _fields(path, head, "=" if is_meta else ":", "elementdatafile" if is_meta else "")
+    axes = fields.get("ndims" if is_meta else "dimension", "")
+    if not axes.isdecimal() or not 1 <= len(axes) <= 2 or not 1 <= int(axes) <= 16:
+        what = "MetaImage" if is_meta else "NRRD"
+        raise UnreadableScan(str(path), f"not a file of the kind {what}, or a damaged header", kind="damaged")
+    encoding = fields.get("encoding", "raw").lower()
+    where = fields.get("elementdatafile", "") if is_meta else fields.get("data file", fields.get("datafile", "LOCAL"))
+    if is_meta:
+        compressed = fields.get("compresseddata", "false").lower() in ("true", "1")
+        binary = fields.get("binarydata", "true").lower() in ("true", "1")
+    else:
+        compressed = encoding in ("gzip", "gz", "bzip2", "bz2")
+        binary = encoding not in ("text", "txt", "ascii", "hex")
+    if not where:
+        raise UnreadableScan(str(path), "damaged header (it does not say where its voxels are)", kind="damaged")
+    if where.upper() == "LOCAL":
+        return path, compressed, binary
+    if where.upper().startswith("LIST") or "%" in where:
+        raise UnreadableScan(str(path), "spreads its voxels over a list of files, which is not supported; join them")
+    data = path.parent / where
+    if not os.path.lexists(data):
+        raise UnreadableScan(str(path), f"its voxels are in {data.name}, which is not there", kind="empty")
+    check_beside(path, data)
+    return data, compressed, binary
+
+
+def _fields(path: Path, head: bytes, separator: str, last: str) -> dict[str, str]:
+    """The lines of a header up to ``last`` (MetaImage) or the first empty one (NRRD); none may be said twice."""
+    fields: dict[str, str] = {}
+    for line in head.split(b"\n", _MOST_LINES)[:_MOST_LINES]:
+        text = line.decode("latin-1").strip()
+        if not text and not last:
+            break
+        key, found, value = text.partition(separator)
+        key = " ".join(key.lower().split())
+        if not found or key.startswith("#") or value.startswith("="):  # a comment, or a key of the user's own
+            continue
+        if key in fields:
+            raise UnreadableScan(str(path), "damaged header (a line of it is there twice)", kind="damaged")
+        fields[key] = value.strip()
+        if key == last:
+            break
+    return fields
+
+
+def _check_claim(path: Path, nbytes: int, length: int, compressed: bool, binary: bool) -> None:
+    if compressed:
+        if nbytes > _MOST_DEFLATE * length:
             raise UnreadableScan(
                 str(path), "the header claims more voxels than the compressed file can hold", kind="truncated"
             )
-    elif data.nbytes > length * (1 if data.binary else 8):
+    elif nbytes > length * (1 if binary else 8):
         raise UnreadableScan(
-            str(path), f"truncated: the header asks for {data.nbytes:,} bytes, there are {length:,}", kind="truncated"
+            str(path), f"truncated: the header asks for {nbytes:,} bytes, there are {length:,}", kind="truncated"
         )
 
 

@@ -1,19 +1,25 @@
 """TIFF through tifffile: 1 to 32 bit integers and floats, grey, RGB, RGBA, CMYK and palette, pages and planes.
 
 A file with one page is an image. A file with several pages of one size is a volume when ``dims=3``, and one image per
-page in 2D; one page is named as ``file.tif#0``.
+page in 2D; one page is named as ``file.tif#page=0``, or ``file.tif#0``.
+
+The chain of pages is followed here, not by tifffile: once per file and process, no further than
+`frepa.images.guards.MOST_PARTS`, and never in a circle.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
 
+from frepa.images.guards import MOST_PARTS, check_memory
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha, orient
 from frepa.images.scan import Header, Scan, UnreadableScan
 from frepa.images.volumes import file_key
@@ -21,29 +27,40 @@ from frepa.images.volumes import file_key
 _MINISWHITE, _PALETTE, _SEPARATED = 0, 3, 5
 
 
+class _Pages(NamedTuple):
+    """The pages of a file that can be records, all alike: places of their directories, and the first one's header."""
+
+    places: tuple[int, ...]
+    size: tuple[int, int]
+    turned: bool
+    colour: bool
+    nbytes: int
+
+
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
     """Size and channels from the tags alone."""
-    with _opened(path) as file:
-        pages = _pages(path, file, member, dims, max_pixels)
-        colour = pages[0].samplesperpixel >= 3 or pages[0].photometric == _PALETTE
-        size = (pages[0].imagelength, pages[0].imagewidth)
-        if dims == 2 and _orientation(pages[0]) in (5, 6, 7, 8):
-            size = size[::-1]
-        channels = 3 if colour else 1
-        return Header(channels, size, len(pages)) if dims == 2 else Header(channels, (len(pages), *size))
+    pages = _pages(path, file_key(path), member, dims)
+    size = pages.size[::-1] if dims == 2 and pages.turned else pages.size
+    channels = 3 if pages.colour else 1
+    _check(path, pages, dims, max_pixels)
+    return Header(channels, size, len(pages.places)) if dims == 2 else Header(channels, (len(pages.places), *size))
 
 
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """One image ``(1 | 3, H, W)``, or for ``dims=3`` the stack of pages ``(1 | 3, D, H, W)``, in the stored type."""
+    pages = _pages(path, file_key(path), member, dims)
+    _check(path, pages, dims, max_pixels)
     with _opened(path) as file:
-        if dims == 2 and member is None:
-            # Parsing a page per slice, not all of them each time
-            pages = [_full_page(file.pages[_page_numbers(path, file_key(path), max_pixels)[row]])]
-        else:
-            pages = _pages(path, file, member, dims, max_pixels)
-        planes = [_page_pixels(path, page) for page in pages]
+        places = pages.places if dims == 3 else pages.places[row : row + 1]
+        planes = [_page_pixels(path, _page(file, place)) for place in places]
     array = planes[0] if dims == 2 else np.stack(planes)
     return Scan(checked(path, channels_first(array)))
+
+
+def _check(path: Path, pages: _Pages, dims: int, max_pixels: int) -> None:
+    count = len(pages.places) if dims == 3 else 1
+    check_size(path, pages.size if dims == 2 else (count, *pages.size), max_pixels)
+    check_memory(path, count * pages.nbytes)
 
 
 @contextmanager
@@ -62,44 +79,74 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
         raise UnreadableScan(str(path), f"damaged or truncated TIFF ({text})", kind="truncated") from None
 
 
-def _pages(
-    path: Path, file: tifffile.TiffFile, member: str | None, dims: int, max_pixels: int
-) -> list[tifffile.TiffPage]:
-    """The pages that make up the record, their total size checked."""
-    # A reduced page is a thumbnail or a pyramid level of the full one
-    pages = [page for page in map(_full_page, file.pages) if not page.is_reduced]
-    if not pages:
-        raise UnreadableScan(str(path), "holds no page of pixels", kind="empty")
-    if member is not None:
-        if not member.isdigit() or int(member) >= len(pages):
-            raise UnreadableScan(str(path), f"has no page {member!r}; it holds {len(pages)}, numbered from 0")
-        pages = [pages[int(member)]]
-    first = pages[0]
-    if any(page.shape != first.shape or page.dtype != first.dtype for page in pages):
-        text = f"holds {len(pages)} pages of different sizes or types; name one, e.g. {path.name}#0"
-        raise UnreadableScan(str(path), text, kind="several arrays")
-    if first.dtype is None:
-        raise UnreadableScan(str(path), f"holds {first.bitspersample}-bit samples that cannot be read")
-    if dims == 3 and len(pages) == 1:
-        raise UnreadableScan(
-            str(path), "one page, so an image and not a volume; read it with dims 2", kind="other dims"
-        )
-    if (first.imagedepth or 1) > 1:
-        raise UnreadableScan(str(path), "holds a volume within one page, which is not supported; save it as pages")
-    size = (first.imagelength, first.imagewidth)
-    check_size(path, size if dims == 2 else (len(pages), *size), max_pixels)
-    return pages
-
-
 @lru_cache(maxsize=256)
-def _page_numbers(path: Path, stamp: object, max_pixels: int) -> tuple[int, ...]:
-    """Places in the file of the pages that are records, checked once per file and process."""
+def _pages(path: Path, stamp: object, member: str | None, dims: int) -> _Pages:
+    """The pages that make up the records, which must be alike."""
     with _opened(path) as file:
-        return tuple(page.index for page in _pages(path, file, None, 2, max_pixels))
+        # A reduced page is a thumbnail or a pyramid level of the full one
+        found = [page for page in (_page(file, place) for place in _directories(path, file)) if not page.is_reduced]
+        if not found:
+            raise UnreadableScan(str(path), "holds no page of pixels", kind="empty")
+        if member is not None:
+            number = member.removeprefix("page=")
+            if not number.isdecimal() or int(number) >= len(found):
+                raise UnreadableScan(str(path), f"has no page {member!r}; it holds {len(found)}, numbered from 0")
+            found = [found[int(number)]]
+        first = found[0]
+        if any(page.shape != first.shape or page.dtype != first.dtype for page in found):
+            text = f"holds {len(found)} pages of different sizes or types; name one, e.g. {path.name}#page=0"
+            raise UnreadableScan(str(path), text, kind="several arrays")
+        if first.dtype is None:
+            raise UnreadableScan(str(path), f"holds {first.bitspersample}-bit samples that cannot be read")
+        if dims == 3 and len(found) == 1:
+            text = "one page, so an image and not a volume; read it with dims 2"
+            raise UnreadableScan(str(path), text, kind="other dims")
+        if (first.imagedepth or 1) > 1:
+            raise UnreadableScan(str(path), "holds a volume within one page, which is not supported; save it as pages")
+        size = (first.imagelength, first.imagewidth)
+        samples = max(1, first.samplesperpixel) * first.dtype.itemsize
+        return _Pages(
+            tuple(page.offset for page in found),
+            size,
+            _orientation(first) in (5, 6, 7, 8),
+            first.samplesperpixel >= 3 or first.photometric == _PALETTE,
+            size[0] * size[1] * samples,
+        )
 
 
-def _full_page(page: tifffile.TiffPage | tifffile.TiffFrame) -> tifffile.TiffPage:
-    return page if isinstance(page, tifffile.TiffPage) else page.aspage()
+def _directories(path: Path, file: tifffile.TiffFile) -> list[int]:
+    """Places of the directories, one per page, in the order of the chain."""
+    tiff, handle = file.tiff, file.filehandle
+    if tiff.is_ndpi:  # its offsets are split over two places
+        return [page.offset for page in file.pages]
+
+    def number(place: int, kind: str, width: int) -> int:
+        handle.seek(place)
+        return int(struct.unpack(kind, handle.read(width))[0])
+
+    places: list[int] = []
+    seen: set[int] = set()
+    try:
+        place = number(8 if tiff.is_bigtiff else 4, tiff.offsetformat, tiff.offsetsize)
+        while place:
+            if place in seen:
+                raise UnreadableScan(str(path), "damaged: its pages lead back to one another", kind="damaged")
+            if len(places) >= MOST_PARTS:
+                text = f"holds more pages than the limit of {MOST_PARTS:,}"
+                raise UnreadableScan(str(path), text, kind="too large")
+            seen.add(place)
+            places.append(place)
+            after = place + tiff.tagnosize + number(place, tiff.tagnoformat, tiff.tagnosize) * tiff.tagsize
+            place = number(after, tiff.offsetformat, tiff.offsetsize)
+    except struct.error:
+        text = f"truncated: the file ends within the list of its pages, after {len(places)}"
+        raise UnreadableScan(str(path), text, kind="truncated") from None
+    return places
+
+
+def _page(file: tifffile.TiffFile, place: int) -> tifffile.TiffPage:
+    file.filehandle.seek(place)
+    return tifffile.TiffPage(file, 0)
 
 
 def _orientation(page: tifffile.TiffPage) -> int:

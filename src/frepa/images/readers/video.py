@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.images.guards import check_memory
 from frepa.images.readers.pixels import channels_first, check_size
 from frepa.images.scan import Header, Scan, UnreadableScan
 from frepa.images.volumes import file_key
@@ -49,6 +50,7 @@ class _Film:
         self._stream.thread_type = "NONE"  # loader processes are the parallel ones
         self.size = (self._stream.height, self._stream.width)
         check_size(path, self.size, max_pixels)
+        check_memory(path, 3 * self.size[0] * self.size[1])
         stamps = [packet.pts for packet in self._container.demux(self._stream) if packet.pts is not None]
         self.times = sorted(stamps)
         if not self.times:

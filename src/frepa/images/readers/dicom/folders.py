@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from frepa.images.finding import Found, dicom_by_content
+from frepa.images.guards import check_memory
 from frepa.images.readers.dicom.header import DicomHeader, Plane, Unusable, read_header
 from frepa.images.readers.dicom.opening import read_tags, series_of
 from frepa.images.readers.dicom.stacks import Stack, stacks
@@ -44,6 +46,7 @@ def _within(entry: Found, root: Path, max_pixels: int) -> Found:
         return entry
     try:
         check_size(root / entry.name, entry.size_claimed, max_pixels)
+        check_memory(root / entry.name, math.prod(entry.size_claimed))
     except UnreadableScan as error:
         return entry.changed(reason=error.reason, trouble=error.kind)
     return entry

@@ -73,6 +73,7 @@ _TAGS = [
     "PhotometricInterpretation",
     "NumberOfFrames",
     "Rows",
+    "BitsAllocated",
     "Columns",
     "FrameIncrementPointer",
     "SharedFunctionalGroupsSequence",
@@ -111,7 +112,7 @@ class DicomHeader:
         modality: as in `frepa.images.scan.Scan`; ``code`` is DICOM's own.
         series: its series instance UID, ``""`` where it was removed.
         group: anonymous name of the patient, or of the study; None where both were removed.
-        frames, channels, size: of its pixels.
+        frames, channels, size, depth: of its pixels; depth in bytes per value.
         planes: one per frame.
         step: millimetres from slice to slice as the header states it, or None.
         in_time: the frames are a film, not a stack.
@@ -124,6 +125,7 @@ class DicomHeader:
     frames: int
     channels: int
     size: tuple[int, int]
+    depth: int
     planes: tuple[Plane, ...]
     step: float | None
     in_time: bool
@@ -191,6 +193,7 @@ def _header(path: Path, data: Dataset, file: int) -> DicomHeader:
         frames=frames,
         channels=3 if channels == 3 else 1,
         size=(rows, columns),
+        depth=max(1, -(-(_whole(data.get("BitsAllocated")) or 16) // 8)),
         planes=_planes(data, file, frames, (rows, columns, channels)),
         step=_step(data),
         in_time=in_time,

@@ -11,6 +11,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
+from frepa.images.guards import check_memory, file_status
 from frepa.images.readers.dicom.codecs import cannot_decode, stated_size
 from frepa.images.readers.dicom.opening import read_dataset
 from frepa.images.readers.pixels import channels_first, checked
@@ -35,6 +36,7 @@ class Frame(NamedTuple):
 
 def read_pixels(path: Path) -> Dataset:
     """The dataset with its pixels still as in the file. Raises `UnreadableScan`."""
+    check_memory(path, file_status(path).st_size, "the file", copies=1)
     data = read_dataset(path)
     reason = cannot_decode(transfer_syntax(data))
     if reason is not None:

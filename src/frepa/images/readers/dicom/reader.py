@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from frepa.images.guards import check_memory
 from frepa.images.orientation import plane_codes, reorient, reorient_array, reorient_header, voxel_sizes
 from frepa.images.readers.dicom.folders import VOLUMETRIC, folder_stack
 from frepa.images.readers.dicom.header import DicomHeader, Plane, read_header
@@ -154,6 +155,7 @@ def _with(header: Header, **changes: object) -> Header:
 def _series_header(path: Path, head: DicomHeader, stack: Stack, dims: int, max_pixels: int) -> Header:
     depth, (rows, columns, _) = len(stack.planes), stack.planes[0].size
     check_size(path, (depth, rows, columns) if dims == 3 else (rows, columns), max_pixels)
+    check_memory(path, (depth if dims == 3 else 1) * rows * columns * head.channels * head.depth)
     whole = Header(
         head.channels,
         (depth, rows, columns),
@@ -178,6 +180,7 @@ def read_stack(
     rows, columns, _ = stack.planes[0].size
     depth = len(stack.planes)
     check_size(paths[0], (depth, rows, columns) if dims == 3 else (rows, columns), max_pixels)
+    check_memory(paths[0], (depth if dims == 3 else 1) * rows * columns * head.channels * head.depth)
     if dims == 3:
         return _volume(paths, stack, head, voi)
     frame = _frame(paths, stack.planes[row], voi)
