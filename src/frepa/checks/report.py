@@ -16,6 +16,7 @@ from frepa.images.geometry import resize_pad
 from frepa.images.intensity import to_unit
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
+from frepa.names import figure_text, shown
 from frepa.report.canvas import bare, new_figure, plane
 from frepa.report.page import Page
 
@@ -36,7 +37,7 @@ def counts_by_kind(findings: Sequence[Finding]) -> list[tuple[str, int]]:
 
 def write_page(path: Path, source: Source, checked: Checked) -> Path:
     """``report.html``: the verdict, findings by kind with what to do and pictures, what the scans are."""
-    page = Page("Scan report", f"{source.location}, read with dims {source.dims}")
+    page = Page("Scan report", f"{shown(source.location)}, read with dims {source.dims}")
     page.facts(checked.facts)
     found = counts_by_kind(checked.findings)
     text, level = verdict(checked.findings)
@@ -57,7 +58,7 @@ def write_page(path: Path, source: Source, checked: Checked) -> Path:
         if count > _SHOWN:
             _by_folder(page, of_kind)
         else:
-            page.table([{"file": finding.file, "what was found": finding.message} for finding in of_kind])
+            page.table([{"file": shown(f.file), "what was found": shown(f.message)} for f in of_kind])
     _inventory(page, checked.items)
     page.section("What was not looked for")
     page.text(
@@ -104,10 +105,10 @@ def _by_folder(page: Page, findings: Sequence[Finding]) -> None:
     fullest = sorted(folders.items(), key=lambda item: -len(item[1]))[:_SHOWN]
     rows = [
         {
-            "folder": folder,
+            "folder": shown(folder),
             "count": len(members),
-            "for example": posixpath.basename(members[0].file),
-            "what was found": members[0].message,
+            "for example": shown(posixpath.basename(members[0].file)),
+            "what was found": shown(members[0].message),
         }
         for folder, members in fullest
     ]
@@ -127,7 +128,7 @@ def _inventory(page: Page, items: Sequence[Item]) -> None:
         spacing = [item.first.spacing for item in members if item.first.spacing]
         rows.append(
             {
-                "folder": top,
+                "folder": shown(top),
                 "modality": modality or None,
                 "unit": unit,
                 "files": len(members),
@@ -166,8 +167,8 @@ def _pictures(page: Page, source: Source, findings: Sequence[Finding]) -> None:
         bare(axes)
     for axes, (finding, tile) in zip(grid, tiles):
         axes.imshow(tile, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(_short(finding.file), fontsize=6.5)
-    page.figure(figure, "", alt="Examples: " + ", ".join(finding.file for finding, _ in tiles), wide=True)
+        axes.set_title(figure_text(_short(finding.file)), fontsize=6.5)
+    page.figure(figure, "", alt="Examples: " + ", ".join(shown(finding.file) for finding, _ in tiles), wide=True)
 
 
 def thumbnail(source: Source, index: int) -> np.ndarray:
@@ -197,7 +198,7 @@ def summary(findings: Sequence[Finding], facts: Mapping[str, int | str], *, exam
         lines.append(f"{KINDS[kind].level:<8}{count:>8,}  {KINDS[kind].title}")
         if KINDS[kind].level != NOTE:
             named = _spread([finding for finding in findings if finding.kind == kind], examples)
-            lines += [f"{'':18}{finding.file}: {finding.message}" for finding in named]
+            lines += [f"{'':18}{shown(finding.file)}: {shown(finding.message)}" for finding in named]
     if len(lines) == 1:
         lines.append("Nothing was found that is wrong with these scans.")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Kind:
 
 
 def _is_store(text: str, path: Path) -> bool:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # which Path.is_dir is not asked: it raises on names that are too long
         return False
     from frepa.images.store.layout import StoreFolder
 

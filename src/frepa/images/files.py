@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from frepa.images.volumes import check_volume
 from frepa.names import shown
 
 _CHUNK = 65536
-_PARTS = pa.large_list(pa.large_string())
+# Names are bytes, which need not be UTF-8
+_PARTS = pa.large_list(pa.large_binary())
 
 
 @dataclass
@@ -55,9 +58,9 @@ class _Columns:
         if self.names:
             self.packed.append(
                 (
-                    pa.array(self.names, pa.large_string()),
-                    pa.array(self.members, pa.large_string()),
-                    pa.array(self.parts, _PARTS),
+                    pa.array([os.fsencode(name) for name in self.names], pa.large_binary()),
+                    pa.array([None if name is None else os.fsencode(name) for name in self.members], pa.large_binary()),
+                    pa.array([_encoded(parts) for parts in self.parts], _PARTS),
                     np.array(self.rest, np.int64),
                 )
             )
@@ -98,8 +101,8 @@ class FileSource(Source):
         for entry in found:
             self._take(entry, columns)
         columns.pack()
-        self._names = columns.column(0, pa.large_string())
-        members, parts = columns.column(1, pa.large_string()), columns.column(2, _PARTS)
+        self._names = columns.column(0, pa.large_binary())
+        members, parts = columns.column(1, pa.large_binary()), columns.column(2, _PARTS)
         self._members = None if members.null_count == len(members) else members
         self._parts = None if parts.null_count == len(parts) else parts
         self._warn_of_slices()
@@ -222,36 +225,35 @@ class FileSource(Source):
         return row, index - int(self._starts[row])
 
     def _place(self, row: int) -> tuple[Path, str | None]:
-        member = None if self._members is None else self._members[row].as_py()
-        return self._root / self._names[row].as_py(), member
+        name = os.fsdecode(self._names[row].as_py())
+        return self._root / name, None if self._members is None else _text(self._members[row])
 
     def _files(self, row: int) -> list[Path] | None:
         """The files of a series, or None where the row is no series."""
         if self._parts is None or not self._parts[row].is_valid:
             return None
-        return [self._root / name for name in self._parts[row].as_py()]
+        return [self._root / os.fsdecode(name) for name in self._parts[row].as_py()]
 
     def warn_of_labels(self) -> None:
         """Add a warning where files lie in folders that hold labels by their names."""
-        sentence = label_warning(name.as_py() for name in self._names)
+        sentence = label_warning(map(os.fsdecode, chain.from_iterable(_chunks(self._names))))
         if sentence:
             self.warnings.append(sentence)
 
     def name(self, index: int) -> str:
         row, within = self._row(index)
         if self.dims == 2 and self._parts is not None and self._parts[row].is_valid:
-            return self._parts[row][within].as_py()
-        name = self._names[row].as_py()
-        if self._members is not None and self._members[row].is_valid:
-            name = f"{name}#{self._members[row].as_py()}"
+            return os.fsdecode(self._parts[row][within].as_py())
+        name = self._file(row)
         return f"{name}[{within}]" if self._starts[row + 1] - self._starts[row] > 1 else name
 
     def file(self, index: int) -> str:
-        row, _ = self._row(index)
-        name = self._names[row].as_py()
-        if self._members is None or not self._members[row].is_valid:
-            return name
-        return f"{name}#{self._members[row].as_py()}"
+        return self._file(self._row(index)[0])
+
+    def _file(self, row: int) -> str:
+        name = os.fsdecode(self._names[row].as_py())
+        member = None if self._members is None else _text(self._members[row])
+        return name if member is None else f"{name}#{member}"
 
     @property
     def groups(self) -> int | None:
@@ -300,16 +302,30 @@ class FileSource(Source):
             digest.update(f"canonical {self._canonical} voi {self._voi} spacing None\n".encode())
         for start in range(0, len(self._names), _CHUNK):
             part = slice(start, start + _CHUNK)
-            digest.update("\0".join(self._names[part].to_pylist()).encode("utf-8", "surrogateescape"))
+            digest.update(b"\0".join(self._names[part].to_pylist()))
             if self._members is not None:
-                digest.update("\0".join(member or "" for member in self._members[part].to_pylist()).encode())
+                digest.update(b"\0".join(member or b"" for member in self._members[part].to_pylist()))
             if self._parts is not None:
-                digest.update("\0".join("\1".join(files or ()) for files in self._parts[part].to_pylist()).encode())
+                digest.update(b"\0".join(b"\1".join(files or ()) for files in self._parts[part].to_pylist()))
             digest.update(self._sizes[part].astype("<i8").tobytes())
         if self.labels is not None:
             for start in range(0, len(self), _CHUNK):
                 digest.update("\0".join(self.labels[start : start + _CHUNK]).encode())
         return digest.hexdigest()
+
+
+def _encoded(names: Sequence[str] | None) -> list[bytes] | None:
+    return None if names is None else [os.fsencode(name) for name in names]
+
+
+def _text(cell: pa.Scalar) -> str | None:
+    name = cell.as_py()
+    return None if name is None else os.fsdecode(name)
+
+
+def _chunks(names: pa.Array) -> Iterator[list[bytes]]:
+    for start in range(0, len(names), _CHUNK):
+        yield names[start : start + _CHUNK].to_pylist()
 
 
 def _alone_where_unknown(names: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from frepa.names import shown
+
 NAMES = frozenset(
     {
         *("mask", "masks", "label", "labels", "labelstr", "labelsva", "labelsts", "groundtruth", "ground_truth"),
@@ -28,8 +30,8 @@ def warning(names: Iterable[str]) -> str:
             found[folder] += 1
     if not found:
         return ""
-    shown = ", ".join(f"{folder}/" for folder, _ in found.most_common(4)) + (", ..." if len(found) > 4 else "")
+    named = ", ".join(f"{shown(folder)}/" for folder, _ in found.most_common(4)) + (", ..." if len(found) > 4 else "")
     return (
-        f"{found.total():,} of {total:,} files lie in folders that hold labels by their names ({shown}). They are used "
+        f"{found.total():,} of {total:,} files lie in folders that hold labels by their names ({named}). They are used "
         "as images like the others; to leave them out, name the images' folder alone or list the images in a manifest."
     )

@@ -32,6 +32,7 @@ from frepa.images.store.layout import (
 )
 from frepa.images.store.records import anonymous_id, fill_row
 from frepa.images.store.shards import Shard, journal_lines
+from frepa.names import cell, shown
 
 _ROWS = 65536  # rows built, and written to parquet, at a time
 # Journal line of a record, place of its label, its name where names are kept
@@ -273,7 +274,7 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows((name.encode("utf-8", "replace").decode(), reason) for name, reason in rows)
+    writer.writerows((cell(name), cell(reason)) for name, reason in rows)
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
 
 
@@ -281,6 +282,6 @@ def _nothing_usable(folder: StoreFolder, source: Source, survey: _Survey) -> Inp
     _write_skipped(folder, source, survey.skipped, keep_names=False)
     first = next(iter(survey.skipped.items()))
     return InputError(
-        f"None of the {len(source)} records of {source.location} can be used; {folder.skipped_names} says why. "
-        f"The first: {source.name(first[0])}: {first[1]}"
+        f"None of the {len(source)} records of {shown(source.location)} can be used; {folder.skipped_names} says why. "
+        f"The first: {shown(source.name(first[0]))}: {shown(first[1])}"
     )

@@ -76,7 +76,8 @@ class StoreFolder:
         self.plan = self.unfinished / "plan.json"
         self.lock = self.unfinished / "lock"
         #: File names of what was skipped; beside the store, since names may tell who was scanned.
-        self.skipped_names = self.root.with_name(f"{self.root.name}.skipped.csv")
+        whole = self.root if self.root.name not in ("", "..") else Path(os.path.abspath(self.root))
+        self.skipped_names = whole.parent / f"{whole.name}.skipped.csv"
 
     def shard(self, number: int) -> Path:
         return self.shards / f"{number:05}.b2"

@@ -28,6 +28,7 @@ from frepa.images.store.index import write_index
 from frepa.images.store.layout import StoreFolder, dump, read_facts, write_text
 from frepa.images.store.records import pack_scan
 from frepa.images.store.shards import DiskFull, Shard, Stopped, full_disk, lock, write_shard
+from frepa.names import shown
 
 # Raw bytes a shard aims at; fewer records where there are few, so that several processes have something to do
 _SHARD_BYTES, _MANY_SHARDS = 2**28, 64
@@ -132,7 +133,7 @@ def _clean(folder: StoreFolder) -> None:
 
 def tell(sentence: str) -> None:
     """One line for the user, clear of the progress bar."""
-    tqdm.write(sentence, file=sys.stderr)
+    tqdm.write(shown(sentence, keep="\n"), file=sys.stderr)
 
 
 def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, overwrite: bool) -> bool:

@@ -16,6 +16,7 @@ from frepa.images.store.files import ShardFiles
 from frepa.images.store.frames import DamagedRecord
 from frepa.images.store.layout import StoreFolder, file_digest, write_atomically
 from frepa.images.store.source import StoreSource
+from frepa.names import cell
 
 _BATCH = 4096
 
@@ -83,4 +84,4 @@ def _write(path: Path, damaged: list[Damage]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("record", "name", "shard", "reason"))
-        writer.writerows((item.record, item.name, item.shard, item.reason) for item in damaged)
+        writer.writerows((item.record, cell(item.name), item.shard, item.reason) for item in damaged)
