@@ -55,8 +55,8 @@ class Measured:
 
 def measure(scan: Scan) -> Measured:
     """Measure a scan whose axes are as stored (a source opened with ``canonical=False``)."""
-    low, middle, high = exact_percentiles(scan.array, (0.5, 50.0, 99.5), ignore=scan.padding)
-    least, most = exact_percentiles(scan.array, (0.0, 100.0), ignore=scan.padding)
+    wanted = (0.0, 0.5, 50.0, 99.5, 100.0)
+    least, low, middle, high, most = exact_percentiles(scan.array, wanted, ignore=scan.padding)
     volume = len(scan.size) == 3
     values, flat = _label_likeness(scan.array)
     return Measured(

@@ -39,7 +39,7 @@ def _of_one(item: Item) -> Iterable[tuple[str, str]]:
     if min(one.size[-2:]) < _LEAST_SIDE:
         yield "tiny", f"{_shown(one.size)} pixels"
     low, high = min(part.low for part in item.measured), max(part.high for part in item.measured)
-    middle = float(np.median([part.percentiles[1] for part in item.measured]))
+    middle = one.percentiles[1] if count == 1 else float(np.median([part.percentiles[1] for part in item.measured]))
     if one.hu and (low < _HU_LOWEST or high >= _HU_HIGHEST or middle > 1000):
         yield "hu values", f"values from {low:g} to {high:g}, half of them above {middle:g}"
     said = [kind_of(note.kind) for note in item.notes]

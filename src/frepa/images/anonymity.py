@@ -54,7 +54,15 @@ def key_file() -> Path:
 
 def _key() -> bytes:
     secret = os.environ.get(SECRET)
-    return secret.encode("utf-8", "surrogateescape") if secret else _kept_key(key_file())
+    if secret:
+        return secret.encode("utf-8", "surrogateescape")
+    return _kept_key(_place(os.environ.get("XDG_CONFIG_HOME"), os.environ.get("HOME")))
+
+
+@lru_cache(maxsize=8)
+def _place(configuration: str | None, home: str | None) -> Path:
+    """`key_file`, worked out once per environment: it is asked for with every record."""
+    return key_file()
 
 
 @lru_cache(maxsize=8)

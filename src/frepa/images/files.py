@@ -20,7 +20,7 @@ from frepa.images.finding import Found, find_files, manifest_files
 from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.dicom.folders import grouped
 from frepa.images.readers.pixels import MAX_PIXELS
-from frepa.images.readers.registry import READERS, Reader, readable_suffixes, reader_at
+from frepa.images.readers.registry import READERS, Reader, readable_suffixes, reader_at, reader_for
 from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
 from frepa.images.units import declared, scale_value
@@ -133,7 +133,7 @@ class FileSource(Source):
         reason, trouble = entry.reason, entry.trouble
         if not reason and entry.size <= 0:
             reason, trouble = "empty file (0 bytes)" if entry.size == 0 else "file not found", "empty"
-        reader = None if reason else reader_at(self._root / (entry.parts or (entry.name,))[0])
+        reader = None if reason else self._reader(entry.parts[0] if entry.parts else entry.name)
         if not reason and reader is None:
             reason = f"no reader for this ending; known: {', '.join(readable_suffixes(self.dims))}"
         elif reader is not None and self.dims not in reader.dims:
@@ -151,6 +151,10 @@ class FileSource(Source):
             return
         self.notes.extend(Skipped(name, note, note.kind) for note in entry.notes)
         columns.add(entry, READERS.index(reader))
+
+    def _reader(self, name: str) -> Reader | None:
+        # Nearly always the ending decides, and joining a million paths takes seconds
+        return reader_for(name) or reader_at(self._root / name)
 
     def _from_header(self, entry: Found, reader: Reader) -> Found:
         path = self._root / entry.name
@@ -221,6 +225,8 @@ class FileSource(Source):
         """Row of the table, and number of the record within it."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of a source with {len(self)}")
+        if len(self._starts) == len(self) + 1:  # every row has a record at least, so here it has one
+            return int(index), 0
         row = int(np.searchsorted(self._starts, index, side="right")) - 1
         return row, index - int(self._starts[row])
 

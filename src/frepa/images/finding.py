@@ -21,6 +21,7 @@ from frepa.images.readers.registry import may_be_dicom, reader_at, reader_for
 from frepa.images.scan import Note, Trouble
 from frepa.names import shown
 
+_CHUNK = 65536
 _DIMS = {"2": 2, "2d": 2, "3": 3, "3d": 3}
 _COLUMNS = ("path", "image", "label", "group", "modality", "dim", "unit", "slope", "intercept", "split", "mask")
 _KEPT = ("label", "group", "modality", "unit", "slope", "intercept", "split", "mask")
@@ -272,8 +273,7 @@ def _wanted_rows(table: pa.Table, dims: int) -> np.ndarray:
 
 
 def _listed(root: str, paths: pa.Array, wanted: np.ndarray) -> Iterator[Found]:
-    texts = paths.to_pylist() if len(wanted) == len(paths) else paths.take(pa.array(wanted)).to_pylist()
-    for row, text in zip(wanted.tolist(), texts):
+    for row, text in _rows(paths, wanted):
         text = (text or "").strip()
         if not text:
             yield Found(f"(row {row + 1})", None, -1, row, reason="no file is named", trouble="empty")
@@ -283,6 +283,12 @@ def _listed(root: str, paths: pa.Array, wanted: np.ndarray) -> Iterator[Found]:
             file, _, member = text.rpartition("#")
             found = _entry(_normal(file), os.path.join(root, file), member, row)
         yield found
+
+
+def _rows(paths: pa.Array, wanted: np.ndarray) -> Iterator[tuple[int, str | None]]:
+    for start in range(0, len(wanted), _CHUNK):
+        part = wanted[start : start + _CHUNK]
+        yield from zip(part.tolist(), paths.take(pa.array(part)).to_pylist())
 
 
 def _normal(text: str) -> str:

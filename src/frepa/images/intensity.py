@@ -110,6 +110,10 @@ def scale(array: np.ndarray, limits: tuple[float, float], *, padding: float | No
     return unit
 
 
+# Below this many values, selecting among them is faster than counting them
+_FEW = 2**12
+
+
 def exact_percentiles(
     values: np.ndarray, percentiles: Sequence[float], *, ignore: float | None = None
 ) -> tuple[float, ...]:
@@ -131,7 +135,7 @@ def exact_percentiles(
         ignore = None
     if flat.size == 0:
         return (0.0,) * len(percentiles)
-    if flat.dtype.kind in "ui" and flat.dtype.itemsize <= 2:
+    if flat.dtype.kind in "ui" and flat.dtype.itemsize <= 2 and (flat.size >= _FEW or ignore is not None):
         return _by_counting(flat, percentiles, ignore)
     below, above, weight = _ranks(flat.size, percentiles)
     ordered = _order_statistics(flat, np.concatenate([below, above]))

@@ -40,7 +40,7 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """One image, ``(1 | 3, H, W)``, uint8 or uint16 (int32 and float32 where the file holds them)."""
     with _opened(path, member, max_pixels) as image:
-        array = _deep_png(path) if _is_deep_png(path, image) else _pixels(image)
+        array = _deep_png(path) if _is_deep_png(image) else _pixels(image)
         array = orient(array, image.getexif().get(_ORIENTATION, 1))
     if array.ndim == 2:
         array = array[..., None]
@@ -62,7 +62,7 @@ def _opened(path: Path, member: str | None, max_pixels: int) -> Iterator[Image.I
                 Image.MAX_IMAGE_PIXELS = theirs
         with image:
             check_size(path, image.size, max_pixels)
-            check_memory(path, image.width * image.height * _bytes_per_pixel(path, image))
+            check_memory(path, image.width * image.height * _bytes_per_pixel(image))
             _choose_frame(path, image, member)
             yield image
     except UnreadableScan:
@@ -115,22 +115,21 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def _bytes_per_pixel(path: Path, image: Image.Image) -> int:
+def _bytes_per_pixel(image: Image.Image) -> int:
     """As decoded: palettes become RGBA, 16-bit colour stays 16-bit colour."""
-    if _is_deep_png(path, image):
+    if _is_deep_png(image):
         return 8
     return {"L": 1, "1": 1, "I": 4, "F": 4, "LA": 2, "La": 2, "RGB": 3}.get(
         image.mode, 2 if image.mode[:1] == "I" else 4
     )
 
 
-def _is_deep_png(path: Path, image: Image.Image) -> bool:
+def _is_deep_png(image: Image.Image) -> bool:
     """16-bit PNG with colour or alpha: Pillow would cut it to 8 bits without a word."""
-    if image.format != "PNG":
+    if image.format != "PNG" or image.mode not in ("RGB", "RGBA", "LA"):
         return False
-    with open(path, "rb") as file:
-        head = file.read(26)
-    return len(head) == 26 and head[24] == 16 and head[25] != 0
+    tile = next(iter(image.tile), None)  # how Pillow would unpack it
+    return tile is not None and str(tile[3]).endswith(";16B")
 
 
 def _deep_png(path: Path) -> np.ndarray:

@@ -49,10 +49,10 @@ def pack(array: np.ndarray) -> Packed:
     frame = blosc2.asarray(
         np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=_compression(array.dtype.itemsize)
     ).to_cframe()
-    opened = blosc2.ndarray_from_cframe(frame)
-    count = int(opened.schunk.nchunks)
+    count = math.prod(-(-n // c) for n, c in zip(array.shape, chunks))
     if count == 1:
         return Packed(frame, 1)
+    opened = blosc2.ndarray_from_cframe(frame)
     parts = [opened.schunk.get_chunk(i) for i in range(count)]
     head = int.from_bytes(frame[_HEADER_LENGTH], "big")
     # An all-zero chunk takes no room in the frame, so the tail is found from the total, not by summing chunks
