@@ -128,7 +128,7 @@ def _is_deep_png(image: Image.Image) -> bool:
     """16-bit PNG with colour or alpha: Pillow would cut it to 8 bits without a word."""
     if image.format != "PNG" or image.mode not in ("RGB", "RGBA", "LA"):
         return False
-    tile = next(iter(image.tile), None)  # how Pillow would unpack it
+    tile = next(iter(getattr(image, "tile", ())), None)  # how Pillow would unpack it
     return tile is not None and str(tile[3]).endswith(";16B")
 
 
