@@ -264,8 +264,8 @@ def summary(outcomes: list[Outcome]) -> str:
     wrong = sum(bool(outcome.wrong()) for outcome in outcomes)
     return (
         f"{len(outcomes)} files: {counts['refused']} refused, {counts['still read']} still read, {wrong} wrong; "
-        f"slowest {slowest.seconds:.2f} s ({slowest.name}), "
-        f"most memory {largest.memory / 2**20:.0f} MB ({largest.name})"
+        f"slowest {slowest.seconds:.2f} s ({slowest.name}), most memory {largest.memory / 2**20:.0f} MB "
+        f"({largest.name})"
     )
 
 

@@ -29,7 +29,7 @@ def judged(folder: Path, count: int, seed: int) -> None:
 
 
 def test_damaged_files_of_every_format(tmp_path: Path) -> None:
-    judged(tmp_path, 70, seed=1)
+    judged(tmp_path, 40, seed=1)
 
 
 @pytest.mark.slow
