@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ import torch
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import absolute, load_encoder, method_of
 from frepa.errors import InputError
+from frepa.images.anonymity import pseudonym
+from frepa.names import shown
+
+_FETCHED = re.compile(r"[,?&]download=")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class EncoderReference:
         method: what it was pretrained by; None when the file does not say.
         trained: parameters among them that train with the head: the blocks of a slice transfer.
         untrained: the specification of the same architecture at random initialisation: the floor.
+        seal: of ``source`` and ``weights`` under the owner's key; only whoever made the head can make it.
     """
 
     source: str
@@ -37,6 +43,7 @@ class EncoderReference:
     method: str | None
     trained: int = 0
     untrained: str = ""
+    seal: str = ""
 
     def sentence(self, device: str) -> str:
         """What the encoder is and what is frozen of it, for the user to check."""
@@ -71,15 +78,20 @@ def open_encoder(source: str) -> tuple[Encoder, EncoderReference]:
         trained=sum(sizes[name] for name in trained),
         untrained=encoder.untrained,
     )
-    return encoder, reference
+    return encoder, replace(reference, seal=_seal(reference))
 
 
 def reopen_encoder(reference: EncoderReference, source: str | None = None) -> Encoder:
     """The encoder a head was trained on, from where the reference says or from ``source``.
 
+    A head that came from somebody else may name any file and any address. So where it says alone is followed only if
+    its seal is one's own, and what would be fetched over the network is never fetched unless ``source`` asks for it.
+
     Raises:
-        InputError: it is not there any more, or its weights are others.
+        InputError: it is not there any more, its weights are others, or nobody but the head says where it is.
     """
+    if source is None:
+        _check_followable(reference)
     place = source or reference.source
     try:
         encoder, found = open_encoder(place)
@@ -91,6 +103,28 @@ def reopen_encoder(reference: EncoderReference, source: str | None = None) -> En
             f"{reference.weights[:8]}). Give the original encoder, or train a new head on this one."
         )
     return encoder
+
+
+def _seal(reference: EncoderReference) -> str:
+    try:
+        return pseudonym(f"encoder\0{reference.source}\0{reference.weights}")
+    except InputError:  # no key can be kept on this machine: the head will want to be told where its encoder is
+        return ""
+
+
+def _check_followable(reference: EncoderReference) -> None:
+    source = reference.source
+    if _FETCHED.search(source):
+        raise InputError(
+            f"The head was trained on {shown(source)}, which would be fetched over the network. Opening a head never "
+            "does that: name the encoder yourself, by that specification or by a file."
+        )
+    if source.startswith("random:") or (reference.seal and reference.seal == _seal(reference)):
+        return
+    raise InputError(
+        f"The head says that its encoder is {shown(source)}, but it was made by somebody else, on another machine or "
+        "under another key, and no file is opened on its word alone. Name the encoder yourself."
+    )
 
 
 def weights_hash(module: torch.nn.Module) -> str:
