@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from frepa.names import shown
 from frepa.report.canvas import INK, QUIET, bare, new_figure
 
 # With more classes than this the cells are too small for numbers.
@@ -29,6 +30,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     bare(axes)
+    names = [shown(name) for name in names]
     axes.set_xticks(
         range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
     )

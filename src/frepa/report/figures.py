@@ -8,13 +8,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from frepa.names import shown
 from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, planes
 
 
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG bytes, without a date, so that equal figures have equal bytes."""
+    """The figure as PNG bytes, without a date, so that equal figures have equal bytes.
+
+    Names of files and classes stand in figures as they are: a ``$`` begins no formula, and what cannot be shown is
+    written out.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(shown(text.get_text(), keep="\n"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
@@ -75,7 +85,7 @@ def bar_chart(
         errors = np.nan_to_num([std for _, (_, std) in present])
         axes.bar(at, heights, width * 0.92, color=colour, label=name)
         axes.errorbar(at, heights, yerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
-    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xticks(range(len(groups)), [shown(name) for name in groups])
     axes.set_ylim(bottom=0 if low is None else low)
     dress(axes, "", ylabel, legend=len(names) > 1)
     axes.grid(False, axis="x")
