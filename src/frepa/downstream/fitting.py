@@ -21,8 +21,8 @@ from frepa.schedules import learning_rates
 
 _LOG_EVERY = 10
 _VALIDATIONS = 20
-# A training pass costs as much as three passes forward; validation may take a tenth of training.
-_BACKWARD, _SHARE = 3, 0.1
+# A training pass costs more than two passes forward with all that a validation does; that may take a tenth of training.
+_BACKWARD, _SHARE = 2, 0.1
 # Fewer choices than this choose badly: rather than that, fewer cases are looked at.
 _FEWEST_VALIDATIONS = 5
 
