@@ -22,7 +22,8 @@ from frepa.verbs.segment import segment
 
 COLUMNS = (
     "set", "encoder", "guide", "features", "steps", "seed", "lr", "crop", "test_dsc", "test_std", "val_dsc",
-    "kept_step", "probe_val_dsc", "probe_seconds", "seconds", "validating_seconds", "all_foreground", "atlas", "guide_alone",
+    "kept_step", "probe_val_dsc", "probe_seconds", "seconds", "validating_seconds", "all_foreground", "atlas",
+    "guide_alone",
 )  # fmt: skip
 KEY = ("set", "encoder", "features", "steps", "seed", "lr", "crop")
 

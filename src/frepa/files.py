@@ -69,7 +69,7 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     """Replace ``path`` by ``text`` (UTF-8, line ends as they are) in one step."""
-    write_bytes(path, text.encode("utf-8"), sync=sync)
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -41,11 +41,6 @@ def _written(one: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def figure_text(name: str | Path) -> str:
-    r"""A name for Matplotlib, which would take what stands between two ``$`` for mathematics."""
-    return shown(name).replace("$", r"\$")
-
-
 def cell(text: object) -> str:
     """A text for a cell of a CSV file: spreadsheets run what begins with =, +, - or @, so an apostrophe goes first.
 

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from frepa.cli import main
 from frepa.datasets.opening import open_source
 from frepa.errors import InputError
-from frepa.names import cell, figure_text, shown
+from frepa.names import cell, shown
 
 NAMES = [
     b"latin-\xe9\xff.png",
@@ -62,12 +62,11 @@ def plain(text: str) -> None:
     assert not set(text) & {chr(code) for code in (*range(9), *range(11, 32), 127, 0x202E)}
 
 
-def test_shown_figure_text_and_cell() -> None:
+def test_shown_and_cell() -> None:
     assert shown("plain/日本語 é.png") == "plain/日本語 é.png"
     assert shown(os.fsdecode(b"a\xff\n\x1b\0")) == r"a\xff\n\x1b\0"
     assert shown("a\nb", keep="\n") == "a\nb"
     assert shown("\u202e\u2028") == r"\u202e\u2028"
-    assert figure_text("$x$") == r"\$x\$"
     assert [cell(text) for text in ("=1", "+a", "-1.5", "@x", "\tx", "a=b", 3)] == [
         "'=1", "'+a", "-1.5", "'@x", r"'\tx", "a=b", "3",
     ]  # fmt: skip

@@ -142,3 +142,13 @@ def test_overlay_of_a_volume_shows_the_slice_with_most_labels_and_has_a_legend()
     decode(figure)
     with pytest.raises(ValueError, match="differ in size"):
         segmentation_overlay(image, truth, truth[:, :4])
+
+
+@pytest.mark.parametrize(
+    "name", ["cost $5 and $6", r"$\frac{", "line\nbreak", "bell\x07", "not \udcff utf-8", "<b>&", "\0"]
+)
+def test_names_of_any_characters_stand_in_a_figure(name: str) -> None:
+    assert figures.png_bytes(figures.loss_curves({name: ([0, 1], [1, 2]), "other": ([0, 1], [2, 1])})).startswith(
+        b"\x89PNG"
+    )
+    assert figures.png_bytes(figures.bar_chart({name: {name: (1.0, 0.1)}})).startswith(b"\x89PNG")

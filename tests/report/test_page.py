@@ -135,3 +135,11 @@ def test_save_replaces_in_one_step(tmp_path: Path) -> None:
     Page("two").save(path)
     assert "<h1>two</h1>" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_names_of_any_characters_stand_in_a_page(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script> $x$ =1+1 \x1b[31m not \udcff utf-8"
+    page = Page(name, name).section(name).text(name).note(name).facts({name: name}).table([{name: name}])
+    text = page.save(tmp_path / "page.html").read_text("utf-8")
+    assert "<script>alert" not in text
+    assert "\\udcff" in text

@@ -16,7 +16,7 @@ from frepa.images.geometry import resize_pad
 from frepa.images.intensity import to_unit
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
-from frepa.names import figure_text, shown
+from frepa.names import shown
 from frepa.report.canvas import bare, new_figure, plane
 from frepa.report.page import Page
 
@@ -167,7 +167,7 @@ def _pictures(page: Page, source: Source, findings: Sequence[Finding]) -> None:
         bare(axes)
     for axes, (finding, tile) in zip(grid, tiles):
         axes.imshow(tile, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(figure_text(_short(finding.file)), fontsize=6.5)
+        axes.set_title(shown(_short(finding.file)), fontsize=6.5)
     page.figure(figure, "", alt="Examples: " + ", ".join(shown(finding.file) for finding, _ in tiles), wide=True)
 
 

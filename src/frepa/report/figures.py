@@ -8,13 +8,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from frepa.names import shown
 from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, planes
 
 
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG bytes, without a date, so that equal figures have equal bytes."""
+    """The figure as PNG bytes, without a date, so that equal figures have equal bytes.
+
+    Names of files and classes stand in figures as they are: a ``$`` begins no formula, and what cannot be shown is
+    written out.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(shown(text.get_text(), keep="\n"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
