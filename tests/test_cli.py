@@ -30,10 +30,10 @@ def test_help_answers_without_torch():
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_every_option_of_every_command_is_explained(command):
-    parser, _ = cli.build_parser(command, cli.load_verb(command))
+    parser = cli.build_parser(command, cli.load_verb(command))
     text = parser.format_help()
     for action in parser._actions:
-        if action.dest not in ("help", "print_config"):
+        if action.dest != "help":
             assert action.help, f"{command} {action.dest} has no explanation in the docstring"
     assert "_" not in "".join(word for word in text.split() if word.startswith("--"))
 
@@ -60,7 +60,7 @@ def test_wrong_words_are_explained_with_exit_code_2(capsys, tmp_path):
         (["--lr", "fast"], "--lr fast: expected a number."),
         (["--val-images", "1.5"], "--val-images 1.5: expected a whole number."),
         (["--max-steps", "1.5"], "--max-steps 1.5: expected a whole number."),
-        (["--resume", "true", "--augment=maybe"], "--augment maybe: expected true or false."),
+        (["--resume", "true", "--method.augment=maybe"], "--method.augment maybe: expected true or false."),
         (["--window", "lnug"], "--window lnug: expected lung, abdomen, brain, bone or any. Did you mean lung?"),
         (["--dims", "4"], "--dims 4: expected 2 or 3."),
     ],
@@ -83,10 +83,67 @@ def test_unknown_key_in_a_config_file(capsys, tmp_path):
     code, _, err = _run(capsys, "pretrain", str(tmp_path), "--config", str(config))
     assert code == 2
     assert "image_sise" in err
-    assert "image-size" in err
+    assert "image_size" in err
 
 
-def test_flags_need_no_value():
-    verb = cli.load_verb("pretrain")
-    words = cli._normalise(["--resume", "--no-augment", "--image-size", "3", "--quiet", "false"], verb)
-    assert words == ["--resume=true", "--augment=false", "--image_size", "3", "--quiet", "false"]
+def _read(*words: str) -> dict:
+    given = cli.read_words("pretrain", cli.load_verb("pretrain"), list(words))
+    assert given is not None
+    return given
+
+
+def test_only_what_is_given_is_passed_on_and_flags_need_no_value():
+    assert _read("x", "--out", "r", "--resume", "--image-size", "3", "--quiet", "false") == {
+        "source": "x", "out": "r", "resume": True, "image_size": 3, "quiet": False,
+    }  # fmt: skip
+    words = ("--out=r", "x", "--method.mask-ratio", "0.5", "--method.no-augment", "--spacing", "3,1,1")
+    assert _read(*words) == {
+        "source": "x", "out": "r", "method": {"name": "frepa", "mask_ratio": 0.5, "augment": False}, "spacing": "3,1,1",
+    }  # fmt: skip
+
+
+def test_what_is_typed_wins_over_a_file_wherever_it_stands(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "source: filed\nout: filed\nlr: 0.5\nspacing: [3, 1, 1]\nmethod: {name: frepa, mask_ratio: 0.1}\n"
+    )
+    filed = {"lr": 0.5, "spacing": [3.0, 1.0, 1.0]}
+    for words in (["typed", "--out=typed"], []):
+        for order in ([*words, "--config", str(config)], [f"--config={config}", *words]):
+            place = "typed" if words else "filed"
+            expected = filed | {"source": place, "out": place, "method": {"name": "frepa", "mask_ratio": 0.1}}
+            assert _read(*order) == expected
+    given = _read("--method.mask-ratio=0.9", "--lr=1", "--config", str(config))
+    assert (given["method"]["mask_ratio"], given["lr"]) == (0.9, 1.0)
+
+
+def test_a_file_that_holds_no_options_is_not_shown(capsys, tmp_path):
+    secret = tmp_path / "notes"
+    for content in ("name: Smith: {born", "Smith, born 1950", "- Smith"):
+        secret.write_text(content)
+        code, _, err = _run(capsys, "pretrain", "x", "--out", "r", "--config", str(secret))
+        assert code == 2
+        assert "--config" in err
+        assert "Smith" not in err
+    code, _, err = _run(capsys, "pretrain", "x", "--out", "r", "--config", str(tmp_path / "gone.yaml"))
+    assert code == 2
+    assert "No such file" in err
+
+
+def test_an_option_that_moved_to_its_method_is_named_there(capsys):
+    code, _, err = _run(capsys, "pretrain", "x", "--out", "r", "--mask-ratio", "0.6")
+    assert code == 2
+    assert err.strip().endswith("It belongs to the method: --method.mask-ratio.")
+    assert "--method.no-augment" in _run(capsys, "pretrain", "x", "--out", "r", "--no-augment")[2]
+    assert "Did you mean method.mask-ratio" in _run(capsys, "pretrain", "x", "--out=r", "--method.mask-rate=1")[2]
+    assert (
+        "--method.mask-ratio lots: expected a number."
+        in _run(capsys, "pretrain", "x", "--out=r", "--method.mask-ratio=lots")[2]
+    )
+
+
+def test_help_is_in_groups_and_shows_the_chosen_method(capsys):
+    text = _run(capsys, "pretrain", "--help")[1]
+    for heading in ("What the encoder sees", "How the weights are found", "How the run is carried out", "method frepa"):
+        assert heading in text
+    assert "--method.mask-ratio" in text

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frepa.encoders.files import load_encoder
+    from frepa.pretraining.methods import all as methods
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
@@ -36,10 +37,12 @@ _WHERE = {
     "load_encoder": "frepa.encoders.files",
 }
 
-__all__ = ["check", "classify", "demo", "detect", "load_encoder", "prepare", "pretrain", "segment"]
+__all__ = ["check", "classify", "demo", "detect", "load_encoder", "methods", "prepare", "pretrain", "segment"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":  # frepa.methods.Frepa(...): the options of the pretraining methods
+        return importlib.import_module("frepa.pretraining.methods.all")
     if name not in _WHERE:
         raise AttributeError(f"module 'frepa' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import frepa
 from frepa.errors import InputError, nearest
+from frepa.options import REQUIRED, Group, Option, choices, defaults_of, groups, instead
 from frepa.stopping import terminated_like_interrupted
 
 # Command -> "module:function". A command of two words is listed as one.
@@ -61,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, words: list[str]) -> int:
     verb = load_verb(command)
-    parser, _ = build_parser(command, verb)
-    options = parser.parse_args(_normalise(words, verb))
-    given = {k: v for k, v in vars(options).items() if k in inspect.signature(verb).parameters}
+    given = read_words(command, verb, words)
+    if given is None:
+        return 0
     try:
         with terminated_like_interrupted():
             result = verb(**given)
@@ -83,106 +86,268 @@ def load_verb(command: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def build_parser(command: str, verb: Callable[..., Any]) -> tuple[Any, list[str]]:
-    """A jsonargparse parser for ``verb``: its positional parameters are arguments, its keyword-only ones options."""
-    from docstring_parser import parse as parse_docstring
-    from jsonargparse import ActionConfigFile, ArgumentParser
+def read_words(command: str, verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | None:
+    """What was asked for by name, from the command line and the files it names: only what was given, in its type.
 
-    hints = get_type_hints(verb)
+    What is typed wins over ``--config FILE`` wherever it stands; of two files the later one wins. None where help was
+    asked for, and printed.
+
+    Raises:
+        InputError: an option that is not known, a value of another type, something missing.
+    """
+    filed = _read_configs(_values(words, "--config"))
+    chosen = {}
+    for name in choices(verb):
+        typed = _values(words, f"--{name}")
+        value = typed[-1] if typed else _name_in(filed.get(name))
+        if value:
+            chosen[name] = value
+    found = groups(verb, chosen)
+    known = {option.name: option for group in found for option in group.options}
+    if any(word in ("-h", "--help") for word in words):
+        print(build_parser(command, verb, chosen).format_help(), end="")
+        return None
+    named, positional = _split(words, known, lambda name: instead(verb, name, chosen))
+    for name, value in _flat(filed, choices(verb)).items():
+        if name not in known:
+            raise InputError(f"{name}: not an option of this command. {instead(verb, name, chosen)}")
+        named.setdefault(name, _as_word(value))
+    values = _typed(build_parser(command, verb, chosen), found, named, positional)
+    return _nested(values, defaults_of(verb) | chosen)
+
+
+def build_parser(command: str, verb: Callable[..., Any], chosen: Mapping[str, str] | None = None) -> Any:
+    """A jsonargparse parser for ``verb``, with the options of what is chosen (``{"method": "mae"}``).
+
+    Its positional parameters are arguments, its keyword-only ones options.
+    """
+    from docstring_parser import parse as parse_docstring
+    from jsonargparse import ArgumentParser
+
+    found = groups(verb, chosen)
+    hints = {option.name: option.hint for group in found for option in group.options}
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise InputError(_plain(message, self, hints))
+            raise InputError(_plain(message, hints))
 
         def format_help(self, *args: Any, **kwargs: Any) -> str:
             return _dashed(super().format_help(*args, **kwargs))
 
-    doc = parse_docstring(verb.__doc__ or "")
-    texts = {item.arg_name: item.description or "" for item in doc.params}
+    doc = parse_docstring(inspect.unwrap(verb).__doc__ or "")
     about = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
-    parser = Parser(prog=f"frepa {command}", description=about)
-    parser.add_argument("--config", action=ActionConfigFile, metavar="FILE.yaml", help="read options from a file")
-    parameters = inspect.signature(verb).parameters.values()
-    positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    for parameter in parameters:
-        if parameter.name in positional:
-            hint = hints[parameter.name]
-            shape: dict[str, Any] = {"type": hint}
-            if get_origin(hint) is list:
-                shape = {"type": get_args(hint)[0], "nargs": "+"}
-            if parameter.default is not inspect.Parameter.empty:
-                shape |= {"default": parameter.default, "nargs": "?"}
-            parser.add_argument(parameter.name, help=texts.get(parameter.name, ""), **shape)
-    parser.add_function_arguments(verb, skip=set(positional))
-    for group in parser._action_groups:
-        if group.title and group.title.rstrip(":.") == (doc.short_description or "").rstrip("."):
-            group.title = f"options of {command}"  # the sentence stands at the top already
-    return parser, positional
+    needed = [o for group in found for o in group.options if o.default is REQUIRED]
+    usage = " ".join(o.name.upper() if o.positional else f"--{o.name} {_metavar(o.hint)}" for o in needed)
+    parser = Parser(prog=f"frepa {command}", description=about, usage=f"frepa {command} {usage} [options]")
+    parser.add_argument("--config", type=str, metavar="FILE.yaml", help="read options from a file; what is typed wins")
+    for group in found:
+        heading = parser.add_argument_group(group.title or f"options of {command}")
+        for option in group.options:
+            if option.positional:
+                parser.add_argument(option.name, help=option.text, **_shape(option))
+                continue
+            how = {"required": True} if option.default is REQUIRED else {"default": option.default}
+            heading.add_argument(
+                f"--{_mangled(option.name)}",
+                type=option.hint,
+                help=option.text,
+                metavar=_metavar(option.hint),
+                **how,
+            )
+    return parser
 
 
-def _normalise(words: list[str], verb: Callable[..., Any]) -> list[str]:
-    """Accept ``--image-size`` for ``image_size`` and bare ``--resume`` for ``--resume true``."""
-    hints = get_type_hints(verb)
-    flags = {name for name, hint in hints.items() if hint is bool}
-    normal: list[str] = []
-    for position, word in enumerate(words):
-        match = re.match(r"--([A-Za-z][\w-]*)(=.*)?$", word, re.DOTALL)
-        if match is None:
-            normal.append(word)
+def _shape(option: Option) -> dict[str, Any]:
+    shape: dict[str, Any] = {"type": option.hint}
+    if get_origin(option.hint) is list:
+        shape = {"type": get_args(option.hint)[0], "nargs": "+"}
+    return shape if option.default is REQUIRED else shape | {"default": option.default, "nargs": "?"}
+
+
+def _split(
+    words: Sequence[str], known: Mapping[str, Option], hint: Callable[[str], str]
+) -> tuple[dict[str, str], list[str]]:
+    """Options by name and the words without one; ``--image-size`` is image_size, bare ``--resume`` is true."""
+    named: dict[str, str] = {}
+    positional: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not re.match(r"--?[A-Za-z]", word):
+            positional.append(word)
             continue
-        name, value = match.group(1).replace("-", "_"), match.group(2) or ""
-        if name.startswith("no_") and name[3:] in flags and not value:
-            normal.append(f"--{name[3:]}=false")
-        elif name in flags and not value and words[position + 1 : position + 2] not in (["true"], ["false"]):
-            normal.append(f"--{name}=true")
+        spelled, equals, value = word.lstrip("-").partition("=")
+        name = spelled.replace("-", "_")
+        flag = name in known and known[name].hint is bool
+        if name.startswith("no_") and name not in known and name[3:] in known and known[name[3:]].hint is bool:
+            named[name[3:]] = "false"
+            continue
+        if _negated_inside(name) in known:  # --method.no-augment
+            named[_negated_inside(name)] = "false"
+            continue
+        if name != "config" and (name not in known or not word.startswith("--")):
+            shown = word.split("=", 1)[0]
+            raise InputError(f"{shown}: not an option of this command. {_dashed_words(hint(name))}")
+        if not equals and flag and rest[:1] not in (["true"], ["false"]):
+            value = "true"
+        elif not equals:
+            if not rest or re.match(r"--[A-Za-z]", rest[0]):
+                raise InputError(f"--{spelled} needs a value after it.")
+            value = rest.pop(0)
+        if name != "config":
+            named[name] = value
+    return named, positional
+
+
+def _negated_inside(name: str) -> str:
+    return name.replace(".no_", ".", 1) if ".no_" in name else ""
+
+
+def _typed(parser: Any, found: list[Group], named: dict[str, str], positional: list[str]) -> dict[str, Any]:
+    """The values in their types; only those that were given."""
+    arguments = [option for group in found for option in group.options if option.positional]
+    several = bool(arguments) and get_origin(arguments[-1].hint) is list
+    if len(positional) > len(arguments) and not several:
+        raise InputError(f"{positional[len(arguments)]}: not expected here. {parser.prog} --help says what is.")
+    front: list[str] = list(positional)
+    for option in arguments[len(positional) :]:
+        if option.name in named:
+            value = named[option.name]
+            front += json.loads(value) if get_origin(option.hint) is list and value.startswith("[") else [value]
+    filled = {option.name for option in arguments[: len(positional)]} | set(named)
+    options = [option for group in found for option in group.options]
+    missing = [o.name.upper() if o.positional else f"--{o.name}" for o in options if o.default is REQUIRED]
+    missing = [name for name in missing if name.lstrip("-").lower() not in filled]
+    if missing:
+        raise InputError(_dashed(f"{' and '.join(missing)} missing. {parser.prog} --help says what is expected."))
+    flat = [f"--{_mangled(name)}={value}" for name, value in named.items() if not _is_positional(name, arguments)]
+    values = vars(parser.parse_args([*front, *flat]))
+    return {option.name: values[_mangled(option.name)] for option in options if option.name in filled}
+
+
+def _is_positional(name: str, arguments: Iterable[Option]) -> bool:
+    return any(option.name == name for option in arguments)
+
+
+def _nested(values: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """``method.mask_ratio`` as an entry of ``method``, whose ``name`` is what is chosen."""
+    whole: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    for name in [name for name in values if "." in name]:
+        parameter, _, field = name.partition(".")
+        if not isinstance(whole.get(parameter), dict):
+            whole[parameter] = {"name": chosen[parameter]}
+        whole[parameter][field] = values[name]
+    return whole
+
+
+def _values(words: Sequence[str], option: str) -> list[str]:
+    """Every value given to an option, in order."""
+    pairs = zip(words, [*words[1:], ""])
+    found = [word.split("=", 1)[1] if "=" in word else after for word, after in pairs if _is_word(word, option)]
+    return [value for value in found if value]
+
+
+def _is_word(word: str, option: str) -> bool:
+    return word == option or word.startswith(f"{option}=")
+
+
+def _read_configs(files: Sequence[str]) -> dict[str, Any]:
+    """The options in YAML files.
+
+    Raises:
+        InputError: not there, or no mapping of options in YAML. Nothing of the file is shown: it may be another one.
+    """
+    import yaml
+
+    options: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not YAML"
+            raise InputError(
+                f"--config {file}: cannot be read ({reason}). Give a file such as RUN/config.yaml."
+            ) from None
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise InputError(f"--config {file}: this file holds no options, one per line as in RUN/config.yaml.")
+        options |= content
+    return options
+
+
+def _flat(options: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, Any]:
+    """``method: {name: mae, mask_ratio: 0.5}`` as ``method`` and ``method.mask_ratio``."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        name = key.replace("-", "_")
+        if name in chosen and isinstance(value, dict):
+            inside = {f"{name}.{str(field).replace('-', '_')}": v for field, v in value.items() if field != "name"}
+            flat |= ({name: value["name"]} if "name" in value else {}) | inside
         else:
-            normal.append(f"--{name}{value}")
-    return normal
+            flat[name] = value
+    return flat
 
 
-def _plain(message: str, parser: Any, hints: dict[str, Any]) -> str:
-    """The parser's complaint in plain words, with the nearest option or value for a misspelt one."""
-    known = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
-    match = re.search(r"(?:Option '([\w.-]+)' is not accepted|[Uu]nrecognized arguments: -{0,2}([\w-]+))", message)
-    if match:
-        word = (match.group(1) or match.group(2)).replace("-", "_")
-        shown = word if match.group(1) else _dashed(f"--{word}")
-        return f"{shown}: not an option of this command. {_dashed_words(nearest(word, known))}"
-    match = re.search(r"arguments are required: (.*)", message)
-    if match:
-        positional = {action.dest for action in parser._actions if not action.option_strings}
-        named = [name.upper() if name in positional else f"--{name}" for name in match.group(1).split(", ")]
-        return _dashed(f"{' and '.join(named)} missing. {parser.prog} --help says what is expected.")
+def _name_in(value: Any) -> str | None:
+    return value.get("name") if isinstance(value, dict) else value if isinstance(value, str) else None
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _plain(message: str, hints: Mapping[str, Any]) -> str:
+    """The parser's complaint about a value in plain words."""
     match = re.search(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if match:
         name, value = match.groups()
-        return f"{_dashed(f'--{name}')} {value.strip()}: expected {_expected(hints.get(name), value.strip())}"
+        hint = hints.get(name.replace("__", "."))
+        return f"{_dashed(f'--{name}')} {value.strip()}: expected {_expected(hint, value.strip())}"
     return _dashed(message)
 
 
 def _expected(hint: Any, value: str) -> str:
     """What a parameter of this type takes, in words that end with a full stop."""
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
+    kinds = _kinds(hint)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     parts = []
-    choices: list[str] = []
+    literals: list[str] = []
     for kind in kinds:
         if get_origin(kind) is Literal:
-            choices += [str(choice) for choice in get_args(kind)]
-            parts += choices
+            literals += [str(choice) for choice in get_args(kind)]
+            parts += literals
         else:
             parts.append(names.get(kind, str(kind)))
     text = f"{', '.join(parts[:-1])} or {parts[-1]}." if len(parts) > 1 else f"{parts[0]}."
-    close = nearest(value, choices)
+    close = nearest(value, literals)
     return f"{text} {close}" if close.startswith("Did you mean") else text
 
 
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
+def _kinds(hint: Any) -> list[Any]:
+    union = get_origin(hint) in (Union, types.UnionType)
+    return [kind for kind in get_args(hint) if kind is not type(None)] if union else [hint]
+
+
+def _metavar(hint: Any) -> str:
+    """What stands for a value in the help: its choices, or its kind."""
+    words = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
+    parts: list[str] = []
+    for kind in _kinds(hint):
+        parts += (
+            [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else [words.get(kind, "LIST")]
+        )
+    return "|".join(dict.fromkeys(parts))
+
+
+def _mangled(name: str) -> str:
+    """The parser takes a dot for a level of its own; ours is only a spelling."""
+    return name.replace(".", "__")
 
 
 def _dashed(text: str) -> str:
-    return re.sub(r"--[a-z][a-z0-9_]*", lambda m: m.group(0).replace("_", "-"), text)
+    def spelled(match: re.Match[str]) -> str:
+        return match.group(0).replace("__", ".").replace("_", "-")
+
+    return re.sub(r"--[a-z][a-z0-9_]*", spelled, text)
 
 
 def _dashed_words(text: str) -> str:

@@ -325,7 +325,7 @@ def check_same_options(config: Path, options: Mapping[str, Any], may_change: Ite
         raise InputError(
             f"--resume: {config} is damaged, so nobody knows what the run was started with. Start a new run."
         ) from None
-    free = set(may_change)
+    free, stored, options = set(may_change), _flat(stored), _flat(options)
     changed = [
         f"  {name}: was {stored.get(name)!r}, now {value!r}"
         for name, value in options.items()
@@ -337,6 +337,14 @@ def check_same_options(config: Path, options: Mapping[str, Any], may_change: Ite
             + "\n".join(changed)
             + f"\nGive the same options again (--config {config} holds them), or start a new run."
         )
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"method": {"mask_ratio": 0.7}}`` as ``{"method.mask_ratio": 0.7}``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def scans(tmp_path: Path) -> Path:
 
 def _words(scans: Path, run: Path) -> list[str]:
     return ["pretrain", str(scans), f"--out={run}", "--encoder=timm:test_convnext", "--image-size=32", "--guide=none",
-            "--batch-size=4", "--max-steps=14", "--spectrum-patch=4", "--image-patch=8", "--val-images=0",
+            "--batch-size=4", "--max-steps=14", "--method.spectrum-patch=4", "--method.image-patch=8", "--val-images=0",
             "--num-workers=0", "--quiet", "--resume"]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from frepa.cli import main
 from frepa.images.angiograms import angiogram
 
 ENCODER = "random:timm:test_convnext"
-PRETRAIN = ["--encoder=timm:test_convnext", "--image-size=32", "--batch-size=2", "--max-steps=1", "--spectrum-patch=4",
-            "--image-patch=8", "--val-images=0", "--num-workers=0", "--quiet"]  # fmt: skip
+PRETRAIN = ["--encoder=timm:test_convnext", "--image-size=32", "--batch-size=2", "--max-steps=1", "--val-images=0",
+            "--method.spectrum-patch=4", "--method.image-patch=8", "--num-workers=0", "--quiet"]  # fmt: skip
 HEAD = ["--max-steps=1", "--num-workers=0", "--quiet"]
 
 

@@ -24,8 +24,8 @@ from frepa.images.angiograms import angiogram
 from frepa.pretraining.checkpoints import Checkpoints
 
 _OPTIONS = [
-    "--image-size=32", "--batch-size=4", "--max-steps=12", "--spectrum-patch=4",
-    "--image-patch=8", "--checkpoint-every=4", "--ema-decay=0.9", "--schedule=cosine", "--warmup-steps=2",
+    "--image-size=32", "--batch-size=4", "--max-steps=12", "--method.spectrum-patch=4",
+    "--method.image-patch=8", "--checkpoint-every=4", "--ema-decay=0.9", "--schedule=cosine", "--warmup-steps=2",
     "--val-images=2", "--seed=3", "--quiet",
 ]  # fmt: skip
 _OF_DIMS = {

@@ -111,8 +111,7 @@ def test_a_run_with_weights_resumes_exactly(tmp_path, capsys) -> None:
         "encoder": "timm:test_convnext",
         "image_size": 32,
         "batch_size": 4,
-        "spectrum_patch": 4,
-        "image_patch": 8,
+        "method": {"name": "frepa", "spectrum_patch": 4, "image_patch": 8},
     }
     options |= {
         "num_workers": 0,

@@ -13,8 +13,10 @@ from PIL import Image
 import frepa
 from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
+from frepa.pretraining.methods.frepa import Frepa
 
-TINY = {"encoder": "timm:test_convnext", "image_size": 32, "batch_size": 4, "spectrum_patch": 4, "image_patch": 8,
+SMALL = {"name": "frepa", "spectrum_patch": 4, "image_patch": 8}
+TINY = {"encoder": "timm:test_convnext", "image_size": 32, "batch_size": 4, "method": SMALL,
         "num_workers": 0, "quiet": True, "val_images": 2}  # fmt: skip
 
 
@@ -60,9 +62,11 @@ def test_an_unreadable_file_is_skipped_and_listed(images, tmp_path):
 
 def test_more_options_train_too(images, tmp_path):
     out = frepa.pretrain(
-        str(images), out=str(tmp_path / "run"), max_steps=4, accumulate=2, ema_decay=0.5, adversarial_weight=0.1,
-        adversarial_start_epoch=0, focal_frequency_weight=0.1, consistency_weight=0.0, guide="none", fit="crop",
-        mask_noise="permute", **TINY,
+        str(images), out=str(tmp_path / "run"), max_steps=4, accumulate=2, ema_decay=0.5, guide="none", fit="crop",
+        **(TINY | {"method": Frepa(
+            adversarial_weight=0.1, adversarial_start_epoch=0, focal_frequency_weight=0.1, consistency_weight=0.0,
+            mask_noise="permute", spectrum_patch=4, image_patch=8,
+        )}),
     )  # fmt: skip
     row = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in line][-1]
     assert {"adversarial", "discriminator", "focal_frequency"} <= set(row)
@@ -91,8 +95,12 @@ def test_training_lowers_the_loss_on_held_out_images(images, tmp_path):
         ({"num_workers": -1}, "num-workers -1"),
         ({"devices": "two"}, "devices two"),
         ({"warmup_steps": 50}, "warmup-steps"),
-        ({"rmse_weight": -1.0}, "rmse"),
-        ({"mask_ratio": 1.5}, "1.5"),
+        ({"method": {"name": "frepa", "rmse_weight": -1.0}}, "rmse"),
+        ({"method": {"name": "frepa", "mask_ratio": 1.5}}, "1.5"),
+        ({"mask_ratio": 0.5}, r"belongs to the method: method=Frepa\(mask_ratio=\.\.\.\)"),
+        ({"method": {"name": "frepa", "mask_rate": 0.5}}, "Did you mean mask_ratio"),
+        ({"method": object()}, "not the options of a pretraining method"),
+        ({"preset": "papr", "method": "frepa"}, "Did you mean paper"),
     ],
 )
 def test_wrong_options_are_named_and_leave_nothing(images, tmp_path, change, message):

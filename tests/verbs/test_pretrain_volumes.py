@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import nibabel
@@ -19,10 +18,12 @@ from frepa.corruption.sizes import image_side
 from frepa.datasets.opening import open_source
 from frepa.encoders import contract
 from frepa.errors import InputError
-from frepa.pretraining.defaults import resolved, spacing_in_mm
 from frepa.pretraining.journal import Journal
+from frepa.pretraining.methods.frepa import Frepa
+from frepa.pretraining.options import Data, Execution, Optimisation, Settings, resolved, spacing_in_mm
 
-TINY = {"encoder": "vit3d_tiny,image_size=32", "image_size": 32, "spectrum_patch": 4, "image_patch": 8, "max_steps": 1,
+SMALL = {"name": "frepa", "spectrum_patch": 4, "image_patch": 8}
+TINY = {"encoder": "vit3d_tiny,image_size=32", "image_size": 32, "method": SMALL, "max_steps": 1,
         "num_workers": 0, "quiet": True, "val_images": 1}  # fmt: skip
 
 
@@ -56,14 +57,17 @@ def _rows(run) -> list[dict]:
 
 
 def test_the_defaults_are_the_papers_for_either_number_of_axes():
-    given = {name: p.default for name, p in inspect.signature(frepa.pretrain).parameters.items()}
-    flat, deep = resolved(given), resolved(given | {"dims": 3})
+    def config(**data) -> dict:
+        parts = {"data": Data(**data), "optimisation": Optimisation(), "execution": Execution()}
+        return resolved(Settings("s", "o", "frepa", Frepa(), None, "frangi", **parts)).config
+
+    flat, deep = config(), config(dims=3)
     assert (flat["image_size"], flat["fit"], flat["encoder"]) == (512, "resize", "vit_base")
     assert (deep["image_size"], deep["fit"], deep["encoder"]) == (128, "crop", "vit3d_base")
     for options, side in ((flat, 32), (deep, 16)):
         shape = (options["image_size"],) * options["dims"]
-        assert image_side(shape, options["image_patch"], options["fit"]) == side
-    own = resolved(given | {"dims": 3, "image_size": 64, "fit": "resize"})
+        assert image_side(shape, options["method"]["image_patch"], options["fit"]) == side
+    own = config(dims=3, image_size=64, fit="resize")
     assert (own["image_size"], own["fit"]) == (64, "resize")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,8 @@ from frepa.files import announce
 from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.run_folder import RunFolder
 
-_SHOWN = ("loss", "rmse", "gradient", "hfl", "consistency")
+#: Terms in the progress line, the loss among them.
+_SHOWN = 5
 
 
 class TrainingDiverged(RuntimeError):
@@ -93,7 +94,7 @@ class Journal:
         yield
         self._waited += time.perf_counter() - start
 
-    def saw(self, batch: dict[str, Any]) -> None:
+    def saw(self, batch: Mapping[str, Any]) -> None:
         """Remember the files of this batch that could not be used, and notice when there are too many."""
         skipped = batch.get("skipped", ())
         self._skip({item.path: item.reason for item in skipped})
@@ -201,7 +202,7 @@ class Journal:
         }
         self.run.append(self.run.speed, [speed])
         if self._bar is not None:
-            shown = {name: f"{row[name]:.4f}" for name in _SHOWN if name in row}
+            shown = {name: f"{row[name]:.4f}" for name in [n for n in row if n not in ("step", "lr")][:_SHOWN]}
             self._bar.set_postfix(
                 shown | {"img/s": f"{speed['images_per_second']:.1f}", "wait": f"{speed['waiting_share']:.0%}"},
                 refresh=False,

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning_fabric
 import numpy as np
 import torch
 from torch import Tensor
 
+from frepa.images.loading import Batch as Loaded
 from frepa.pretraining.ema import Ema
 from frepa.pretraining.journal import Journal
-from frepa.pretraining.methods.contract import Method
+from frepa.pretraining.methods.contract import Batch, Method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.stopping import StopRequest
 
-if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
-    from frepa.pretraining.methods.adversarial import Adversary
-
-Batch = dict[str, Any]
+#: Labels and texts of a loaded batch, as `frepa.pretraining.methods.contract.Batch` has them.
+Columns = Callable[[Loaded], tuple[Tensor | None, list[str] | None]]
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class Plan:
 def fit(
     fabric: lightning_fabric.Fabric,
     method: Method,
-    make_batches: Callable[[int, int], Iterator[Batch]],
+    make_batches: Callable[[int, int], Iterator[Loaded]],
     plan: Plan,
     run: RunFolder,
     journal: Journal,
     *,
-    adversary: Adversary | None = None,
+    columns: Columns | None = None,
     checkpoint_every: int = 500,
     on_epoch: Callable[[Method, int, int], None] | None = None,
     on_checkpoint: Callable[[Method, int], None] | None = None,
@@ -66,6 +65,7 @@ def fit(
 
     Args:
         make_batches: ``(first_micro_batch, last_micro_batch) -> iterator`` of this rank's micro-batches.
+        columns: what the source knows about the images of a batch beside them.
         on_epoch: called on rank 0 after every ``epochs_between`` epochs with the method (EMA weights if used), epoch
             and step; the ranks wait for each other around it, so it is given to all of them or to none.
         on_checkpoint: called on rank 0 after a state was saved with the method (EMA weights if used) and step.
@@ -79,60 +79,52 @@ def fit(
     """
     steps = len(plan.rates)
     method.to(fabric.device)
-    optimizer = torch.optim.Adam(method.parameters(), lr=float(plan.rates[0]))
+    groups = method.parameter_groups()
+    scales = [group.pop("lr_scale", 1.0) for group in groups]
+    optimizer = torch.optim.Adam(groups, lr=float(plan.rates[0]))
     ema = Ema(method, plan.ema_decay) if plan.ema_decay else None
     states: dict[str, Any] = {"method": method, "optimizer": optimizer, "ema": ema, "scaler": _scaler(fabric)}
-    if adversary is not None:
-        adversary.to(fabric.device)
-        judge_optimizer = torch.optim.Adam(adversary.parameters(), lr=float(plan.rates[0]))
-        states |= {"adversary": adversary, "adversary_optimizer": judge_optimizer}
+    states |= method.states()
     step = _restore(run, states, journal)
     trained, optimizer = fabric.setup(method, optimizer)
-    if adversary is not None:
-        judge, judge_optimizer = fabric.setup(adversary, judge_optimizer)
+    method.setup(fabric)
     trained.train()
     journal.begin(step, steps)
     batches = make_batches(step * plan.accumulate, steps * plan.accumulate)
+
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
     while step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = float(plan.rates[step])
+        rate = float(plan.rates[step])
+        for group, scale in zip(optimizer.param_groups, scales):
+            group["lr"] = rate * scale
         torch.manual_seed(_key(plan.seed, step, fabric.global_rank))  # dropout and stochastic depth
         epoch_before = step * plan.batch_size // plan.samples
-        generator_loss = adversary.generator_loss if adversary is not None and adversary.active(epoch_before) else None
         terms: dict[str, Tensor] = {}
         whole: dict[str, Tensor] = {}
         weights = 0.0
         for micro in range(plan.accumulate):
             with journal.waiting():
-                batch = next(batches)
-            image, weight = _to_device(batch, fabric.device, share)
+                loaded = next(batches)
+            batch, weight = _for_method(loaded, fabric.device, step, epoch_before, columns, share)
             weights += weight
             with fabric.no_backward_sync(trained, enabled=micro < plan.accumulate - 1):
-                result = trained(
-                    image,
-                    batch["grey"],
-                    batch["position"],
-                    epoch=epoch_before,
-                    generator_loss=generator_loss,
-                )
+                result = trained(batch)
                 fabric.backward(result.loss * (weight / plan.accumulate))
             for name, value in {"loss": result.loss.detach(), **result.terms}.items():
                 terms[name] = terms.get(name, 0.0) + value * weight / plan.accumulate
-            journal.saw(batch)
+            journal.saw(loaded)
         if plan.clip:
             norm = fabric.clip_gradients(trained, optimizer, max_norm=plan.clip)
             if norm is not None:
                 whole["gradient_norm"] = norm
         optimizer.step()
         optimizer.zero_grad()
-        if generator_loss is not None:
-            whole["discriminator"] = _train_discriminator(fabric, judge, judge_optimizer, result, plan.rates[step])
+        whole |= method.after_step(step, rate)
         if ema is not None:
             ema.update(method)
         step += 1
-        journal.step(step, terms, whole, lr=float(plan.rates[step - 1]), weight=weights / plan.accumulate)
+        journal.step(step, terms, whole, lr=rate, weight=weights / plan.accumulate)
 
         epoch = step * plan.batch_size // plan.samples
         due = epoch // plan.epochs_between > epoch_before // plan.epochs_between
@@ -159,29 +151,25 @@ def fit(
     return step == steps
 
 
-def _to_device(batch: Batch, device: torch.device, share: int) -> tuple[Tensor, float]:
-    """The images on the device, and the weight of the batch: how much of its ``share`` of images could be read.
+def _for_method(
+    loaded: Loaded, device: torch.device, step: int, epoch: int, columns: Columns | None, share: int
+) -> tuple[Batch, float]:
+    """What the method is given, on the device, and its weight: how much of its ``share`` of images could be read.
 
     What is missing counts nothing, so that a step is the same however many ranks its batch is spread over. An empty
     batch still goes through the model, as one blank image of no weight, because with several devices every
     rank has to take part in every step.
     """
-    image = batch["image"]
+    image = loaded["image"]
+    labels, texts = columns(loaded) if columns is not None else (None, None)
     if len(image):
-        return image.to(device, non_blocking=True), len(image) / share
-    batch["grey"], batch["position"] = torch.ones(1, dtype=torch.bool), [0]
-    return torch.zeros(1, *image.shape[1:], device=device), 0.0
-
-
-def _train_discriminator(fabric: lightning_fabric.Fabric, judge: Any, optimizer: Any, result: Any, lr: float) -> Tensor:
-    for group in optimizer.param_groups:
-        group["lr"] = float(lr)
-    views = len(result.prediction) // len(result.target)
-    loss = judge(result.target.repeat(views, *[1] * (result.target.ndim - 1)), result.prediction.detach())
-    fabric.backward(loss)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
+        image = image.to(device, non_blocking=True)
+        batch = Batch(image, loaded["grey"], loaded["position"], step, epoch, labels=labels, texts=texts)
+        return batch, len(image) / share
+    blank = torch.zeros(1, *image.shape[1:], device=device)
+    labels = None if labels is None else torch.full((1,), -1)
+    batch = Batch(blank, torch.ones(1, dtype=torch.bool), [0], step, epoch, labels=labels, texts=texts and [""])
+    return batch, 0.0
 
 
 def _capture(states: dict[str, Any], step: int) -> dict[str, Any]:

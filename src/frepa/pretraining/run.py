@@ -5,29 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import lightning_fabric
 import torch
 
-from frepa.corruption.dual import Corruption
 from frepa.datasets.opening import open_source
 from frepa.encoders.files import DESCRIPTION, save_encoder
 from frepa.encoders.options import split_options
 from frepa.encoders.registry import build_encoder
 from frepa.errors import InputError, RunEnded, Stopped
-from frepa.images.loading import load_images, make_loader
+from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
-from frepa.pretraining.defaults import check_ranges, resolved
+from frepa.pretraining.columns import classes_of, columns_of
 from frepa.pretraining.journal import Journal
-from frepa.pretraining.loop import Batch, Plan, fit
+from frepa.pretraining.loop import Plan, fit
 from frepa.pretraining.lost_data import LostData
-from frepa.pretraining.methods.augment import Augmentation
-from frepa.pretraining.methods.contract import Method
-from frepa.pretraining.methods.objective import Objective
+from frepa.pretraining.methods.contract import Method, Setting
 from frepa.pretraining.methods.registry import build_method
+from frepa.pretraining.options import Settings, resolved
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import voxels, write_report
 from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
@@ -37,47 +36,45 @@ from frepa.pretraining.validation import Validation
 from frepa.schedules import learning_rates
 from frepa.stopping import StopRequest, workers_starting
 
-if TYPE_CHECKING:
-    from frepa.pretraining.methods.adversarial import Adversary
-
 _MOST_PICTURES = 100
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def run_pretraining(options: Mapping[str, Any]) -> Path:
-    """Run ``frepa pretrain`` with its options and return the run folder.
+def run_pretraining(settings: Settings) -> Path:
+    """Run ``frepa pretrain`` with its settings and return the run folder.
 
     Raises:
         InputError: anything the user can mend.
     """
-    with RunFolder(options["out"]) as run:
-        _pretrain(resolved(options), run)
+    with RunFolder(settings.out) as run:
+        _pretrain(resolved(settings), run)
     return run.root
 
 
-def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
-    config = {name: value for name, value in options.items() if name not in ("resume", "overwrite", "quiet")}
-    config["precision"] = _precision(options["precision"])
+def _pretrain(settings: Settings, run: RunFolder) -> None:
+    execution = replace(settings.execution, precision=cast(Any, _precision(settings.execution.precision)))
+    settings = replace(settings, execution=execution)
+    data, seed = settings.data, settings.optimisation.seed
     fabric = lightning_fabric.Fabric(
         accelerator="auto",
-        devices=_devices(options["devices"]),
-        num_nodes=options["num_nodes"],
-        precision=_PRECISIONS[config["precision"]],  # type: ignore[arg-type]
+        devices=_devices(execution.devices),
+        num_nodes=execution.num_nodes,
+        precision=_PRECISIONS[execution.precision],  # type: ignore[arg-type]
         strategy="auto",
     )
     fabric.launch()
-    source, plan, part = _open(options, fabric.world_size)
+    source, plan, part = _open(settings, fabric.world_size)
     check_something_readable(source)
-    method, adversary = _build(options, source)
-    _on_first_rank(fabric, lambda: _begin(run, config, source, options))
+    method = _build(settings, source)
+    _on_first_rank(fabric, lambda: _begin(run, settings, source))
 
-    shape = {
-        "size": options["image_size"],
-        "mode": options["fit"],
-        "window": options["window"],
-        "spacing": options["spacing"],
-        "foreground": options["foreground"],
-        "seed": plan.seed,
+    shape: dict[str, Any] = {
+        "size": data.image_size,
+        "mode": data.fit,
+        "window": data.window,
+        "spacing": data.spacing,
+        "foreground": data.foreground,
+        "seed": seed,
     }
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
@@ -91,7 +88,7 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
             stop_position=last * per_step,
             rank=fabric.global_rank,
             world_size=fabric.world_size,
-            num_workers=options["num_workers"],
+            num_workers=execution.num_workers,
             pin_memory=fabric.device.type == "cuda",
             **shape,
         )
@@ -99,27 +96,28 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
             return iter(loader)
 
     stop = StopRequest()
-    lost = LostData(options["max_unreadable"], share, fabric.world_size)
-    journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=options["quiet"], lost=lost, on_loss=stop.ask)
+    lost = LostData(execution.max_unreadable, share, fabric.world_size)
+    journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=execution.quiet, lost=lost, on_loss=stop.ask)
     for sentence in source.warnings:
         journal.tell(sentence)
     if source.skipped:
         journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")
         journal.skipped |= {item.path: item.reason for item in source.skipped}
+    columns = columns_of(source)
     # Every rank gets one, because the ranks wait for each other around it; only the first one does anything.
     validation = (
-        Validation(load_images(source, part.held_out.tolist(), **shape), fabric, run, journal)
+        Validation(load_images(source, part.held_out.tolist(), **shape), fabric, run, journal, columns)
         if len(part.held_out)
         else None
     )
-    journal.tell(_announcement(options, source, plan, method, fabric, run))
+    journal.tell(_announcement(settings, source, plan, method, fabric, run))
 
     def facts(step: int) -> dict[str, Any]:
         return {
-            "method": options["method"],
+            "method": settings.method_name,
             "pretraining": {"source": source.fingerprint, "images": len(source), "steps": step},
-            "image_size": options["image_size"],
-            "spacing": options["spacing"],
+            "image_size": data.image_size,
+            "spacing": data.spacing,
         }
 
     def keep_encoder(trained: Method, step: int) -> None:
@@ -134,8 +132,8 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
             plan,
             run,
             journal,
-            adversary=adversary,
-            checkpoint_every=options["checkpoint_every"],
+            columns=columns,
+            checkpoint_every=execution.checkpoint_every,
             on_epoch=validation,
             on_checkpoint=keep_encoder,
             stop=stop,
@@ -147,19 +145,20 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
             raise _stopped(run, reason)
     elif fabric.is_global_zero:
         save_encoder(run.root, method.encoder, facts(len(plan.rates)))
-        write_report(run, config, method, source)
+        write_report(run, settings.config, method, source)
     fabric.barrier()
 
 
-def _begin(run: RunFolder, config: Mapping[str, Any], source: Source, options: Mapping[str, Any]) -> None:
+def _begin(run: RunFolder, settings: Settings, source: Source) -> None:
     """Open the folder, and see that a run that is continued has the source it was begun on."""
-    run.open(config, resume=options["resume"], overwrite=options["overwrite"])
+    execution = settings.execution
+    run.open(settings.config, resume=execution.resume, overwrite=execution.overwrite)
     newest = run.checkpoints.folder / DESCRIPTION
     fingerprint = None
     if run.resumed and newest.is_file():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             fingerprint = json.loads(newest.read_text("utf-8"))["extra"]["pretraining"]["source"]
-    accept = options["accept_changed_source"]
+    accept = execution.accept_changed_source
     check_source(run.source, source, resumed=run.resumed, accept=accept, fingerprint=fingerprint)
 
 
@@ -183,84 +182,60 @@ def _stopped(run: RunFolder, reason: str) -> RunEnded:
     )
 
 
-def _open(options: Mapping[str, Any], world_size: int) -> tuple[Source, Plan, TrainingPart]:
-    check_ranges(options)
-    if options["foreground"] and options["fit"] != "crop":
+def _open(settings: Settings, world_size: int) -> tuple[Source, Plan, TrainingPart]:
+    data, how = settings.data, settings.optimisation
+    assert how.batch_size is not None  # resolved
+    source = open_source(settings.source, dims=data.dims)
+    if data.spacing is not None:
+        check_spacing_known(source, data.spacing)
+    weights = modality_weights(data.modality_weights)
+    part = training_part(source, val_images=data.val_images, seed=how.seed, weights=weights)
+    parts = world_size * how.accumulate
+    if how.batch_size % parts:
         raise InputError(
-            f"--foreground {options['foreground']} says where crops lie, and with --fit resize there are none. "
-            "Add --fit crop, or leave --foreground out."
+            f"--batch-size {how.batch_size}: it is the total over all devices and has to divide by devices x "
+            f"accumulate = {world_size} x {how.accumulate} = {parts}."
         )
-    source = open_source(options["source"], dims=options["dims"])
-    if options["spacing"] is not None:
-        check_spacing_known(source, options["spacing"])
-    weights = modality_weights(options["modality_weights"])
-    part = training_part(source, val_images=options["val_images"], seed=options["seed"], weights=weights)
-    samples = part.samples
-    parts = world_size * options["accumulate"]
-    if options["batch_size"] % parts:
-        raise InputError(
-            f"--batch-size {options['batch_size']}: it is the total over all devices and has to divide by devices x "
-            f"accumulate = {world_size} x {options['accumulate']} = {parts}."
-        )
-    steps = options["max_steps"]
+    steps = how.max_steps
     if steps is None:
-        steps = max(1, math.ceil(options["epochs"] * samples / options["batch_size"]))
-    rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=options["warmup_steps"])
+        steps = max(1, math.ceil(how.epochs * part.samples / how.batch_size))
     plan = Plan(
-        rates=rates,
-        batch_size=options["batch_size"],
-        samples=samples,
-        seed=options["seed"],
-        accumulate=options["accumulate"],
-        clip=options["clip"],
-        ema_decay=options["ema_decay"],
+        rates=learning_rates(how.schedule, peak=how.lr, steps=steps, warmup_steps=how.warmup_steps),
+        batch_size=how.batch_size,
+        samples=part.samples,
+        seed=how.seed,
+        accumulate=how.accumulate,
+        clip=how.clip,
+        ema_decay=how.ema_decay,
         # With few images an epoch is over in seconds, and looking at it would take longer than training.
-        epochs_between=max(1, math.ceil(steps * options["batch_size"] / samples / _MOST_PICTURES)),
+        epochs_between=max(1, math.ceil(steps * how.batch_size / part.samples / _MOST_PICTURES)),
     )
     return source, plan, part
 
 
-def _build(options: Mapping[str, Any], source: Source) -> tuple[Method, Adversary | None]:
-    torch.manual_seed(options["seed"])  # initial weights; nothing after this draws from the global generator
-    name, encoder_options = split_options(options["encoder"])
-    encoder = build_encoder(name, dims=options["dims"], **{"guide": options["guide"], **encoder_options})
-    if options["recompute"]:
+def _build(settings: Settings, source: Source) -> Method:
+    data, seed = settings.data, settings.optimisation.seed
+    torch.manual_seed(seed)  # initial weights; nothing after this draws from the global generator
+    name, options = split_options(settings.encoder or "")
+    encoder = build_encoder(name, dims=data.dims, **{"guide": settings.guide, **options})
+    if settings.execution.recompute:
         encoder.set_grad_checkpointing()
-    corruption = Corruption(
-        frequency_patch=options["spectrum_patch"],
-        cutoff=options["spectrum_cutoff"],
-        sigma=options["noise_sigma"],
-        high_mask=options["high_mask"],
-        low_noise=options["low_noise"],
-        patch=options["image_patch"],
-        fit=options["fit"],
-        mask_ratio=options["mask_ratio"],
-        noise=options["mask_noise"],
-        frequency_probability=options["frequency_probability"],
-    )
-    corruption.check_size((options["image_size"],) * options["dims"])
-    method = build_method(
-        options["method"],
+    setting = Setting(
         encoder=encoder,
         channels=source.channels,
-        seed=options["seed"],
-        corruption=corruption,
-        objective=Objective(
-            rmse=options["rmse_weight"],
-            gradient=options["gradient_weight"],
-            hfl=options["hfl_weight"],
-            consistency=options["consistency_weight"],
-            focal_frequency=options["focal_frequency_weight"],
-            adversarial=options["adversarial_weight"],
-        ),
-        augmentation=Augmentation() if options["augment"] else None,
+        image_size=cast(int, data.image_size),
+        fit=cast(str, data.fit),
+        seed=seed,
+        classes=classes_of(source),
     )
-    adversary = None
-    if options["adversarial_weight"]:
-        from frepa.pretraining.methods.adversarial import Adversary
-
-        adversary = Adversary(options["dims"], source.channels, start_epoch=options["adversarial_start_epoch"])
-    return method, adversary
+    method = build_method(settings.method_name, settings.method, setting)
+    for column in method.needs:
+        if getattr(source, column, None) is None:
+            raise InputError(
+                f"--method {settings.method_name} needs {column}, and {source.location} has none. Give a manifest "
+                "with a column 'label', or a labelled dataset of the catalogue."
+            )
+    return method
 
 
 def _precision(asked: str) -> str:
@@ -293,7 +268,7 @@ def _on_first_rank(fabric: lightning_fabric.Fabric, act: Callable[[], None]) -> 
 
 
 def _announcement(
-    options: Mapping[str, Any],
+    settings: Settings,
     source: Source,
     plan: Plan,
     method: Method,
@@ -301,12 +276,13 @@ def _announcement(
     run: RunFolder,
 ) -> str:
     size = sum(p.numel() for p in method.encoder.parameters()) / 1e6
-    kind, extent = ("images", f"{options['image_size']} px") if source.dims == 2 else ("volumes", voxels(options))
+    data = settings.data
+    kind, extent = ("images", f"{data.image_size} px") if source.dims == 2 else ("volumes", voxels(settings.config))
     count = f"{len(source):,} {kind}"
-    if options["modality_weights"]:
-        count = f"{plan.samples:,} of {count}, drawn by {options['modality_weights']}"
+    if data.modality_weights:
+        count = f"{plan.samples:,} of {count}, drawn by {data.modality_weights}"
     return (
-        f"{options['method']}: {options['encoder']} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
+        f"{settings.method_name}: {settings.encoder} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
         f"{count}, {len(plan.rates):,} steps of {plan.batch_size} at {extent}, "
         f"{fabric.world_size} x {fabric.device.type}. Results go to {run.root}."
     )

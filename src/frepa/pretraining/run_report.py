@@ -29,7 +29,7 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
     speed = read_lines(run.speed)
     skipped = run.skipped.read_text().splitlines()[1:] if run.skipped.is_file() else []
     kind, size = ("images", f"{config['image_size']} px") if source.dims == 2 else ("volumes", voxels(config))
-    page = Page(f"Pretraining of {config['encoder']}", f"{config['method']} on {len(source):,} {kind}")
+    page = Page(f"Pretraining of {config['encoder']}", f"{config['method']['name']} on {len(source):,} {kind}")
     page.facts(
         {
             "Encoder parameters": f"{sum(p.numel() for p in method.encoder.parameters()) / 1e6:.2f} M",
@@ -47,9 +47,7 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
     pictures = sorted(run.pictures.glob("epoch-*.png")) if run.pictures.is_dir() else []
     for picture in dict.fromkeys([*pictures[:1], *pictures[-1:]]):
         epoch = int(picture.stem.split("-")[1])
-        page.figure(
-            picture.read_bytes(), f"Held-out {kind} after epoch {epoch}, corrupted the same way each time.", wide=True
-        )
+        page.figure(picture.read_bytes(), f"Held-out {kind} after epoch {epoch}, {method.shows}.", wide=True)
     if run.volumes.is_dir():
         page.text("The newest of these crops lie in the folder volumes as NIfTI, in their place in the patient.")
     page.section("Losses")
@@ -59,7 +57,7 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
         curves["validation loss"] = ([r["step"] for r in validated], [r["val_loss"] for r in validated])
     page.figure(
         loss_curves(curves, log=True, smooth=max(1, len(trained) // 50)),
-        "Terms of the objective, unweighted, and their sum.",
+        "What is minimised (loss) and its terms, unweighted.",
     )
     if skipped:
         page.code(f"{len(skipped)} files skipped", "\n".join(skipped[:200]))

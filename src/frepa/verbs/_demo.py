@@ -43,7 +43,8 @@ def _run(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool
     unlabelled, labelled = _write_images(out / "images", seed)
     pretrained = pretrain(
         str(unlabelled), out=str(out / "pretrained"), encoder=_ENCODER, image_size=_SIZE, batch_size=8,
-        max_steps=_STEPS, lr=1e-3, schedule="cosine", warmup_steps=_STEPS // 12, spectrum_patch=3, image_patch=8,
+        max_steps=_STEPS, lr=1e-3, schedule="cosine", warmup_steps=_STEPS // 12,
+        method={"name": "frepa", "spectrum_patch": 3, "image_patch": 8},
         val_images=4, seed=seed, num_workers=num_workers, checkpoint_every=_STEPS, overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
     untrained = f"{_ENCODER},seed={seed}"

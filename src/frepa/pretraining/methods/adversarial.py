@@ -6,6 +6,10 @@ is the plain choice: MONAI's patch discriminator with least-squares losses (Isol
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import lightning_fabric
 import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
@@ -66,3 +70,48 @@ class Adversary(nn.Module):
             )
         # Under true half precision the wrapper would cast, and generator_loss goes round it.
         return images.to(next(self.discriminator.parameters()).dtype)
+
+
+class AdversarialTraining:
+    """The adversary of a run and its optimizer, trained on the last reconstructions after each step of the encoder.
+
+    Not a part of the method's module: its parameters take no part in the method's gradients.
+    """
+
+    def __init__(self, dims: int, channels: int, *, start_epoch: int) -> None:
+        self.adversary = Adversary(dims, channels, start_epoch=start_epoch)
+        self.optimizer = torch.optim.Adam(self.adversary.parameters(), lr=0.0)  # the run says the rate of every step
+        self._judge: Any = self.adversary
+        self._stepper: Any = self.optimizer
+        self._fabric: lightning_fabric.Fabric | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"adversary": self.adversary, "adversary_optimizer": self.optimizer}
+
+    def setup(self, fabric: lightning_fabric.Fabric) -> None:
+        """Share its gradients between devices."""
+        self._fabric = fabric
+        self._judge, self._stepper = fabric.setup(self.adversary, self.optimizer)
+
+    def of_generator(self, epoch: int) -> Callable[[Tensor], Tensor] | None:
+        """The loss of a reconstruction, or None while the adversary takes no part."""
+        return self.adversary.generator_loss if self.adversary.active(epoch) else None
+
+    def remember(self, real: Tensor, fake: Tensor) -> None:
+        """What it is trained on after this step: ``(V * B, C, *S)`` each, without gradient."""
+        self._seen = real, fake
+
+    def train(self, lr: float) -> dict[str, Tensor]:
+        """One step on what was remembered; its loss by name, nothing where it took no part."""
+        if self._seen is None or self._fabric is None:
+            return {}
+        for group in self._stepper.param_groups:
+            group["lr"] = lr
+        (real, fake), self._seen = self._seen, None
+        loss = self._judge(real, fake)
+        self._fabric.backward(loss)
+        self._stepper.step()
+        self._stepper.zero_grad()
+        return {"discriminator": loss.detach()}

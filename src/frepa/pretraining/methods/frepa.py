@@ -2,78 +2,227 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+import lightning_fabric
 import torch
 from torch import Tensor
 
 from frepa.corruption.dual import Corrupted, Corruption
 from frepa.corruption.guide import hessian_guide
 from frepa.draws import Draws, sample_keys
-from frepa.encoders.contract import Encoder
+from frepa.errors import InputError
 from frepa.heads.decoder import ReconstructionDecoder
 from frepa.pretraining.methods.augment import Augmentation
-from frepa.pretraining.methods.contract import Method, StepResult, register_method
-from frepa.pretraining.methods.objective import Objective
+from frepa.pretraining.methods.contract import Batch, Method, Pictures, Setting, StepResult
+from frepa.pretraining.methods.objective import ConsistencyReading, Objective
+from frepa.pretraining.methods.registry import register_method
+
+if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
+    from frepa.pretraining.methods.adversarial import AdversarialTraining
 
 # Which stream of draws is whose; changing a number changes every run.
 _AUGMENT, _FIRST_VIEW = 0, 1
 
 
-@register_method("frepa", "frequency dual-component and histogram-equalized masking with a Hessian guide")
-class FrepaMethod(Method):
-    """Encoder and light decoder trained to undo the dual corruption.
+@dataclass(frozen=True)
+class Frepa:
+    """Frequency dual-component and histogram-equalized masking with a Hessian guide.
 
     Args:
-        encoder: takes image and guide channels (``frepa.encoders.contract.Encoder``).
-        channels: image channels of the source, 1 or 3; also the channels reconstructed.
-        seed: of the run; together with a sample's position it decides all that the sample is subjected to.
-        corruption, objective, augmentation: their options; augmentation may be None.
+        augment: random flips, rotation, affine maps and histogram shifts.
+        spectrum_patch: side, in bins, of the patches masked in the spectrum; "auto" is the paper's 16 at 512 pixels and
+            in proportion elsewhere.
+        spectrum_cutoff: cut-off distance of masking and perturbation, as a share of the shorter side.
+        noise_sigma: standard deviation of the low-frequency perturbation, as a share of the spectrum's maximum.
+        noise_scaled: scale that noise with the image's size and number of axes, so that it changes every image as much
+            as it does at 512 x 512 or 128^3; false takes noise_sigma as it is, as the paper does.
+        noise_kind: real noise on the spectrum, which makes the perturbation point-symmetric in the image, or complex
+            noise of the same variance, which does not.
+        high_mask: mask the spectrum in the frequency strategy.
+        mask_centre: let the spectrum patches that touch the zero frequency be masked as well, and with them the image's
+            mean, as Eq. 2 has it literally.
+        adaptive: multiply each spectrum patch's probability by the rank of its energy among the patches at its distance
+            in the image at hand. Not in the paper.
+        low_noise: perturb the low frequencies in the frequency strategy.
+        image_patch: side, in pixels, of the patches masked in the image. "auto" is the paper's 32 at 512 pixels and 16
+            at 128 voxels: in proportion elsewhere with --fit resize, down to a quarter of the side with --fit crop.
+        mask_ratio: share of the image patches masked in the image strategy.
+        mask_exact: mask exactly that share of the patches of every image, instead of each with that probability.
+        mask_noise: what a masked image patch becomes: gaussian (its mean and variance), permute (its own pixels
+            shuffled) or zero.
+        frequency_probability: how often a view is corrupted in the spectrum rather than in the image.
+        rmse_weight: weight of the RMSE.
+        gradient_weight: weight of the gradient loss.
+        hfl_weight: weight of the hierarchical frequency-to-spatial loss.
+        consistency_weight: weight of the consistency between the two views' embeddings; 0 trains on one view.
+        consistency_reduction: mean over positions, or sum over positions and mean over images.
+        consistency_temperature: divides the embeddings before the softmax.
+        consistency_standardise: give every channel of the embeddings mean 0 and variance 1 over the batch first.
+        consistency_start_epoch: epochs without the consistency at the start, in which an image needs one view only.
+        focal_frequency_weight: weight of the focal frequency loss, for comparison.
+        adversarial_weight: weight of an optional patch discriminator.
+        adversarial_start_epoch: epochs before the discriminator takes part.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        channels: int,
-        seed: int,
-        corruption: Corruption,
-        objective: Objective,
-        augmentation: Augmentation | None,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = ReconstructionDecoder(encoder.channels, encoder.stride, channels, encoder.dims)
-        self.seed = seed
-        self.corruption = corruption
-        self.objective = objective
-        self.augmentation = augmentation
+    augment: bool = True
+    spectrum_patch: int | Literal["auto"] = "auto"
+    spectrum_cutoff: float = 0.2
+    noise_sigma: float = 0.002
+    noise_scaled: bool = True
+    noise_kind: Literal["real", "complex"] = "real"
+    high_mask: bool = True
+    mask_centre: bool = False
+    adaptive: bool = False
+    low_noise: bool = True
+    image_patch: int | Literal["auto"] = "auto"
+    mask_ratio: float = 0.7
+    mask_exact: bool = False
+    mask_noise: Literal["gaussian", "permute", "zero"] = "gaussian"
+    frequency_probability: float = 0.5
+    rmse_weight: float = 1.0
+    gradient_weight: float = 1.0
+    hfl_weight: float = 1.0
+    consistency_weight: float = 0.5
+    consistency_reduction: Literal["mean", "sum"] = "mean"
+    consistency_temperature: float = 1.0
+    consistency_standardise: bool = False
+    consistency_start_epoch: int = 0
+    focal_frequency_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_start_epoch: int = 5
 
-    def forward(
-        self,
-        image: Tensor,
-        grey: Tensor,
-        positions: list[int],
-        *,
-        epoch: int = 0,
-        augment: bool = True,
-        generator_loss: Callable[[Tensor], Tensor] | None = None,
-    ) -> StepResult:
-        objective = self.objective.at(epoch)
-        count = len(image)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "epochs": 100,
+            "lr": 1e-4,
+            "schedule": "constant",
+            "guide": "frangi",
+            "method": {
+                "augment": True,
+                "spectrum_patch": "auto",
+                "spectrum_cutoff": 0.2,
+                "noise_sigma": 0.002,
+                "noise_kind": "real",
+                "adaptive": False,
+                "image_patch": "auto",
+                "mask_ratio": 0.7,
+                "mask_noise": "gaussian",
+                "frequency_probability": 0.5,
+                "rmse_weight": 1.0,
+                "gradient_weight": 1.0,
+                "hfl_weight": 1.0,
+                "consistency_weight": 0.5,
+            },
+        }
+    }
+
+    def __post_init__(self) -> None:
+        if self.adversarial_start_epoch < 0:
+            raise InputError(f"--method.adversarial-start-epoch {self.adversarial_start_epoch}: expected 0 or more.")
+
+    def corruption(self, fit: str) -> Corruption:
+        """Both strategies, of images that came to their size by ``fit``. Raises InputError for options out of range."""
+        return Corruption(
+            frequency_patch=self.spectrum_patch,
+            cutoff=self.spectrum_cutoff,
+            sigma=self.noise_sigma,
+            high_mask=self.high_mask,
+            low_noise=self.low_noise,
+            mask_centre=self.mask_centre,
+            scale_sigma=self.noise_scaled,
+            perturbation=self.noise_kind,
+            adaptive=self.adaptive,
+            patch=self.image_patch,
+            fit=cast(Any, fit),
+            mask_ratio=self.mask_ratio,
+            exact=self.mask_exact,
+            noise=self.mask_noise,
+            frequency_probability=self.frequency_probability,
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised. Raises InputError for weights out of range."""
+        return Objective(
+            rmse=self.rmse_weight,
+            gradient=self.gradient_weight,
+            hfl=self.hfl_weight,
+            consistency=self.consistency_weight,
+            focal_frequency=self.focal_frequency_weight,
+            adversarial=self.adversarial_weight,
+            reading=ConsistencyReading(
+                reduction=self.consistency_reduction,
+                temperature=self.consistency_temperature,
+                standardise=self.consistency_standardise,
+                start_epoch=self.consistency_start_epoch,
+            ),
+        )
+
+
+@register_method("frepa", Frepa)
+class FrepaMethod(Method):
+    """Encoder and light decoder trained to undo the dual corruption."""
+
+    shows = "corrupted in the spectrum or in the image, the same way each time, and reconstructed"
+
+    def __init__(self, options: Frepa, setting: Setting) -> None:
+        super().__init__()
+        encoder = setting.encoder
+        self.encoder = encoder
+        self.decoder = ReconstructionDecoder(encoder.channels, encoder.stride, setting.channels, encoder.dims)
+        self.seed = setting.seed
+        self.corruption = options.corruption(setting.fit)
+        self.corruption.check_size(setting.shape)
+        self.objective = options.objective
+        self.augmentation = Augmentation() if options.augment else None
+        self.beside: AdversarialTraining | None = None
+        if options.adversarial_weight:
+            from frepa.pretraining.methods.adversarial import AdversarialTraining
+
+            self.beside = AdversarialTraining(
+                encoder.dims, setting.channels, start_epoch=options.adversarial_start_epoch
+            )
+
+    def forward(self, batch: Batch) -> StepResult:
+        image, count = batch.images, len(batch.images)
+        objective = self.objective.at(batch.epoch)
+        views = objective.views
         with torch.no_grad():
-            if augment and self.augmentation is not None:
-                keys = sample_keys(self.seed, positions, _AUGMENT)
+            if batch.augment and self.augmentation is not None:
+                keys = sample_keys(self.seed, batch.positions, _AUGMENT)
                 image = self.augmentation(image, Draws(keys, image.device))
             guide = hessian_guide(image, kind=self.encoder.guide)
-            views = [self._corrupt(image, grey, positions, view) for view in range(objective.views)]
-            corrupted, mask, is_frequency = (torch.cat(parts) for parts in zip(*views))
-            inputs = self.encoder.prepare_input(corrupted, guide.repeat(objective.views, *[1] * (guide.ndim - 1)))
+            made = [self._corrupt(image, batch.grey, batch.positions, view) for view in range(views)]
+            corrupted, mask, is_frequency = (torch.cat(parts) for parts in zip(*made))
+            inputs = self.encoder.prepare_input(corrupted, guide.repeat(views, *[1] * (guide.ndim - 1)))
         features = self.encoder(inputs)
         prediction = self.decoder(features.dense, tuple(image.shape[2:]))
-        pair = (features.embedding[:count], features.embedding[count:]) if objective.views == 2 else None
-        loss, terms = objective(prediction, image, mask, pair, generator_loss)
-        return StepResult(loss, terms, prediction, image, corrupted, guide, is_frequency)
+        pair = (features.embedding[:count], features.embedding[count:]) if views == 2 else None
+        judged = self.beside.of_generator(batch.epoch) if self.beside is not None and self.training else None
+        loss, terms = objective(prediction, image, mask, pair, judged)
+        if self.beside is not None and judged is not None:
+            self.beside.remember(image.repeat(views, *[1] * (image.ndim - 1)), prediction.detach())
+        pictures = _pictures(image, corrupted, prediction, guide, is_frequency, batch.shown) if batch.shown else None
+        return StepResult(loss, terms, pictures)
+
+    def to(self, *args: Any, **kwargs: Any) -> FrepaMethod:
+        """As of any module; the discriminator goes along."""
+        if self.beside is not None:
+            self.beside.adversary.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    def states(self) -> Mapping[str, Any]:
+        return {} if self.beside is None else self.beside.states()
+
+    def setup(self, fabric: lightning_fabric.Fabric) -> None:
+        if self.beside is not None:
+            self.beside.setup(fabric)
+
+    def after_step(self, step: int, lr: float) -> dict[str, Tensor]:
+        return {} if self.beside is None else self.beside.train(lr)
 
     def positions_to_show(self, start: int, count: int) -> list[int]:
         """Positions at which the first view is corrupted in the spectrum and in the image by turns."""
@@ -104,3 +253,18 @@ class FrepaMethod(Method):
                 for whole, piece in zip(result, part):
                     whole[rows] = piece
         return result
+
+
+def _pictures(
+    image: Tensor, corrupted: Tensor, prediction: Tensor, guide: Tensor, is_frequency: Tensor, count: int
+) -> Pictures:
+    """Rows of each strategy in turn, so that a picture shows both where both occur."""
+    chosen = is_frequency.tolist()
+    frequency = [row for row, value in enumerate(chosen) if value]
+    masked = [row for row, value in enumerate(chosen) if not value]
+    pairs = [row for pair in zip(frequency, masked) for row in pair]
+    rest = frequency[len(pairs) // 2 :] + masked[len(pairs) // 2 :]
+    rows = (pairs + rest)[:count]
+    images = [row % len(image) for row in rows]
+    labels = ["frequency" if chosen[row] else "image" for row in rows]
+    return Pictures(image[images], corrupted[rows], prediction[rows], guide[images], images, labels)

@@ -1,0 +1,216 @@
+"""Options as small frozen dataclasses: one object in Python, in YAML and on the command line.
+
+A verb names groups of options as parameters (``data: Data``), and callers give their fields by name
+(``pretrain("images", out="run", image_size=64)``). One of several classes of options, such as that of a pretraining
+method, is a :class:`Choice`: ``method="mae"``, ``method=Mae(mask_ratio=0.5)``, ``--method mae --method.mask-ratio 0.5``
+or, in YAML, ``method: {name: mae, mask_ratio: 0.5}``. The text of an option is its line in the docstring's "Args".
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from frepa.errors import InputError, nearest
+
+#: The default of an option that has to be given.
+REQUIRED = inspect.Parameter.empty
+
+
+class Option(NamedTuple):
+    """One option: its name (``"image_size"``, ``"method.mask_ratio"``), type, default, text, and whether it is an
+    argument without a name on the command line.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    text: str
+    positional: bool = False
+
+
+class Group(NamedTuple):
+    """Options under a heading."""
+
+    title: str
+    options: list[Option]
+
+
+class Choice(ABC):
+    """One of several named classes of options; goes into ``Annotated[..., Choice()]`` of a verb's parameter."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names that can be chosen, sorted."""
+
+    @abstractmethod
+    def options(self, name: str) -> type:
+        """The class of options of a name. Raises InputError for one that is not known."""
+
+    @abstractmethod
+    def name_of(self, options: Any) -> str:
+        """The name of an object of options. Raises InputError for one of no known class."""
+
+    def build(self, given: Any) -> tuple[str, Any]:
+        """Name and object of options from a name, a mapping with ``name`` and options, or such an object.
+
+        Raises:
+            InputError: a name or option that is not known, or a value out of its range.
+        """
+        if isinstance(given, str):
+            return given, self.options(given)()
+        if isinstance(given, Mapping):
+            values = {key: value for key, value in given.items() if key != "name"}
+            if not isinstance(given.get("name"), str):
+                raise InputError(f"expected a name among the options, found {', '.join(map(str, given)) or 'nothing'}.")
+            cls = self.options(given["name"])
+            known = [field.name for field in dataclasses.fields(cls)]
+            for key in values:
+                if key not in known:
+                    raise InputError(f"{given['name']} has no option {key!r}. {nearest(str(key), known)}")
+            return given["name"], cls(**values)
+        return self.name_of(given), given
+
+
+def texts(thing: Any) -> dict[str, str]:
+    """The text of every argument in the "Args" of a docstring."""
+    from docstring_parser import parse
+
+    return {item.arg_name: " ".join((item.description or "").split()) for item in parse(thing.__doc__ or "").params}
+
+
+def summary(thing: Any) -> str:
+    """The first line of a docstring without its full stop."""
+    return (inspect.getdoc(thing) or "").split("\n")[0].rstrip(".")
+
+
+def of_class(cls: type, prefix: str = "") -> list[Option]:
+    """The options of a dataclass."""
+    hints, about = get_type_hints(cls), texts(cls)
+    return [
+        Option(prefix + field.name, hints[field.name], field.default, about.get(field.name, ""))
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def choices(verb: Callable[..., Any]) -> dict[str, Choice]:
+    """The parameters of a verb that choose between classes of options."""
+    hints = get_type_hints(_inner(verb), include_extras=True)
+    found = {name: next((m for m in get_args(hint) if isinstance(m, Choice)), None) for name, hint in hints.items()}
+    return {name: choice for name, choice in found.items() if choice is not None}
+
+
+def defaults_of(verb: Callable[..., Any]) -> dict[str, str]:
+    """What is chosen where nothing is said."""
+    parameters = inspect.signature(_inner(verb)).parameters
+    return {name: parameters[name].default for name in choices(verb)}
+
+
+def groups(verb: Callable[..., Any], chosen: Mapping[str, str] | None = None) -> list[Group]:
+    """All options of a verb in groups, those of what is chosen last.
+
+    Args:
+        verb: any function; its parameters that are not keyword-only are arguments without a name.
+        chosen: name by parameter; the parameter's default where it is not given.
+    """
+    inner = _inner(verb)
+    hints, about = get_type_hints(inner, include_extras=True), texts(inner)
+    own: list[Option] = []
+    found: list[Group] = []
+    picked = choices(verb)
+    names = defaults_of(verb) | dict(chosen or {})
+    for name, parameter in inspect.signature(inner).parameters.items():
+        hint = hints[name]
+        if name in picked:
+            text = f"{about.get(name, '')} One of {', '.join(picked[name].names())}, or MODULE:NAME of your own."
+            own.append(Option(name, str, parameter.default, text))
+            cls = picked[name].options(names[name])
+            found.append(Group(f"{name} {names[name]}: {summary(cls)}", of_class(cls, f"{name}.")))
+        elif dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            found.append(Group(summary(hint), of_class(hint)))
+        else:
+            if get_origin(hint) is Annotated:
+                hint = get_args(hint)[0]
+            positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+            own.append(Option(name, hint, parameter.default, about.get(name, ""), positional))
+    # What is chosen comes last, because its options depend on it.
+    found.sort(key=lambda group: any("." in option.name for option in group.options))
+    return [Group("", own), *found]
+
+
+def grouped(fill: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let callers give the fields of the dataclasses among a verb's parameters by name, and build these.
+
+    ``fill`` is called first with what was given, and may add to it (presets). The signature and docstring that Python
+    shows are those with all options.
+
+    Raises (when called):
+        InputError: an option that is not known, with what it is called now where it belongs to something chosen.
+    """
+
+    def wrap(verb: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(verb)
+        classes: dict[str, Any] = {
+            name: hint for name, hint in hints.items() if name != "return" and dataclasses.is_dataclass(hint)
+        }
+        fields = {field.name: name for name, cls in classes.items() for field in dataclasses.fields(cls)}
+
+        @functools.wraps(verb)
+        def call(*args: Any, **given: Any) -> Any:
+            of_groups: dict[str, dict[str, Any]] = {name: {} for name in classes}
+            plain: dict[str, Any] = {}
+            for name, value in fill(given).items():
+                if name in fields:
+                    of_groups[fields[name]][name] = value
+                elif name in hints and name not in classes and name != "return":
+                    plain[name] = value
+                else:
+                    raise InputError(f"{verb.__name__} has no option {name!r}. {instead(verb, name, python=True)}")
+            return verb(*args, **plain, **{name: classes[name](**values) for name, values in of_groups.items()})
+
+        parameters = [p for name, p in inspect.signature(verb).parameters.items() if name not in classes]
+        about = [inspect.getdoc(verb) or ""]
+        for cls in classes.values():
+            about.append(f"{summary(cls)}:")
+            about += [f"    {option.name}: {option.text}" for option in of_class(cls)]
+            parameters += [
+                inspect.Parameter(
+                    option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.hint
+                )
+                for option in of_class(cls)
+            ]
+        call.__signature__ = inspect.Signature(parameters, return_annotation=hints.get("return"))  # type: ignore[attr-defined]
+        call.__doc__ = "\n".join(about)
+        return call
+
+    return wrap
+
+
+def instead(
+    verb: Callable[..., Any], name: str, chosen: Mapping[str, str] | None = None, *, python: bool = False
+) -> str:
+    """What to give in place of an option that a verb does not have."""
+    bare = name.removeprefix("no_")
+    for parameter, choice in choices(verb).items():
+        here = (defaults_of(verb) | dict(chosen or {}))[parameter]
+        for other in dict.fromkeys([here, *choice.names()]):
+            cls = choice.options(other)
+            fields = {field.name for field in dataclasses.fields(cls)}
+            if name in fields or bare in fields:
+                if python:
+                    return f"It belongs to the {parameter}: {parameter}={cls.__name__}({bare}=...)."
+                dashed = f"--{parameter}.{name}".replace("_", "-")
+                before = "" if other == here else f"--{parameter} {other} "
+                return f"It belongs to the {parameter}: {before}{dashed}."
+    known = [option.name for group in groups(verb, chosen) for option in group.options]
+    return nearest(name, known)
+
+
+def _inner(verb: Callable[..., Any]) -> Callable[..., Any]:
+    return inspect.unwrap(verb)

@@ -1,0 +1,9 @@
+"""The options of every method of this program, as ``frepa.methods.Frepa`` and so on, and what a new method needs."""
+
+from __future__ import annotations
+
+from frepa.pretraining.methods.contract import Batch, Method, Pictures, Setting, StepResult
+from frepa.pretraining.methods.frepa import Frepa
+from frepa.pretraining.methods.registry import register_method
+
+__all__ = ["Batch", "Frepa", "Method", "Pictures", "Setting", "StepResult", "register_method"]
