@@ -178,15 +178,15 @@ def test_wrong_requests_are_explained(tmp_path: Path, volumes: Path, options: di
 def test_references_are_absolute_and_say_how_the_inner_encoder_was_made(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_encoder("inner", load_encoder("random:tiny_for_tests"), {"method": "frepa"})
-    assert absolute(f"slices:inner?{OPTIONS}") == f"slices:{tmp_path / 'inner'}?{OPTIONS}"
+    assert absolute(f"slices:inner,{OPTIONS}") == f"slices:{tmp_path / 'inner'},{OPTIONS}"
     assert absolute("slices:timm:resnet18@w.pth,width=8") == f"slices:timm:resnet18@{tmp_path / 'w.pth'},width=8"
     assert absolute("inner") == str(tmp_path / "inner")
     assert absolute(ENCODER) == ENCODER
-    assert method_of(f"slices:inner?{OPTIONS}") == "frepa"
+    assert method_of(f"slices:inner,{OPTIONS}") == "frepa"
     assert method_of(ENCODER) == "random"
-    _, reference = open_encoder(f"slices:inner?{OPTIONS}")
+    _, reference = open_encoder(f"slices:inner,{OPTIONS}")
     assert reference.name == "slice_transfer of tiny_for_tests"
     floor, _ = open_encoder(reference.untrained)
     assert {key: value.shape for key, value in floor.state_dict().items()} == {
-        key: value.shape for key, value in load_encoder(f"slices:inner?{OPTIONS}").state_dict().items()
+        key: value.shape for key, value in load_encoder(f"slices:inner,{OPTIONS}").state_dict().items()
     }
