@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.downstream.frozen import HeadOnFrozen
+from frepa.downstream.options import FitOptions
 from frepa.files import append_json_lines
 from frepa.machine import deterministic
 from frepa.schedules import learning_rates
@@ -26,6 +29,9 @@ _BACKWARD, _SHARE = 2, 0.1
 # Fewer choices than this choose badly: rather than that, fewer cases are looked at.
 _FEWEST_VALIDATIONS = 5
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 class TrainingDiverged(RuntimeError):
     """The loss became infinite or not a number."""
@@ -33,18 +39,17 @@ class TrainingDiverged(RuntimeError):
     plain = True  # the command line shows the sentence, not a traceback
 
 
-def planned_steps(options: Mapping[str, Any], count: int, batch_size: int) -> tuple[np.ndarray, int]:
-    """Learning rate of every step, and steps between validations (20 in all unless asked otherwise).
+def planned_steps(options: FitOptions, count: int, batch_size: int) -> np.ndarray:
+    """Learning rate of every step.
 
     Args:
-        options: ``max_steps`` or else ``epochs``, ``lr``, ``schedule``, ``warmup_steps``, ``val_every`` of the verb.
+        options: how long, and at which rates.
         count: images or crops of an epoch.
         batch_size: of these per step.
     """
-    steps = options["max_steps"] or max(1, math.ceil(options["epochs"] * count / batch_size))
-    warmup = min(options["warmup_steps"], steps - 1)
-    rates = learning_rates(options["schedule"], peak=options["lr"], steps=steps, warmup_steps=warmup)
-    return rates, options["val_every"] or max(1, steps // _VALIDATIONS)
+    steps = options.max_steps or max(1, math.ceil(options.epochs * count / batch_size))
+    warmup = min(options.warmup_steps, steps - 1)
+    return learning_rates(options.schedule, peak=options.lr, steps=steps, warmup_steps=warmup)
 
 
 def affordable(steps: int, batch_size: int, windows: Sequence[int]) -> tuple[int, list[int]]:
@@ -70,16 +75,49 @@ def affordable(steps: int, batch_size: int, windows: Sequence[int]) -> tuple[int
     return max(1, -(-steps // count)), cases
 
 
+class Validation(NamedTuple):
+    """Scores of a validation by their keys in ``metrics.jsonl``; the head with the highest ``rank`` is kept."""
+
+    rank: tuple[float, ...]
+    scores: dict[str, float]
+
+
+@dataclass
+class FitState:
+    """Where a training stands after ``step`` steps: with the random draws keyed by step, all that it goes on from.
+
+    Attributes:
+        model, optimizer: as they are now.
+        step: steps taken.
+        best: the highest validation so far, None before there is one; ``best_step``, and ``weights``: copies.
+        pending: losses of steps that are not in ``metrics`` yet.
+    """
+
+    model: HeadOnFrozen
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: Validation | None = None
+    best_step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    pending: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def validated(self, found: Validation) -> None:
+        """Keep the weights where they are strictly better; NaN is never better."""
+        if found.rank > (self.best.rank if self.best is not None else (-math.inf,)):
+            # Copies, since training goes on in place.
+            self.best, self.best_step, self.weights = found, self.step, self.model.trained_state()
+
+
 @dataclass(frozen=True)
 class Fit:
-    """What came of it: steps taken, the step whose weights were kept, its score (NaN without), and seconds.
+    """What came of it: steps taken, the step whose weights were kept, its scores ({} without), and seconds.
 
     ``validating`` of the ``seconds`` went into validations.
     """
 
     steps: int
     best_step: int
-    best_score: float
+    scores: dict[str, float]
     seconds: float
     validating: float
 
@@ -90,79 +128,82 @@ def fit(
     loss_at: Callable[[int], dict[str, Tensor]],
     metrics: Path,
     *,
-    device: torch.device,
     val_every: int,
-    validate: Callable[[], float] | None,
-    score: tuple[str, str],
-    label: str = "Training the head",
-    extra: dict[str, Any] | None = None,
+    validate: Callable[[], Validation] | None,
+    marks: Mapping[str, int] | None = None,
     from_start: bool = False,
     quiet: bool = False,
 ) -> Fit:
-    """Train what trains with the head by Adam; leave the weights with the best validation score in the model.
+    """Train what trains with the head by Adam; leave the weights with the best validation in the model.
 
     Of equal ones the earliest; the last where no score is defined. With ``from_start`` the weights as they come are the
     first to be scored, as step 0: training never leaves worse ones.
 
     Args:
         model: encoder and head.
-        rates: learning rate of every step.
+        rates: learning rate of every step; empty where everything is solved already.
         loss_at: ``loss_at(step)``, from 1 on: ``loss`` and, if there are any, its terms, each a scalar.
-        metrics: JSON lines: one per step (step, loss, terms, lr) and one per validation (step, score).
-        device: where the model is.
+        metrics: JSON lines: one per step (step, loss, terms, lr) and one per validation (step, scores).
         val_every: steps between validations; one more comes at the end.
-        validate: the validation score, higher is better; None without a validation part.
-        score: the score's key in ``metrics``, and its name in the progress bar.
-        label: words before the progress bar.
-        extra: stands in every line of ``metrics``.
+        validate: the validation; None without a validation part.
+        marks: stand in every line of ``metrics``: fold and seed, where there are several heads.
 
     Raises:
         TrainingDiverged: the loss is not finite.
     """
-    optimizer = torch.optim.Adam(model.trained_parameters(), lr=float(rates[0]))
-    steps, extra = len(rates), extra or {}
-    pending: list[dict[str, Tensor]] = []
-    best_step, best_score = steps, -math.inf
-    best: dict[str, Tensor] | None = None
-    validating, shown = 0.0, {}
+    steps, marks = len(rates), marks or {}
+    state = FitState(model, torch.optim.Adam(model.trained_parameters(), lr=float(rates[0]) if steps else 0.0))
+    validating, shown = 0.0, dict[str, str]()
     start = time.perf_counter()
-    bar = tqdm(total=steps, unit="step", desc=label, disable=quiet, dynamic_ncols=True)
+
+    def look() -> None:
+        nonlocal validating
+        assert validate is not None
+        since = time.perf_counter()
+        found = validate()
+        append_json_lines(metrics, [{**marks, "step": state.step, **found.scores}])
+        name, value = next(iter(found.scores.items()))
+        shown[name] = f"{100 * value:.2f} %"
+        state.validated(found)
+        validating += time.perf_counter() - since
+
+    bar = tqdm(total=steps, unit="step", desc=training_words(marks), disable=quiet, dynamic_ncols=True)
     if from_start and validate is not None:
-        value = validate()
-        append_json_lines(metrics, [{**extra, "step": 0, score[0]: value}])
-        if value > best_score:
-            best_step, best_score, best = 0, value, model.trained_state()
-        validating += time.perf_counter() - start
-    with bar, deterministic(device):
-        for step in range(1, steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = float(rates[step - 1])
+        look()
+    with bar, deterministic(model.device):
+        while state.step < steps:
+            state.step += 1
+            for group in state.optimizer.param_groups:
+                group["lr"] = float(rates[state.step - 1])
             model.train()
-            terms = loss_at(step)
-            optimizer.zero_grad()
+            terms = loss_at(state.step)
+            state.optimizer.zero_grad()
             terms["loss"].backward()
-            optimizer.step()
-            pending.append({name: term.detach() for name, term in terms.items()})
-            if step % _LOG_EVERY == 0 or step == steps:
-                shown["loss"] = f"{_log(pending, step, rates, metrics, extra):.3f}"
-            if validate is not None and (step % val_every == 0 or step == steps):
-                since = time.perf_counter()
-                value = validate()
-                append_json_lines(metrics, [{**extra, "step": step, score[0]: value}])
-                shown[score[1]] = f"{100 * value:.2f} %"
-                # Strictly better only: of equal heads the earliest stays. Copies, since training goes on in place.
-                if value > best_score:
-                    best_step, best_score, best = step, value, model.trained_state()
-                validating += time.perf_counter() - since
+            state.optimizer.step()
+            state.pending.append({name: term.detach() for name, term in terms.items()})
+            last = state.step == steps
+            due = validate is not None and (state.step % val_every == 0 or last)
+            if state.step % _LOG_EVERY == 0 or due or last:
+                shown["loss"] = f"{_log(state.pending, state.step, rates, metrics, marks):.3f}"
+            if due:
+                look()
             bar.set_postfix(shown, refresh=False)
             bar.update()
-    if best is not None:
-        model.load_trained_state(best)
+    if state.weights:
+        model.load_trained_state(state.weights)
     model.eval()
-    return Fit(steps, best_step, best_score if best is not None else math.nan, time.perf_counter() - start, validating)
+    scores, kept = (state.best.scores, state.best_step) if state.best is not None else ({}, steps)
+    return Fit(steps, kept, scores, time.perf_counter() - start, validating)
 
 
-def _log(pending: list[dict[str, Tensor]], last: int, rates: np.ndarray, metrics: Path, extra: dict[str, Any]) -> float:
+def training_words(marks: Mapping[str, int]) -> str:
+    """What stands before a progress bar: which head is trained."""
+    return ", ".join(f"{name} {number}" for name, number in marks.items()).capitalize() or "Training the head"
+
+
+def _log(
+    pending: list[dict[str, Tensor]], last: int, rates: np.ndarray, metrics: Path, marks: Mapping[str, int]
+) -> float:
     """Bring the losses of the steps up to ``last`` to the host, all at once, and write them; returns the last."""
     names = list(pending[0])
     values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in pending]).tolist()
@@ -173,7 +214,22 @@ def _log(pending: list[dict[str, Tensor]], last: int, rates: np.ndarray, metrics
             raise TrainingDiverged(
                 f"The loss is {terms['loss']} at step {step}. Try a lower --lr, or --precision fp32."
             )
-        rows.append({**extra, "step": step, **terms, "lr": float(rates[step - 1])})
+        rows.append({**marks, "step": step, **terms, "lr": float(rates[step - 1])})
     append_json_lines(metrics, rows)
     pending.clear()
     return float(values[-1][names.index("loss")])
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``map(read, items)`` in order, with up to ``workers`` results made ahead of need; 0 reads when asked."""
+    if workers < 1:
+        yield from map(read, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

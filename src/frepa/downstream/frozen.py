@@ -29,6 +29,8 @@ class HeadOnFrozen(nn.Module):
 
     encoder: Encoder
     head: nn.Module
+    #: Keeps what the 2D encoder of a slice transfer makes of each image; None keeps nothing.
+    cache: FeatureCache | None
 
     @property
     def device(self) -> torch.device:

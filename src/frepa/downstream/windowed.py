@@ -12,13 +12,43 @@ from torch import Tensor, nn
 
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.frozen import HeadOnFrozen
+from frepa.downstream.options import TaskOptions, check_least, check_share
 from frepa.encoders.contract import Encoder, pad_to_multiple, per_axis
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.geometry import placement
-from frepa.images.intensity import Window, check_window
+from frepa.images.intensity import Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(TaskOptions):
+    """What the verbs are told whose heads see windows of an image.
+
+    Attributes:
+        mask_threshold: mask values above it are foreground; None looks at the values.
+        crop_size: side of crops and windows in pixels; None is the task's default.
+        foreground: share of the training crops that show something of what is looked for.
+        overlap: share of a window that its neighbour covers too, at prediction.
+    """
+
+    mask_threshold: float | None
+    crop_size: int | None
+    foreground: float
+    overlap: float
+
+    @property
+    def batch_size(self) -> int:
+        """Crops per step, and windows per forward pass."""
+        return self.fit.batch_size or WindowSettings.batch_size
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        super().check()
+        check_least(1, crop_size=self.crop_size)
+        check_share(foreground=self.foreground)
+        check_share(overlap=self.overlap, whole=False)
 
 
 @dataclass(frozen=True)
@@ -137,21 +167,6 @@ def fitted_crop(
     """
     largest = [-(-max(extents) // step) * step for extents, step in zip(zip(*sizes), per_axis(multiple, dims))]
     return tuple(min(asked, top) for top in largest)
-
-
-def check_window_options(options: Mapping[str, Any]) -> None:
-    """Raise InputError for options out of range, of those that segmentation and detection share."""
-    for name in ("crop_size", "image_size", "batch_size", "max_steps", "val_every"):
-        if options[name] is not None and options[name] < 1:
-            raise InputError(f"--{name.replace('_', '-')} {options[name]}: expected 1 or more.")
-    for name in ("lr", "epochs"):
-        if not options[name] > 0:
-            raise InputError(f"--{name} {options[name]}: expected a number above 0.")
-    if not 0 <= options["overlap"] < 1:
-        raise InputError(f"--overlap {options['overlap']}: expected a share from 0 to below 1.")
-    if not 0 <= options["foreground"] <= 1:
-        raise InputError(f"--foreground {options['foreground']}: expected a share from 0 to 1.")
-    check_window(options["window"])
 
 
 def check_cacheable(plan: CropPlan, sizes: Iterable[tuple[str, tuple[int, ...]]]) -> None:

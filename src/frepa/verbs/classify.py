@@ -28,6 +28,7 @@ def classify(
     feature_cache: str | None = None,
     val_every: int | None = None,
     seed: int = 0,
+    seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     overwrite: bool = False,
@@ -72,12 +73,43 @@ def classify(
         val_every: steps between validations; by default 20 validations in all. The head with the best validation AUC
             is kept.
         seed: decides every random draw of the run, and the parts of the split that are not official.
+        seeds: heads that are trained on each division, with --seed and the numbers after it; scores are then given over
+            them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
         overwrite: replace the run in --out.
         quiet: no progress bars.
     """
-    options = dict(locals())
-    from frepa.downstream.classification.task import run_classification
+    from frepa.downstream.classification.task import Classification
+    from frepa.downstream.classification.training import ClassificationOptions
+    from frepa.downstream.options import DataOptions, FitOptions, RunOptions
+    from frepa.downstream.run import run_task
 
-    return run_classification(options)
+    options = ClassificationOptions(
+        encoder=encoder,
+        data=DataOptions(source=source, split=split, folds=folds, image_size=image_size, window=window),
+        fit=FitOptions(
+            batch_size=batch_size,
+            epochs=epochs,
+            max_steps=max_steps,
+            lr=lr,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            augment=augment,
+            val_every=val_every,
+        ),
+        run=RunOptions(
+            out=out,
+            seed=seed,
+            seeds=seeds,
+            num_workers=num_workers,
+            precision=precision,
+            feature_cache=feature_cache,
+            overwrite=overwrite,
+            quiet=quiet,
+        ),
+        head=head,
+        hidden=hidden,
+        pooling=pooling,
+    )
+    return run_task(Classification(options))

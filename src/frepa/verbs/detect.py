@@ -32,6 +32,7 @@ def detect(
     nms_iou: float | None = None,
     max_boxes: int = 100,
     seed: int = 0,
+    seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     overwrite: bool = False,
@@ -83,12 +84,47 @@ def detect(
             in 2D and 0.2 in 3D.
         max_boxes: the most boxes kept per image.
         seed: decides every random draw of the run, and the parts of the split that are not official.
+        seeds: heads that are trained on each division, with --seed and the numbers after it; scores are then given over
+            them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
         overwrite: replace the run in --out.
         quiet: no progress bars.
     """
-    options = dict(locals())
-    from frepa.downstream.detection.task import run_detection
+    from frepa.downstream.detection.task import Detection
+    from frepa.downstream.detection.training import DetectionOptions
+    from frepa.downstream.options import DataOptions, FitOptions, RunOptions
+    from frepa.downstream.run import run_task
 
-    return run_detection(options)
+    options = DetectionOptions(
+        encoder=encoder,
+        data=DataOptions(source=source, split=split, folds=folds, image_size=image_size, window=window),
+        fit=FitOptions(
+            batch_size=batch_size,
+            epochs=epochs,
+            max_steps=max_steps,
+            lr=lr,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            augment=augment,
+            val_every=val_every,
+        ),
+        run=RunOptions(
+            out=out,
+            seed=seed,
+            seeds=seeds,
+            num_workers=num_workers,
+            precision=precision,
+            feature_cache=feature_cache,
+            overwrite=overwrite,
+            quiet=quiet,
+        ),
+        mask_threshold=mask_threshold,
+        crop_size=crop_size,
+        foreground=foreground,
+        overlap=overlap,
+        criterion=criterion,
+        nms_iou=nms_iou,
+        max_boxes=max_boxes,
+    )
+    return run_task(Detection(options))

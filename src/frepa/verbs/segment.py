@@ -15,6 +15,7 @@ def segment(
     features: Literal["last", "pyramid", "pyramid+image"] | None = None,
     reach: int = 1,
     split: Literal["official", "random"] = "official",
+    folds: int | None = None,
     mask_threshold: float | None = None,
     image_size: int | None = None,
     crop_size: int | None = None,
@@ -33,6 +34,7 @@ def segment(
     overlap: float = 0.5,
     cldice: bool = False,
     seed: int = 0,
+    seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     overwrite: bool = False,
@@ -60,6 +62,7 @@ def segment(
             default pyramid+image, and last where the last map has full resolution and for a slice transfer.
         reach: positions per axis, 1 or 3, from which the linear part reads each block of pixels.
         split: "official" keeps a set's own split and completes it; "random" is 7:1:2 by patient for every set.
+        folds: cross-validation with so many folds instead of one split, every set by its own patients.
         mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
         image_size: longer side, in pixels, that images are resized to before the encoder; by default they keep their
             own resolution. Scores are always taken at the image's own resolution.
@@ -82,12 +85,49 @@ def segment(
         overlap: share of a window that its neighbour covers too, at prediction.
         cldice: also score the centrelines (clDice), for vessels.
         seed: decides every random draw of the run, and the parts of the split that are not official.
+        seeds: heads that are trained on each division, with --seed and the numbers after it; scores are then given over
+            them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
         overwrite: replace the run in --out.
         quiet: no progress bars.
     """
-    options = dict(locals())
-    from frepa.downstream.segmentation.task import run_segmentation
+    from frepa.downstream.options import DataOptions, FitOptions, RunOptions
+    from frepa.downstream.run import run_task
+    from frepa.downstream.segmentation.task import Segmentation
+    from frepa.downstream.segmentation.training import SegmentationOptions
 
-    return run_segmentation(options)
+    options = SegmentationOptions(
+        encoder=encoder,
+        data=DataOptions(source=source, split=split, folds=folds, image_size=image_size, window=window),
+        fit=FitOptions(
+            batch_size=batch_size,
+            epochs=epochs,
+            max_steps=max_steps,
+            lr=lr,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            augment=augment,
+            val_every=val_every,
+        ),
+        run=RunOptions(
+            out=out,
+            seed=seed,
+            seeds=seeds,
+            num_workers=num_workers,
+            precision=precision,
+            feature_cache=feature_cache,
+            overwrite=overwrite,
+            quiet=quiet,
+        ),
+        mask_threshold=mask_threshold,
+        crop_size=crop_size,
+        foreground=foreground,
+        overlap=overlap,
+        head=head,
+        features=features,
+        reach=reach,
+        loss=loss,
+        cldice=cldice,
+    )
+    return run_task(Segmentation(options))

@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import (
     multilabel_auroc,
 )
 
-from frepa.downstream.bootstrapping import RESAMPLES
 from frepa.downstream.classification.metrics import (
     accuracy,
     auc_per_class,
@@ -21,6 +20,7 @@ from frepa.downstream.classification.metrics import (
     confusion,
     macro_auc,
 )
+from frepa.downstream.scores import RESAMPLES
 
 
 def cases(n: int = 60, classes: int = 4, several: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,7 @@ def test_the_probe_is_scikit_learns(run: tuple[Path, Path]) -> None:
     source, out = run
     segmenter = load_segmenter(out)
     results = json.loads((out / "results.json").read_text())
-    probe, classes = results["training"]["probe"], results["classes"]
+    probe, classes = results["training"][0]["probe"], results["classes"]
     cases = next(iter(results["sets"].values()))["cases"]
     assert cases["train"] * 16 * 16 == probe["positions"]
     # The split is the run's own: what is neither test nor validation.
@@ -127,7 +127,7 @@ def test_conv_starts_where_the_probe_ends(run: tuple[Path, Path], tmp_path: Path
         [str(source)], encoder=ENCODER, out=str(tmp_path / "conv"), features="last", augment=False, crop_size=32,
         max_steps=2, lr=1e-9, quiet=True, num_workers=0,
     )  # fmt: skip
-    training = json.loads((conv / "results.json").read_text())["training"]
+    (training,) = json.loads((conv / "results.json").read_text())["training"]
     assert training["best_step"] == 0
     one, other = load_segmenter(out), load_segmenter(conv)
     image = np.random.default_rng(0).random((1, 40, 36)).astype(np.float32)

@@ -71,8 +71,8 @@ def test_the_head_learns(run: Path) -> None:
     scores = {line["step"]: line["val_dsc"] for line in lines if "val_dsc" in line}
     assert sorted(scores) == [0, 20, 40, 60]  # 0 is the closed form
     best = max(scores.values())
-    assert results["training"]["best_val_dsc"] == best
-    assert results["training"]["best_step"] == min(step for step, value in scores.items() if value == best)
+    assert results["training"][0]["best_val_dsc"] == best
+    assert results["training"][0]["best_step"] == min(step for step, value in scores.items() if value == best)
 
 
 def test_scores_match_a_recomputation_from_the_saved_masks(run: Path) -> None:

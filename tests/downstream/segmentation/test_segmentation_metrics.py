@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional import classification
 
+from frepa.downstream.scores import summarise, summarise_cases
 from frepa.downstream.segmentation.metrics import (
     case_mean,
     centreline_dice,
@@ -15,8 +16,6 @@ from frepa.downstream.segmentation.metrics import (
     score_case,
     sensitivity,
     specificity,
-    summarise,
-    summarise_cases,
 )
 
 rng = np.random.default_rng(0)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from frepa.datasets.labelled import open_labelled
-from frepa.downstream.divided import DividedRecords, check_rule, divide, groups_of, ordered_classes
-from frepa.downstream.division import SHARES
+from frepa.downstream.division import SHARES, DividedRecords, check_rule, divide, groups_of, ordered_classes
 from frepa.errors import InputError
 
 

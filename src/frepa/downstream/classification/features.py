@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from frepa.downstream.classification.model import Classifier
 from frepa.downstream.crops import CaseCache
-from frepa.draws import Draws, sample_keys
+from frepa.draws import Draws
 from frepa.errors import InputError
 from frepa.images.intensity import to_unit
 from frepa.images.scan import Skipped, UnreadableScan
@@ -25,18 +25,23 @@ _MEMORY_SHARE = 0.25
 _HEADERS_LOOKED_AT = 512
 #: Largest side that is chosen unasked: the paper's 512 pixels for images and slices, 128 voxels for volumes.
 LARGEST = {2: 512, 3: 128}
-_FLIPS = 1  # view number of the draws
 
 
 class FeatureSource(Protocol):
-    """Gives ``Classifier.forward`` its two inputs for a batch of records; ``fixed`` where they cost nothing more."""
+    """Gives ``Classifier.forward`` its two inputs for a batch of records.
+
+    Attributes:
+        fixed: batches cost nothing but their memory.
+        unreadable: records that could not be read, with the reason.
+    """
 
     fixed: bool
+    unreadable: dict[int, Skipped]
 
     def batch(
-        self, records: Sequence[int], positions: Sequence[int] | None = None, following: Sequence[int] = ()
+        self, records: Sequence[int], keys: Sequence[int] | None = None, following: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """Encoded records; ``positions`` in the run's stream of samples while training; ``following`` are next."""
+        """Encoded records; ``keys`` of their random draws (`draws.sample_keys`) in training; ``following`` are next."""
         ...
 
     def close(self) -> None:
@@ -99,9 +104,9 @@ class FixedFeatures:
         self._values = torch.cat(kept) if kept else torch.empty(0)
 
     def batch(
-        self, records: Sequence[int], positions: Sequence[int] | None = None, following: Sequence[int] = ()
+        self, records: Sequence[int], keys: Sequence[int] | None = None, following: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """See `FeatureSource`; the same whatever the position."""
+        """See `FeatureSource`; the same whatever the keys."""
         return self._values[self._slot[np.asarray(records)]].to(self._device), None
 
     def close(self) -> None:
@@ -124,11 +129,10 @@ class LiveFeatures:
         records: np.ndarray,
         *,
         augment: bool,
-        seed: int,
         workers: int,
         quiet: bool,
     ):
-        self._classifier, self._augment, self._seed = classifier, augment, seed
+        self._classifier, self._augment = classifier, augment
         self.unreadable: dict[int, Skipped] = {}
         limit = int(_MEMORY_SHARE * memory_of(classifier.device))
         self._images = CaseCache(_reader(classifier, source), classifier.inputs, limit=limit, workers=workers)
@@ -141,13 +145,13 @@ class LiveFeatures:
                 self.unreadable[record] = error.skipped(source.name(record))
 
     def batch(
-        self, records: Sequence[int], positions: Sequence[int] | None = None, following: Sequence[int] = ()
+        self, records: Sequence[int], keys: Sequence[int] | None = None, following: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """See `FeatureSource`; with ``positions``, and where it was asked for, flipped at random along every axis."""
+        """See `FeatureSource`; with ``keys``, and where it was asked for, flipped at random along every axis."""
         images = [self._images[int(record)] for record in records]
         self._images.ahead(int(record) for record in following)
-        if self._augment and positions is not None:
-            draws = Draws(sample_keys(self._seed, positions, _FLIPS))
+        if self._augment and keys is not None:
+            draws = Draws(keys)
             flips = [draws.host_uniform(f"classify.flip.{axis}") for axis in range(images[0].ndim - 1)]
             images = [
                 image.flip([axis + 1 for axis, drawn in enumerate(flips) if drawn[row] < 0.5])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from frepa.downstream.bootstrapping import Interval, interval, resamples
+from frepa.downstream.scores import Interval, interval, resamples
 
 
 def accuracy(probabilities: np.ndarray, targets: np.ndarray, *, several: bool = False) -> float:

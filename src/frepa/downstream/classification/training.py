@@ -1,10 +1,10 @@
-"""Training of a classification head on a frozen encoder: the loop, on one page."""
+"""A fresh classifier for a set, the plan by which it is trained, and the training."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,64 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from frepa.downstream.classification.data import ClassificationData
 from frepa.downstream.classification.features import FeatureSource
 from frepa.downstream.classification.metrics import accuracy, macro_auc
-from frepa.downstream.classification.model import Classifier
-from frepa.downstream.fitting import TrainingDiverged, affordable
-from frepa.files import append_json_lines
+from frepa.downstream.classification.model import ClassificationSettings, Classifier
+from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
+from frepa.downstream.options import TaskOptions
+from frepa.draws import sample_keys
+from frepa.encoders.contract import Encoder
+from frepa.encoders.slice_transfer import SliceTransfer
+from frepa.errors import InputError, nearest
+from frepa.heads.classifier import HEADS, POOLINGS
 from frepa.heads.logistic import choose_logistic
 from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.sampling import SampleStream
-from frepa.machine import deterministic
+from frepa.machine import autocast_dtype
+
+_BATCH, _BATCH_OF_STACKS = 64, 8
+_FLIPS = 1  # view number of the draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(TaskOptions):
+    """What ``frepa classify`` is told.
+
+    Attributes:
+        head: one of ``heads.classifier.HEADS``; None is `chosen_head`'s.
+        hidden: width of the hidden layer of mlp.
+        pooling: of the embedding's positions.
+    """
+
+    head: str | None
+    hidden: int
+    pooling: str
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        super().check()
+        if self.head is not None and self.head not in HEADS:
+            raise InputError(f"--head {self.head}: not known. {nearest(self.head, HEADS)}")
+        if self.hidden < 1:
+            raise InputError(f"--hidden {self.hidden}: expected 1 or more; --head linear has no hidden layer.")
+        if self.pooling not in POOLINGS:
+            raise InputError(f"--pooling {self.pooling}: not known. {nearest(self.pooling, POOLINGS)}")
+        if self.run.feature_cache is not None and self.fit.augment:
+            raise InputError("--feature-cache: augmented images are never the same twice. Leave --augment out.")
+
+
+def chosen_head(options: ClassificationOptions, *, blocks: bool) -> str:
+    """ "linear" or "mlp", as asked for; else linear where nothing trains with it, as ``blocks`` of a transfer would."""
+    augment, pooling = options.fit.augment, options.pooling
+    if options.head is None:
+        return "mlp" if blocks or augment or pooling != "mean" else "linear"
+    if options.head == "linear" and pooling != "mean":
+        raise InputError("--head linear reads the mean embedding; --pooling attention is learnt, and needs --head mlp.")
+    if options.head == "linear" and augment:
+        raise InputError("--head linear is solved from every image once. Leave --augment out, or give --head mlp.")
+    return options.head
 
 
 @dataclass(frozen=True)
@@ -63,88 +109,67 @@ def train_classifier(
     plan: ClassifierPlan,
     metrics: Path,
     *,
-    fold: int | None = None,
+    marks: Mapping[str, int] | None = None,
     quiet: bool = False,
 ) -> ClassifierTraining:
     """Train the head, and what of the encoder trains with it; leave the weights with the best validation AUC in them.
 
     The linear part is solved first, to convergence, and a linear head is that alone: step 0, which is scored too. Of
     equal ones the one with the higher accuracy, then the earliest; where no validation AUC is defined, accuracy
-    decides. Cross entropy; binary cross
-    entropy per class where a case may have several. ``metrics`` gets a line per step (loss, lr) and one per validation
-    (val_auc, val_acc), with the fold where there are any. Every random number is keyed by seed and position.
+    decides. Cross entropy; binary cross entropy per class where a case may have several. ``metrics`` gets a line per
+    step (loss, lr) and one per validation (val_auc, val_acc), with the marks: fold and seed, where there are several
+    heads. Every random number is keyed by seed and position.
 
     Raises:
         TrainingDiverged: the loss is not finite.
     """
+    start = time.perf_counter()
     rows, val = data.rows("train"), data.rows("val")
     targets = torch.from_numpy(data.targets).to(classifier.device)
     stream = SampleStream(len(rows), plan.seed)
-    optimizer = torch.optim.Adam(classifier.trained_parameters(), lr=float(plan.rates[0]))
-    extra = {} if fold is None else {"fold": fold}
-    size, steps = plan.batch_size, len(plan.rates)
-    lines: list[dict[str, object]] = []
-    pending: list[Tensor] = []
-    best = ((-math.inf, -math.inf), steps, math.nan, math.nan)
-    state: dict[str, Tensor] | None = None
+    # A linear head is solved, and takes no steps.
+    size, rates = plan.batch_size, plan.rates[: 0 if classifier.settings.head == "linear" else None]
+    steps = len(rates)
+    penalty, notes = start_closed_form(classifier, features, data, size)
+    val_every = plan.val_every
+    if val_every is None:
+        val_every, looked = affordable(len(plan.rates), size, [1] * len(val))
+        if features.fixed:
+            val_every = max(1, len(plan.rates) // 20)
+        else:
+            val = val[looked]
 
     def drawn(step: int) -> np.ndarray:
         return rows[stream.at(range((step - 1) * size, step * size))]
 
-    start = time.perf_counter()
-    penalty, notes = start_closed_form(classifier, features, data, size)
-    val_every, chosen_val = plan.val_every, val
-    if val_every is None:
-        val_every, looked = affordable(steps, size, [1] * len(val))
-        chosen_val = val if features.fixed else val[looked]
-        val_every = max(1, steps // 20) if features.fixed else val_every
+    def loss_at(step: int) -> dict[str, Tensor]:
+        chosen = drawn(step)
+        following = data.records[drawn(step + 1)].tolist() if step < steps else ()
+        keys = sample_keys(plan.seed, range((step - 1) * size, step * size), _FLIPS)
+        encoded, mask = features.batch(data.records[chosen].tolist(), keys, following)
+        return {"loss": classification_loss(classifier(encoded, mask), targets[chosen], several=data.several)}
 
-    def validate(step: int) -> dict[str, object]:
-        nonlocal best, state
-        probabilities = predict_rows(classifier, features, data, chosen_val, size)
-        auc = macro_auc(probabilities, data.targets[chosen_val])
-        acc = accuracy(probabilities, data.targets[chosen_val], several=data.several)
+    def validate() -> Validation:
+        probabilities = predict_rows(classifier, features, data, val, size)
+        auc = macro_auc(probabilities, data.targets[val])
+        acc = accuracy(probabilities, data.targets[val], several=data.several)
         # A small validation part is ordered perfectly long before its classes are told apart.
-        score = (auc if math.isfinite(auc) else acc, acc)
-        if score > best[0]:
-            best, state = (score, step, auc, acc), classifier.trained_state()
-        return {**extra, "step": step, "val_auc": auc, "val_acc": acc}
+        return Validation((auc if math.isfinite(auc) else acc, acc), {"val_auc": auc, "val_acc": acc})
 
-    if len(val):
-        append_json_lines(metrics, [validate(0)])
-    if classifier.settings.head == "linear":
-        classifier.eval()
-        took = time.perf_counter() - start
-        return ClassifierTraining(0, 0, best[2], best[3], took, penalty=penalty, notes=notes)
-    label = "Training the head" if fold is None else f"Fold {fold}"
-    with tqdm(total=steps, unit="step", desc=label, disable=quiet) as bar, deterministic(classifier.device):
-        for step in range(1, steps + 1):
-            chosen = drawn(step)
-            following = data.records[drawn(step + 1)].tolist() if step < steps else ()
-            positions = range((step - 1) * size, step * size)
-            encoded, mask = features.batch(data.records[chosen].tolist(), positions, following)
-            for group in optimizer.param_groups:
-                group["lr"] = float(plan.rates[step - 1])
-            classifier.train()
-            loss = classification_loss(classifier(encoded, mask), targets[chosen], several=data.several)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            pending.append(loss.detach())
-            last = step == steps
-            if step % val_every == 0 or last:
-                lines += _losses(pending, step, plan.rates, extra)
-                bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
-                if len(val):
-                    lines.append(validate(step))
-                append_json_lines(metrics, lines)
-                lines = []
-            bar.update()
-    if state is not None:
-        classifier.load_trained_state(state)
-    classifier.eval()
-    took = time.perf_counter() - start
-    return ClassifierTraining(steps, best[1], best[2], best[3], took, penalty=penalty, notes=notes)
+    done = fit(
+        classifier,
+        rates,
+        loss_at,
+        metrics,
+        val_every=val_every,
+        validate=validate if len(val) else None,
+        marks=marks,
+        from_start=True,
+        quiet=quiet,
+    )
+    auc, acc = (done.scores.get(name, math.nan) for name in ("val_auc", "val_acc"))
+    seconds = time.perf_counter() - start
+    return ClassifierTraining(steps, done.best_step, auc, acc, seconds, penalty=penalty, notes=notes)
 
 
 @torch.no_grad()
@@ -187,6 +212,37 @@ def start_closed_form(
     return penalty, notes
 
 
+def build_classifier(
+    encoder: Encoder,
+    data: ClassificationData,
+    options: ClassificationOptions,
+    side: int,
+    seed: int,
+    device: torch.device,
+) -> Classifier:
+    """Encoder and a fresh head on ``device`` for images of ``side`` pixels; the head depends on the seed alone."""
+    settings = ClassificationSettings(
+        image_size=side,
+        window=options.data.window,
+        head=chosen_head(options, blocks=isinstance(encoder, SliceTransfer)),
+        hidden=options.hidden,
+        pooling=options.pooling,
+    )
+    autocast = autocast_dtype(options.run.precision, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier(encoder, settings, data.classes, several=data.several, autocast=autocast).to(device)
+
+
+def plan_training(
+    classifier: Classifier, data: ClassificationData, options: ClassificationOptions, seed: int
+) -> ClassifierPlan:
+    """Batch size, learning rates and validations. An epoch is as many images as the training part has."""
+    stacks = isinstance(classifier.encoder, SliceTransfer)
+    size = options.fit.batch_size or (_BATCH_OF_STACKS if stacks else _BATCH)
+    return ClassifierPlan(planned_steps(options.fit, len(data.rows("train")), size), size, options.fit.val_every, seed)
+
+
 def classification_loss(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
     """Mean cross entropy of logits (B, K) and targets (B, K) of 0 and 1; per class and binary where ``several``."""
     if several:
@@ -206,14 +262,3 @@ def predict_rows(
         encoded, mask = features.batch(data.records[part].tolist(), None, data.records[following].tolist())
         found.append(classifier.probabilities(classifier(encoded, mask)).double().cpu())
     return torch.cat(found).numpy() if found else np.zeros((0, len(data.classes)))
-
-
-def _losses(pending: list[Tensor], step: int, rates: np.ndarray, extra: dict) -> list[dict[str, object]]:
-    """Lines for the losses of the last steps, brought to the host all at once."""
-    values = torch.stack(pending).tolist()
-    pending.clear()
-    first = step - len(values) + 1
-    for at, value in enumerate(values, start=first):
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"The loss is {value} at step {at}. Try a lower --lr, or --precision fp32.")
-    return [{**extra, "step": at, "loss": v, "lr": float(rates[at - 1])} for at, v in enumerate(values, start=first)]

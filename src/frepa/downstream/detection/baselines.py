@@ -9,7 +9,7 @@ import numpy as np
 from frepa.downstream.detection.data import DetectionData
 from frepa.downstream.detection.metrics import DetectionCase, average_precision
 from frepa.downstream.detection.testing import FoundCase
-from frepa.downstream.segmentation.metrics import summarise
+from frepa.downstream.scores import summarise
 from frepa.images.boxes import Detections
 
 #: What results and report call it.

@@ -11,8 +11,7 @@ import numpy as np
 
 from frepa.datasets.catalogue.records import sample
 from frepa.datasets.layouts.box_registry import Findings, Progress, Request, open_boxed
-from frepa.downstream.divided import DividedRecords, check_rule, divide, groups_of, ordered_classes
-from frepa.downstream.division import SHARES
+from frepa.downstream.division import SHARES, DividedRecords, check_rule, divide, groups_of, ordered_classes
 from frepa.errors import InputError
 from frepa.images import boxes
 from frepa.images.boxes import IGNORED, Boxes
@@ -92,6 +91,28 @@ class DetectionData(DividedRecords):
         place = {name: k for k, name in enumerate(self.classes)}
         classes = np.array([IGNORED if name is None else place[name] for name in self.findings[row].labels], np.int64)
         return _placed(self.findings[row], classes, native, spheres=self.spheres, name=self.name(row))
+
+
+class Reading:
+    """Reads the rows of a set; headers were looked at before, pixels are met here first.
+
+    Attributes:
+        data: the set.
+        unreadable: what could not be read, by row.
+    """
+
+    def __init__(self, data: DetectionData, window: Window = None) -> None:
+        self.data = data
+        self.unreadable: dict[int, Skipped] = {}
+        self._window = window
+
+    def __call__(self, row: int) -> DetectionImage | None:
+        """The image and its boxes; None where the file is broken, which is noted."""
+        try:
+            return self.data.read(row, self._window)
+        except UnreadableScan as error:
+            self.unreadable[row] = error.skipped(self.data.name(row))
+            return None
 
 
 class _Placed(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frepa.downstream.bootstrapping import resamples
+from frepa.downstream.scores import resamples
 
 #: False positives per image at which LUNA16 reads the sensitivity; the mean of the seven is CPM.
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

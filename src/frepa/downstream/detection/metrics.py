@@ -11,12 +11,11 @@ NaN and left out of means.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from frepa.downstream.bootstrapping import RESAMPLES, interval
 from frepa.downstream.detection.froc import (
     RATES,
     Marks,
@@ -27,7 +26,7 @@ from frepa.downstream.detection.froc import (
     resampled_sensitivity,
     sensitivity_at_rates,
 )
-from frepa.downstream.segmentation.metrics import Summary, summarise
+from frepa.downstream.scores import RESAMPLES, Summary, interval, summarise
 from frepa.images.boxes import IGNORED, Boxes, Detections, centres, extents
 
 #: The highest marks per image and class that count, in LUNA16 and in COCO.
@@ -337,3 +336,15 @@ def _column_means(values: np.ndarray) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     return float(_column_means(np.asarray(values, float)))
+
+
+def mostly_single(test: Mapping[str, Any]) -> bool:
+    """Whether most test images have exactly one finding, so that the best box alone says something of the set."""
+    return 2 * total(test["top_one"]["iou"]["cases"]) > test["images"]
+
+
+def total(count: Any) -> int:
+    """A count, or its sum over the folds; of several seeds every image is counted once."""
+    if isinstance(count, Mapping):
+        return round(sum(count["folds"]) if "folds" in count else count["value"])
+    return count

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from frepa.downstream.contract import Tested
+from frepa.downstream.detection.data import DetectionData, Reading
 from frepa.downstream.detection.metrics import DetectionCase, case_scores
 from frepa.downstream.detection.model import Detector
-from frepa.downstream.detection.reading import Reading
-from frepa.downstream.segmentation.testing import read_ahead
+from frepa.downstream.fitting import read_ahead
 from frepa.images.boxes import centres, turned
 
-CASE_COLUMNS = ("case", "findings", "boxes", "hits", "misses", "false_positives", "iou")
+SCORE_COLUMNS = ("findings", "boxes", "hits", "misses", "false_positives", "iou")
 _AXES = ("x", "y", "z")
 
 
@@ -34,6 +35,17 @@ class FoundCase:
     case: DetectionCase
     affine: np.ndarray | None
     native: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class TestedDetector(Tested[DetectionData, Detector]):
+    """One trained head on its test part: the score per class from which on a box counts, what it found, its scores."""
+
+    thresholds: tuple[float, ...]
+    cases: list[FoundCase]
+    scores: dict[str, Any]
+
+    __test__ = False  # no test class
 
 
 def find_in(

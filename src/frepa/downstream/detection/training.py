@@ -1,9 +1,10 @@
-"""Training of a detection head on a frozen encoder."""
+"""A fresh detector for a set, the plan by which it is trained, and the training."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,54 @@ from torch import Tensor
 
 from frepa.downstream.crops import CaseCache, CropPlan, CropStream, cover
 from frepa.downstream.detection.crops import WorkingImage, draw_finding_crops, working_image
+from frepa.downstream.detection.data import DetectionData, Reading
 from frepa.downstream.detection.loss import detection_loss
-from frepa.downstream.detection.metrics import DetectionCase, average_precision
-from frepa.downstream.detection.model import Detector
-from frepa.downstream.detection.reading import Reading
-from frepa.downstream.fitting import affordable, fit
-from frepa.downstream.segmentation.metrics import summarise
-from frepa.images.boxes import Boxes
-from frepa.images.geometry import resize
-from frepa.machine import memory_of
+from frepa.downstream.detection.metrics import CRITERIA, DetectionCase, average_precision
+from frepa.downstream.detection.model import DetectionSettings, Detector, whole_cells
+from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
+from frepa.downstream.options import check_least
+from frepa.downstream.scores import summarise
+from frepa.downstream.windowed import WindowOptions, fitted_crop
+from frepa.encoders.contract import Encoder
+from frepa.encoders.slice_transfer import SliceTransfer
+from frepa.errors import InputError, nearest
+from frepa.heads.detector import DetectionHead, grid_step
+from frepa.images.boxes import Boxes, extents
+from frepa.images.geometry import placement, resize
+from frepa.machine import autocast_dtype, memory_of
 
 # Images kept ready, as a share of the memory of the device they are kept on.
 _MEMORY_SHARE = 0.25
 #: The average precision that chooses the head, by the number of axes: at IoU 0.5, and nnDetection's 0.1 for volumes.
 VALIDATION_AP = {2: "ap_50", 3: "ap_10"}
+_DEFAULT_CROP = {2: 512, 3: 96}
+_DEFAULT_NMS = {2: 0.5, 3: 0.2}
+# Cells are made for the smaller findings: a tenth of them is smaller still.
+_SMALL = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionOptions(WindowOptions):
+    """What ``frepa detect`` is told.
+
+    Attributes:
+        criterion: what makes a box a hit; None is the data's own.
+        nms_iou: of two boxes of a class that overlap by more only the better one stays; None is the default.
+        max_boxes: the most boxes kept per image.
+    """
+
+    criterion: str | None
+    nms_iou: float | None
+    max_boxes: int
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        super().check()
+        if self.criterion is not None and self.criterion not in CRITERIA:
+            raise InputError(f"--criterion {self.criterion}: not known. {nearest(self.criterion, CRITERIA)}")
+        if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
+            raise InputError(f"--nms-iou {self.nms_iou}: expected an overlap from 0 to 1.")
+        check_least(1, max_boxes=self.max_boxes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +102,7 @@ def train_detector(
     plan: DetectorPlan,
     metrics: Path,
     *,
-    fold: int | None = None,
+    marks: Mapping[str, int] | None = None,
     workers: int = 2,
     quiet: bool = False,
 ) -> DetectorTraining:
@@ -76,12 +111,13 @@ def train_detector(
     Of equal ones the earliest (see ``fitting.fit``). Every random number is keyed by seed and position, and threads
     only read: the result does not depend on ``workers``.
     ``metrics`` gets one line per step (step, loss, class, giou, l1, lr) and one per validation (step, val_ap: average
-    precision at an IoU of 0.5 in 2D and 0.1 in 3D, at working resolution), with the fold where there are any.
+    precision at an IoU of 0.5 in 2D and 0.1 in 3D, at working resolution), with the marks.
 
     Args:
         detector: encoder and fresh head, on the device.
         reading: images and findings; ``stream`` numbers the training part's rows.
         stream, plan: which crops in which order, and the rest.
+        marks: stand in every line of ``metrics``: fold and seed, where there are several heads.
 
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -119,22 +155,25 @@ def train_detector(
             counts = [detector.window_count(detector.working_size(shape)) for shape in sizes]
             val_every, looked = affordable(steps, size, counts)
         places = [len(train) + place for place in looked]
+
+        def score() -> Validation:
+            precision = validate(detector, cache, places)
+            return Validation((precision,), {"val_ap": precision})
+
         done = fit(
             detector,
             plan.rates,
             loss_at,
             metrics,
-            device=detector.device,
             val_every=val_every or steps,
-            validate=(lambda: validate(detector, cache, places)) if places else None,
-            score=("val_ap", "val AP"),
-            label="Training the head" if fold is None else f"Fold {fold}",
-            extra={} if fold is None else {"fold": fold},
+            validate=score if places else None,
+            marks=marks,
             quiet=quiet,
         )
     speed = steps * size / max(done.seconds - done.validating, 1e-9)
+    best = done.scores.get("val_ap", math.nan)
     return DetectorTraining(
-        steps, done.best_step, done.best_score, done.seconds, speed, done.validating, len(places), tuple(notes)
+        steps, done.best_step, best, done.seconds, speed, done.validating, len(places), tuple(notes)
     )
 
 
@@ -171,3 +210,75 @@ def make_cache(
         return working_image(*both, detector.guide, detector.device)
 
     return CaseCache(read, finish, limit=int(_MEMORY_SHARE * memory_of(detector.device)), workers=workers)
+
+
+def build_detector(
+    encoder: Encoder, data: DetectionData, options: DetectionOptions, seed: int, device: torch.device
+) -> Detector:
+    """Encoder and a fresh head on ``device``; its grid and typical box are those of the training part's findings."""
+    dims = encoder.dims
+    side = options.data.image_size
+    sizes = [size if side is None else placement(size, (side,) * dims).inner for size in data.shapes]
+    found = _extents(data, data.rows("train").tolist(), sizes)
+    small = np.percentile(found, _SMALL, axis=0)
+    if options.fit.augment:  # quarter turns exchange the last two axes
+        small[-2:] = small[-2:].min()
+    step = grid_step(encoder.stride, small.tolist(), dims)
+    asked = options.crop_size or _DEFAULT_CROP[dims]
+    crop = fitted_crop(asked, sizes, encoder.size_multiple, dims)
+    settings = DetectionSettings(
+        crop=whole_cells(crop, step, encoder.size_multiple),
+        image_size=side,
+        window=options.data.window,
+        overlap=options.overlap,
+        batch_size=options.batch_size,
+        nms_iou=options.nms_iou if options.nms_iou is not None else _DEFAULT_NMS[dims],
+        max_boxes=options.max_boxes,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the head's initial weights depend on the seed alone
+        head = DetectionHead(
+            encoder.channels,
+            encoder.stride,
+            len(data.classes),
+            dims,
+            step=step,
+            extent=np.exp(np.log(np.maximum(found, 1e-3)).mean(0)).tolist(),
+            before=encoder.encoder2d.channels if isinstance(encoder, SliceTransfer) else None,
+        )
+    autocast = autocast_dtype(options.run.precision, device)
+    return Detector(encoder, head, settings, data.classes, autocast=autocast).to(device)
+
+
+def cut_findings(detector: Detector, data: DetectionData) -> Iterable[str]:
+    """A sentence where findings are larger than a window: of these the detector never sees a whole one."""
+    found = _extents(data, range(len(data.records)), [detector.working_size(shape) for shape in data.shapes])
+    larger = np.any(found > detector.settings.crop, axis=1)
+    if larger.any():
+        crop = " x ".join(map(str, detector.settings.crop))
+        largest = " x ".join(f"{n:.0f}" for n in found.max(0))
+        yield (
+            f"{larger.sum():,} of {len(found):,} findings are larger than a window of {crop} px (largest: {largest})"
+            ", so that no window shows them whole. Give a larger --crop-size, or a smaller --image-size."
+        )
+
+
+def _extents(data: DetectionData, rows: Iterable[int], sizes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Extents ``(n, dims)`` of the findings of these rows, in pixels of working sizes."""
+    own = []
+    for row in rows:
+        boxes = data.boxes[row]
+        own.append(extents(boxes.corners[boxes.classes >= 0]) * np.divide(sizes[row], data.shapes[row]))
+    return np.concatenate(own)
+
+
+def plan_training(
+    detector: Detector, data: DetectionData, options: DetectionOptions, seed: int
+) -> tuple[CropStream, DetectorPlan]:
+    """Which crops in which order, and the learning rates. An epoch is as many crops as cover the images once."""
+    crop = detector.settings.crop
+    sizes = [detector.working_size(data.shapes[row]) for row in data.rows("train").tolist()]
+    stream = CropStream(sizes, crop, seed)
+    rates = planned_steps(options.fit, stream.length, options.batch_size)
+    crops = CropPlan(crop, seed, options.foreground, options.fit.augment)
+    return stream, DetectorPlan(rates, options.batch_size, options.fit.val_every, crops)

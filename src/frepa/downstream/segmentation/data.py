@@ -15,10 +15,10 @@ from frepa.datasets.labels import LabelMap, agreed_maps, label_map
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.layouts.registry import Layout, Listing, find_layout
 from frepa.datasets.reading import check_fit, read_header, read_mask, refuse_stack
-from frepa.downstream.division import SHARES, complete_split, split_groups
+from frepa.downstream.division import SHARES, check_rule, complete_split, fold_groups, numbered, split_groups
 from frepa.errors import InputError
+from frepa.images.scan import Skipped
 
-SPLIT_RULES = ("official", "random")
 # With more images than this share without a mask, the names are understood wrongly rather than masks missing.
 _MOST_UNPAIRED = 0.5
 
@@ -41,6 +41,7 @@ class SegmentationData:
     sets: tuple[SegmentationSet, ...]
     labels: dict[str, LabelMap]
     sizes: dict[Path, tuple[int, ...]]
+    left_out: tuple[Skipped, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -50,6 +51,42 @@ class SegmentationData:
     def part(self, split: str) -> list[LabelledCase]:
         """Cases of a split over all sets, set after set."""
         return [LabelledCase(c, item.name, self.labels[item.name]) for item in self.sets for c in item.part(split)]
+
+    def folds(self, count: int, seed: int) -> list[SegmentationData]:
+        """``count`` divisions of every set in which every group is tested once; an eighth of the others validates.
+
+        Raises:
+            InputError: a set has fewer groups than folds.
+        """
+        divided: list[list[SegmentationSet]] = [[] for _ in range(count)]
+        for item in self.sets:
+            groups = groups_of(item)
+            try:
+                tested = fold_groups(groups, np.ones((len(groups), 1), np.uint8), count, seed)
+            except InputError as error:
+                raise InputError(f"{item.name}: {error}") from None
+            note = f"{count} folds by group, seed {seed}; an eighth of each fold's other groups is used for validation"
+            for fold, sets in enumerate(divided):
+                parts = complete_split(["test" if its == fold else "train" for its in tested], groups, seed)[0]
+                cases = tuple(replace(case, split=part) for case, part in zip(item.cases, parts))
+                sets.append(replace(item, cases=cases, split_note=note))
+        return [replace(self, sets=tuple(sets)) for sets in divided]
+
+    def without(self, unreadable: dict[int, Skipped]) -> SegmentationData:
+        """The same: an image that cannot be read ends the run while the set is opened."""
+        assert not unreadable
+        return self
+
+    def group_numbers(self) -> dict[tuple[str, str], int]:
+        """A number for the group of every case, keyed by set and case."""
+        keys = [(item.name, case.name) for item in self.sets for case in item.cases]
+        groups = [f"{item.name}/{group}" for item in self.sets for group in groups_of(item)]
+        return dict(zip(keys, numbered(groups)))
+
+
+def groups_of(item: SegmentationSet) -> list[str]:
+    """Patient of each case, the case's own name where none is known."""
+    return [case.group or case.name for case in item.cases]
 
 
 def open_sets(sources: Sequence[str], *, dims: int, split: str = "official", seed: int = 0) -> list[SegmentationSet]:
@@ -62,8 +99,7 @@ def open_sets(sources: Sequence[str], *, dims: int, split: str = "official", see
     Raises:
         InputError: a source is not understood, has no cases, or too few groups to be split.
     """
-    if split not in SPLIT_RULES:
-        raise InputError(f"split {split!r} is not known: expected official or random.")
+    check_rule(split)
     if not sources:
         raise InputError("No source was given: name at least one folder with images and masks, or a manifest.")
     sets: list[SegmentationSet] = []

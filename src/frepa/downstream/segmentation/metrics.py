@@ -7,14 +7,10 @@ left out of summaries, and how many were left out is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from skimage.morphology import skeletonize
-
-#: Delta degrees of freedom of every standard deviation: the spread of cases seen as a sample of all cases.
-DDOF = 1
 
 
 class Counts(NamedTuple):
@@ -24,15 +20,6 @@ class Counts(NamedTuple):
     truth: np.ndarray
     prediction: np.ndarray
     total: int
-
-
-class Summary(NamedTuple):
-    """Mean and standard deviation (ddof = 1) over ``cases`` cases; ``skipped`` more had no defined score."""
-
-    mean: float
-    std: float
-    cases: int
-    skipped: int
 
 
 def count(truth: np.ndarray, prediction: np.ndarray, classes: int, inside: np.ndarray | None = None) -> Counts:
@@ -128,22 +115,6 @@ def score_case(
     if centreline:
         scores["cldice"] = centreline_dice(truth > 0, prediction > 0)
     return scores
-
-
-def summarise(values: Iterable[float]) -> Summary:
-    """Mean and standard deviation of the values that are defined; NaN where there are too few."""
-    every = np.asarray(list(values), dtype=float)
-    known = every[np.isfinite(every)]
-    mean = float(known.mean()) if known.size else math.nan
-    std = float(known.std(ddof=DDOF)) if known.size > DDOF else math.nan
-    return Summary(mean, std, int(known.size), int(every.size - known.size))
-
-
-def summarise_cases(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
-    """Summary of every score that occurs in any of the cases."""
-    rows = list(cases)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: summarise(row.get(name, math.nan) for row in rows) for name in names}
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

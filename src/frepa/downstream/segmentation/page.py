@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from frepa.datasets.reading import read_case
+from frepa.downstream.page import RunPage, best_median_worst, percent
+from frepa.downstream.scores import Summary
 from frepa.downstream.segmentation.baselines import NAMES
-from frepa.downstream.segmentation.data import SegmentationData
-from frepa.downstream.segmentation.metrics import Summary
-from frepa.downstream.segmentation.model import Segmenter
-from frepa.downstream.segmentation.testing import CaseResult
+from frepa.downstream.segmentation.testing import TestedSegmenter
 from frepa.files import write_bytes
-from frepa.report.figures import loss_curves, png_bytes
+from frepa.report.figures import png_bytes
 from frepa.report.overlays import segmentation_overlay
-from frepa.report.page import MeanStd, Page
-from frepa.run_folders import CONFIG
+from frepa.report.page import MeanStd
 
 _SHOWN = {
     "dsc": "DSC",
@@ -29,34 +25,17 @@ _SHOWN = {
 }
 
 
-def write_report(
-    root: Path,
-    summary: Mapping[str, Any],
-    results: Sequence[CaseResult],
-    data: SegmentationData,
-    segmenter: Segmenter,
-) -> Path:
-    """Write ``report.html`` and the overlays of the best, median and worst test case of every set."""
-    encoder, training = summary["encoder"], summary["training"]
-    page = Page(
-        f"Segmentation with {encoder['name']}",
-        f"{', '.join(summary['sets'])}; frozen encoder, guide channel: {summary['guide']}",
-    )
-    blocks = {"Trained with the head": f"{encoder['trained'] / 1e6:.2f} M in blocks"} if encoder["trained"] else {}
-    page.facts(
+def fill_page(page: RunPage, summary: Mapping[str, Any], tested: Sequence[TestedSegmenter]) -> None:
+    """Results, and the overlays of the best, median and worst test case of every set."""
+    training, labels = summary["training"], tested[0].data.labels
+    best = [item["best_val_dsc"] for item in training if math.isfinite(item["best_val_dsc"])]
+    page.begin(
+        ", ".join(summary["sets"]),
         {
-            "Encoder": encoder["name"],
-            "Pretrained by": encoder["method"] or "not stated",
-            "Guide channel": summary["guide"],
             "Head": f"{summary['head']}, on features: {summary['features']}",
-            "Encoder parameters": f"{encoder['parameters'] / 1e6:.2f} M",
-            **blocks,
-            "Steps": training["steps"],
-            "Head kept from step": training["best_step"],
-            "Validation DSC": _percent(training["best_val_dsc"]),
-            "Training": f"{training['seconds'] / 60:.1f} min, {training['crops_per_second']:.1f} crops/s",
-            "Device": summary["device"],
-        }
+            "Validation DSC": f"{100 * sum(best) / len(best):.2f} %" if best else "none",
+            "Speed": f"{sum(item['crops_per_second'] for item in training) / len(training):.1f} crops/s",
+        },
     )
     page.section("Results")
     page.text(
@@ -67,51 +46,40 @@ def write_report(
     for name, item in summary["sets"].items():
         if item["constant"]:
             page.note(f"{name}: {item['constant']}")
-    for sentence in training["notes"]:
-        page.note(sentence)
-    if summary["guide"] != "none":
-        page.note(
-            "The guide channel shows ridges to the head directly. Compare with encoders that were given the same "
-            f"channel; the floor is an untrained one: `{encoder['untrained']}`."
+    if len(tested) > 1:
+        page.table(
+            [
+                {"Set": name} | {_SHOWN[key]: percent(score) for key, score in item["heads"].items() if key in _SHOWN}
+                for name, item in summary["sets"].items()
+            ],
+            caption="Mean of the cases of each head: mean and standard deviation over folds, or over seeds where there "
+            "are no folds (per cent).",
         )
+    page.remarks("The guide channel shows ridges to the head directly.")
     for name, item in summary["sets"].items():
         if classes := [key for key in item["test"] if key.startswith("dsc_") and key[4:].isdigit()]:
-            values = data.labels[name].values
+            values = labels[name].values
             rows = [
                 {"Class": int(key[4:]), "Mask value": values[int(key[4:])], "DSC": _mean_std(item["test"][key]),
                  "Cases": item["test"][key].cases, "Not in case": item["test"][key].skipped}
                 for key in classes
             ]  # fmt: skip
             page.table(rows, caption=f"{name}: DSC of each class (per cent).")
-    _add_overlays(page, root, results, data, segmenter)
-    page.section("Training")
-    written = root / "metrics.jsonl"
-    lines = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
-    losses = [(row["step"], row["loss"]) for row in lines if "loss" in row]
-    if probe := training["probe"]:
-        page.text(
-            f"The linear part is ridge regression in closed form from {probe['features']:,} features of each of "
-            f"{probe['positions']:,} positions, in {probe['seconds']:.0f} s; penalty {probe['penalty']:g}, validation "
-            f"DSC {_percent(probe['val_dsc'])}."
-        )
-    if losses:
-        page.figure(
-            loss_curves({"loss": tuple(zip(*losses))}, smooth=max(1, len(losses) // 50)),  # type: ignore[dict-item]
-            "Training loss of the head.",
-        )
-    scores = [(row["step"], 100 * row["val_dsc"]) for row in lines if row.get("val_dsc") is not None]
-    if scores:
-        page.figure(
-            loss_curves({"DSC": tuple(zip(*scores))}, ylabel="validation DSC (%)"),  # type: ignore[dict-item]
-            "Mean DSC of the validation cases; the head of the highest point was kept; step 0 is the closed form.",
-        )
+    _add_overlays(page, tested)
+    page.training(
+        "Training loss of the head.",
+        "val_dsc",
+        "DSC",
+        "Mean DSC of the validation cases; step 0 is the closed form",
+        [_closed_form(item["probe"]) for item in training if item["probe"]],
+    )
     page.section("Data")
     page.table(
         [
             {
                 "Set": name,
                 "Layout": item["layout"],
-                **{part.capitalize(): item["cases"][part] for part in ("train", "val", "test")},
+                **{part.capitalize(): count for part, count in item["cases"].items()},
                 "Images without mask": item["images_without_mask"],
             }
             for name, item in summary["sets"].items()
@@ -119,47 +87,28 @@ def write_report(
     )
     for name, item in summary["sets"].items():
         page.text(f"{name}: split {item['split']}. Masks: {item['labels']}.")
-    page.section("How it was made")
-    page.code("Test cases", (root / "cases.csv").read_text(encoding="utf-8"))
-    page.code("Configuration", (root / CONFIG).read_text(encoding="utf-8"))
-    versions = "\n".join(f"{name} {number}" for name, number in summary["versions"].items())
-    page.code("Encoder and versions", f"{json.dumps(encoder, indent=2)}\n\n{versions}")
-    return page.save(root / "report.html")
 
 
-def best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:
-    """The cases with the highest, middle and lowest DSC, as far as there are; cases without a DSC are left out."""
-    ranked = sorted(
-        (item for item in results if math.isfinite(item.scores["dsc"])),
-        key=lambda item: (-item.scores["dsc"], item.case.name),
-    )
-    if not ranked:
-        return []
-    places = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
-    chosen: dict[int, str] = {}
-    for word, place in places.items():
-        chosen.setdefault(place, word)
-    return [(word, ranked[place]) for place, word in chosen.items()]
-
-
-def _add_overlays(
-    page: Page, root: Path, results: Sequence[CaseResult], data: SegmentationData, segmenter: Segmenter
-) -> None:
-    folder = root / "overlays"
+def _add_overlays(page: RunPage, tested: Sequence[TestedSegmenter]) -> None:
+    folder = page.root / "overlays"
     folder.mkdir(exist_ok=True)
     page.section("Best, median and worst case")
-    for item in data.sets:
-        labels = data.labels[item.name]
-        for word, result in best_median_worst([r for r in results if r.set_name == item.name]):
+    for one in tested[0].data.sets:
+        every = [(item, case) for item in tested for case in item.cases if case.set_name == one.name]
+        scores = [case.scores["dsc"] for _, case in every]
+        for word, place in best_median_worst(scores, [case.case.name for _, case in every]):
+            item, result = every[place]
+            segmenter = item.restored()
+            labels = item.data.labels[one.name]
             truth = read_case(result.case, labels, segmenter.encoder.dims, segmenter.settings.window)
             # Predicted again rather than read back: files may turn axes, and three more predictions cost little.
             found = segmenter.predict(truth.image).classes
-            title = f"{item.name}, {result.case.name}: DSC {100 * result.scores['dsc']:.1f} %"
+            title = f"{one.name}, {result.case.name}: DSC {100 * result.scores['dsc']:.1f} %"
             picture = png_bytes(
                 segmentation_overlay(truth.image, truth.classes, found, title=title, inside=truth.inside)
             )
-            write_bytes(folder / f"{item.name}-{word}.png", picture)
-            page.figure(picture, f"{item.name}, {word} test case.", wide=True)
+            write_bytes(folder / f"{one.name}-{word}.png", picture)
+            page.figure(picture, f"{one.name}, {word} test case.", wide=True)
 
 
 def _rows(name: str, item: Mapping[str, Any], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -183,5 +132,9 @@ def _mean_std(summary: Summary) -> MeanStd:
     return MeanStd(100 * summary.mean, 100 * summary.std)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %" if math.isfinite(value) else "none"
+def _closed_form(probe: Mapping[str, Any]) -> str:
+    return (
+        f"The linear part is ridge regression in closed form from {probe['features']:,} features of each of "
+        f"{probe['positions']:,} positions, in {probe['seconds']:.0f} s; penalty {probe['penalty']:g}, validation "
+        f"DSC {100 * probe['val_dsc']:.2f} %."
+    )

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.downstream.crops import CaseCache, cover
-from frepa.downstream.segmentation.metrics import Counts, case_mean, dice, summarise
+from frepa.downstream.scores import summarise
+from frepa.downstream.segmentation.metrics import Counts, case_mean, dice
 from frepa.downstream.segmentation.model import Segmenter
 from frepa.errors import InputError
 from frepa.heads.reading import grid_channels

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import gzip
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from frepa.datasets.annotations import Case
 from frepa.datasets.reading import LabelledImage, read_case, read_header
+from frepa.downstream.contract import Tested
+from frepa.downstream.fitting import read_ahead
 from frepa.downstream.segmentation.baselines import Baselines
-from frepa.downstream.segmentation.data import LabelledCase
+from frepa.downstream.segmentation.data import LabelledCase, SegmentationData
 from frepa.downstream.segmentation.metrics import score_case
 from frepa.downstream.segmentation.model import Segmenter, turn_back
 from frepa.files import write_atomically, write_bytes
 from frepa.images.orientation import permuted, reorient_header
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,16 @@ class CaseResult:
     prediction: Path
     baselines: dict[str, float] = field(default_factory=dict)
     constant: int | None = None
+
+
+@dataclass(frozen=True)
+class TestedSegmenter(Tested[SegmentationData, Segmenter]):
+    """One trained head on its test part, and the results of the cases; ``seconds`` of the test."""
+
+    cases: list[CaseResult]
+    seconds: float
+
+    __test__ = False  # no test class
 
 
 def predict_and_score(
@@ -103,18 +109,3 @@ def write_labels(target: Path, values: np.ndarray, affine: np.ndarray | None = N
     content = nibabel.Nifti1Image(values.transpose(), place).to_bytes()
     write_bytes(path, gzip.compress(content, 1, mtime=0), sync=False)
     return path
-
-
-def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``map(read, items)`` in order, with up to ``workers`` results made ahead of need; 0 reads when asked."""
-    if workers < 1:
-        yield from map(read, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

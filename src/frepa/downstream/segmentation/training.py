@@ -1,27 +1,35 @@
-"""Training of a segmentation head on a frozen encoder: the loop, on one page."""
+"""A fresh segmenter for a set, the plan by which it is trained, and the training."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from frepa.datasets.reading import LabelledImage, read_case
 from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, working_case
-from frepa.downstream.fitting import affordable, fit
+from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
+from frepa.downstream.scores import summarise
 from frepa.downstream.segmentation.baselines import Baselines, fit_baselines
-from frepa.downstream.segmentation.data import LabelledCase
+from frepa.downstream.segmentation.data import LabelledCase, SegmentationData
 from frepa.downstream.segmentation.loss import LOSSES
-from frepa.downstream.segmentation.metrics import case_mean, count, dice, summarise
-from frepa.downstream.segmentation.model import Segmenter
+from frepa.downstream.segmentation.metrics import case_mean, count, dice
+from frepa.downstream.segmentation.model import Segmenter, build_head
 from frepa.downstream.segmentation.pool import CropPool
 from frepa.downstream.segmentation.probe import ProbeFit, fit_probe, fit_statistics
+from frepa.downstream.windowed import WindowOptions, WindowSettings, fitted_crop
+from frepa.encoders.contract import Encoder
+from frepa.errors import InputError, nearest
+from frepa.heads.reading import check_features, default_features
+from frepa.heads.segmenter import HEADS
 from frepa.images.geometry import resize
-from frepa.machine import memory_of
+from frepa.machine import autocast_dtype, memory_of
 
 # Cases kept ready, as a share of the memory of the device they are kept on.
 _MEMORY_SHARE = 0.25
@@ -29,6 +37,39 @@ _MEMORY_SHARE = 0.25
 _MAPS_SHARE = 0.1
 # Share of a window that its neighbour covers too, while training chooses among heads; the test has the run's own.
 _VAL_OVERLAP = 0.25
+
+
+_DEFAULT_CROP = {2: 256, 3: 96}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationOptions(WindowOptions):
+    """What ``frepa segment`` is told.
+
+    Attributes:
+        head: one of ``heads.segmenter.HEADS``; features: of ``heads.reading.FEATURES``, None is the encoder's default;
+            reach: positions per axis, 1 or 3, that its linear part reads.
+        loss: by name.
+        cldice: score the centrelines too.
+    """
+
+    head: str
+    features: str | None
+    reach: int
+    loss: str
+    cldice: bool
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        super().check()
+        if self.features is not None:
+            check_features(self.features)
+        if self.head not in HEADS:
+            raise InputError(f"--head {self.head}: not known. {nearest(self.head, HEADS)}")
+        if self.reach not in (1, 3):
+            raise InputError(f"--reach {self.reach}: expected 1 or 3 positions per axis.")
+        if self.loss not in LOSSES:
+            raise InputError(f"--loss {self.loss}: not known. {nearest(self.loss, LOSSES)}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +114,7 @@ def train_head(
     plan: HeadPlan,
     metrics: Path,
     *,
+    marks: Mapping[str, int] | None = None,
     workers: int,
     quiet: bool,
 ) -> tuple[HeadTraining, Baselines]:
@@ -81,7 +123,8 @@ def train_head(
     The linear part is solved in closed form first (see ``probe.fit_probe``), and a linear head is that alone. Of equal
     heads the earliest stays (see ``fitting.fit``). Every random number is keyed by seed and position, and threads only
     read: the result does not depend on ``workers``.
-    ``metrics`` gets one line per step (step, loss, lr) and one per validation (step, val_dsc, at working resolution).
+    ``metrics`` gets one line per step (step, loss, lr) and one per validation (step, val_dsc, at working resolution),
+    with the marks: fold and seed, where there are several heads.
 
     Returns:
         What came of it, and the baselines of the same training part.
@@ -101,7 +144,7 @@ def train_head(
         if segmenter.head.kind == "linear" and probe is not None:
             training = HeadTraining(0, 0, probe.val_dsc, probe.seconds, 0.0, val_cases=len(val))
         else:
-            training = _train(segmenter, cache, places[1], stream, plan, metrics, quiet=quiet)
+            training = _train(segmenter, cache, places[1], stream, plan, metrics, marks, quiet=quiet)
     return replace(training, probe=probe, notes=notes), baselines
 
 
@@ -112,6 +155,7 @@ def _train(
     stream: CropStream,
     plan: HeadPlan,
     metrics: Path,
+    marks: Mapping[str, int] | None,
     *,
     quiet: bool,
 ) -> HeadTraining:
@@ -129,28 +173,67 @@ def _train(
         logits = segmenter.answer(maps, tuple(classes.shape[1:]))
         return {"loss": LOSSES[plan.loss](logits, classes, valid)}
 
+    def score() -> Validation:
+        dsc = validate(segmenter, cache, cases, seen)
+        return Validation((dsc,), {"val_dsc": dsc})
+
     done = fit(
         segmenter,
         plan.rates,
         loss_at,
         metrics,
-        device=segmenter.device,
         val_every=val_every or steps,
-        validate=(lambda: validate(segmenter, cache, cases, seen)) if cases else None,
-        score=("val_dsc", "val DSC"),
+        validate=score if cases else None,
+        marks=marks,
         from_start=True,
         quiet=quiet,
     )
     return HeadTraining(
         steps,
         done.best_step,
-        done.best_score,
+        done.scores.get("val_dsc", math.nan),
         done.seconds,
         steps * size / max(done.seconds - done.validating, 1e-9),
         validating=done.validating,
         val_cases=len(cases),
         encoded_once=pool.size is not None,
     )
+
+
+def build_segmenter(
+    encoder: Encoder, data: SegmentationData, options: SegmentationOptions, seed: int, device: torch.device
+) -> Segmenter:
+    """Encoder and a fresh head on ``device``; the head's weights depend on the seed alone."""
+    asked = options.crop_size or _DEFAULT_CROP[encoder.dims]
+    settings = WindowSettings(
+        crop=(asked,) * encoder.dims,
+        image_size=options.data.image_size,
+        window=options.data.window,
+        overlap=options.overlap,
+        batch_size=options.batch_size,
+    )
+    kind, features = options.head, options.features or default_features(encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build_head(encoder, data.classes, kind=kind, features=features, reach=options.reach)
+    labels = data.labels[data.sets[0].name]
+    whole = Segmenter(encoder, head, settings, labels, features=features)
+    sizes = [whole.working_size(size) for size in data.sizes.values()]
+    settings = replace(settings, crop=fitted_crop(asked, sizes, encoder.size_multiple, encoder.dims))
+    autocast = autocast_dtype(options.run.precision, device)
+    return Segmenter(encoder, head, settings, labels, features=features, autocast=autocast).to(device)
+
+
+def plan_training(
+    segmenter: Segmenter, data: SegmentationData, options: SegmentationOptions, seed: int
+) -> tuple[CropStream, HeadPlan]:
+    """Which crops in which order, and the learning rates. An epoch is as many crops as cover the images once."""
+    crop = segmenter.settings.crop
+    sizes = [segmenter.working_size(data.sizes[item.case.image]) for item in data.part("train")]
+    stream = CropStream(sizes, crop, seed)
+    rates = planned_steps(options.fit, stream.length, options.batch_size)
+    crops = CropPlan(crop, seed, options.foreground, options.fit.augment)
+    return stream, HeadPlan(rates, options.batch_size, options.fit.val_every, options.loss, crops)
 
 
 def validate(

@@ -1,0 +1,44 @@
+"""Test of a classifier: the probabilities of every test image, and as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from frepa.downstream.classification.data import ClassificationData
+from frepa.downstream.classification.model import Classifier
+from frepa.downstream.contract import Tested
+from frepa.downstream.division import numbered
+
+
+@dataclass(frozen=True)
+class TestedClassifier(Tested[ClassificationData, Classifier]):
+    """One trained head on its test part: probabilities ``(n, K)`` in the order of ``rows``."""
+
+    probabilities: np.ndarray
+
+    __test__ = False  # no test class
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the data that were tested."""
+        return self.data.rows("test")
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What is true of them, ``(n, K)``."""
+        return self.data.targets[self.rows]
+
+
+def case_rows(item: TestedClassifier) -> Iterator[dict[str, Any]]:
+    """Lines of ``cases.csv``: what is true, what was answered, the probability of every class."""
+    data, classes, groups = item.data, item.data.classes, numbered(item.data.groups)
+    for row, found in zip(item.rows.tolist(), item.probabilities):
+        true = [name for name, there in zip(classes, data.targets[row]) if there]
+        said = [n for n, p in zip(classes, found) if p > 0.5] if data.several else [classes[found.argmax()]]
+        line = {"case": data.source.name(int(data.records[row])), "group": groups[row], **item.round.kept}
+        line |= {"truth": "|".join(true), "predicted": "|".join(said)}
+        yield line | {f"p_{name}": float(p) for name, p in zip(classes, found)}

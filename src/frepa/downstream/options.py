@@ -1,0 +1,143 @@
+"""Options of the verbs that train a head, grouped by what they decide; a task adds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from frepa.downstream.division import check_rule
+from frepa.errors import InputError
+from frepa.images.intensity import check_window
+
+#: Options that never change a result: they are not kept with a run.
+_PASSING = ("overwrite", "quiet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images, how they are divided, and how they are brought before the encoder.
+
+    Attributes:
+        source: as the user named it; a list where a task takes several sets at once.
+        split: ``official`` or ``random``.
+        folds: number of folds of a cross-validation; None is one split.
+        image_size: pixels; what it means is the task's.
+        window: CT window by name; None scales by the image's own values.
+    """
+
+    source: str | list[str]
+    split: str
+    folds: int | None
+    image_size: int | None
+    window: str | None
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        check_rule(self.split)
+        check_least(1, image_size=self.image_size)
+        if self.folds is not None and self.folds < 2:
+            raise InputError(f"--folds {self.folds}: expected 2 or more; leave it out for one split.")
+        check_window(self.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How a head is trained.
+
+    Attributes:
+        batch_size: images or crops per step; None is the task's default.
+        epochs: passes over the training part; max_steps: optimizer steps instead.
+        lr: highest learning rate; schedule: its course, after warmup_steps.
+        augment: flips, and quarter turns of crops.
+        val_every: steps between validations; None is the default.
+    """
+
+    batch_size: int | None
+    epochs: float
+    max_steps: int | None
+    lr: float
+    schedule: str
+    warmup_steps: int
+    augment: bool
+    val_every: int | None
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        check_least(1, batch_size=self.batch_size, max_steps=self.max_steps, val_every=self.val_every)
+        check_least(0, warmup_steps=self.warmup_steps)
+        for name in ("lr", "epochs"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name} {getattr(self, name)}: expected a number above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run is written and how it is executed.
+
+    Attributes:
+        out: the run folder.
+        seed: of every random draw, and of what of the division is not official.
+        seeds: heads that are trained per division, with ``seed``, ``seed + 1`` and so on.
+        num_workers: threads that read ahead; they never change the result.
+        precision: fp32, bf16 or auto.
+        feature_cache: folder for the 2D features of a slice transfer; None keeps none.
+    """
+
+    out: str
+    seed: int
+    seeds: int
+    num_workers: int
+    precision: str
+    feature_cache: str | None
+    overwrite: bool
+    quiet: bool
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        check_least(1, seeds=self.seeds)
+        check_least(0, num_workers=self.num_workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What every verb that trains a head is told; ``encoder`` as the user named it."""
+
+    encoder: str
+    data: DataOptions
+    fit: FitOptions
+    run: RunOptions
+
+    def check(self) -> None:
+        """Raise InputError for values out of range; a task adds its own checks."""
+        self.data.check()
+        self.fit.check()
+        self.run.check()
+
+    def kept(self) -> dict[str, Any]:
+        """What ``config.yaml`` holds: the verb's options by name, so that the file can be given as ``--config``."""
+        return {name: value for name, value in _flat(self) if name not in _PASSING}
+
+
+def check_least(least: int, **values: int | None) -> None:
+    """Raise InputError where an option that was given is below ``least``."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more.")
+
+
+def check_share(*, whole: bool = True, **values: float) -> None:
+    """Raise InputError where an option is no share in [0, 1], or in [0, 1) unless ``whole``."""
+    for name, value in values.items():
+        if not (0 <= value <= 1 if whole else 0 <= value < 1):
+            to = "to 1" if whole else "to below 1"
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a share from 0 {to}.")
+
+
+def _flat(options: Any) -> Iterator[tuple[str, Any]]:
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            yield from _flat(value)
+        else:
+            yield field.name, value

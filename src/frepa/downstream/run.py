@@ -1,0 +1,155 @@
+"""A downstream run, from options to a run folder: the ten steps that every task takes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from frepa.downstream.contract import Data, Model, Place, Result, Round, Task
+from frepa.downstream.frozen import load_trained_state, open_cache, trained_state
+from frepa.downstream.page import RunPage
+from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
+from frepa.files import write_csv, write_json
+from frepa.machine import default_device, device_name, versions
+from frepa.run_folders import OutFolder, out_folder
+
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+SKIPPED = "skipped.csv"
+
+
+def run_task(task: Task[Data, Model, Result]) -> Path:
+    """Train a head on a frozen encoder and test it, for every fold and seed; returns the run folder.
+
+    The folder holds ``head.safetensors`` + ``head.json`` with a reference to the encoder (of every head, under
+    ``folds/`` and ``seeds/``, where there are several), ``config.yaml``, ``metrics.jsonl``, ``results.json``,
+    ``cases.csv``, ``skipped.csv``, ``report.html`` and what the task adds. Scores in the files are fractions in [0, 1];
+    the report shows percent.
+
+    Raises:
+        InputError: anything the user can mend; nothing was written then, as far as it shows before training.
+    """
+    # 1. Check what was asked for, and where it is to be written.
+    options = task.options
+    options.check()
+    inputs = {"the source": options.data.source, "--encoder": options.encoder}
+    with out_folder(options.run.out, task.verb, overwrite=options.run.overwrite, inputs=inputs) as out:
+        _run(task, out)
+    return out.root
+
+
+def _run(task: Task[Data, Model, Result], out: OutFolder) -> None:
+    options, root, quiet = task.options, out.root, task.options.run.quiet
+
+    # 2. Open the encoder. 3. Open the data.
+    encoder, reference = open_encoder(options.encoder)
+
+    def progress(items: Iterable, total: int) -> Iterable:
+        label = f"Checking {task.unit}s and annotations"
+        return tqdm(items, total=total, unit=task.unit, desc=label, disable=quiet, leave=False)
+
+    data = task.open(encoder.dims, progress)
+
+    # 4. Divide: one split, or folds.
+    folds, seed = options.data.folds, options.run.seed
+    divided = data.folds(folds, seed) if folds else [data]
+    warnings = _checked(task, divided)
+
+    # 5. Build the heads, and what is done once for all of them.
+    device = default_device()
+    rounds = [
+        Round(number if folds else None, seed + repeat, options.run.seeds > 1)
+        for repeat in range(options.run.seeds)
+        for number in range(1, len(divided) + 1)
+    ]
+    models = [task.build(encoder, divided[(one.fold or 1) - 1], one.seed, device) for one in rounds]
+    cache = open_cache(options.run.feature_cache, encoder)
+    for model in models:
+        model.cache = cache
+    prepared = task.prepare(models, data)
+    if prepared.unreadable:
+        data, *divided = (part.without(prepared.unreadable) for part in (data, *divided))
+        warnings = _checked(task, divided)
+    warnings += prepared.warnings
+
+    out.start(options.kept())
+    for sentence in _announced(task, divided, reference, models[0], device, warnings):
+        tqdm.write(sentence, file=sys.stderr)
+
+    # 6. Train. 7. Test.
+    fresh = {name: tensor.clone() for name, tensor in trained_state(encoder).items()}
+    tested = []
+    for one, model in zip(rounds, models):
+        # The blocks of a slice transfer are one object for all heads: every head begins with them untrained.
+        load_trained_state(encoder, fresh)
+        place = Place(root, one.folder(root), root / METRICS, reference)
+        place.folder.mkdir(parents=True, exist_ok=True)
+        tested.append(task.train_and_test(model, divided[(one.fold or 1) - 1], one, place))
+    task.close()
+
+    # 8. Verify that the encoder is what it was.
+    if weights_hash(encoder) != reference.weights:
+        raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
+
+    # 9. Summarise.
+    broken = {skipped.path: skipped for item in tested for skipped in item.unreadable.values()}
+    left_out = [*data.left_out, *broken.values()]
+    own = task.summarise(tested)
+    summary: dict[str, Any] = {
+        "task": task.name,
+        "encoder": reference.as_dict(),
+        "guide": reference.guide,
+        "source": _shown(options.data.source),
+        **own,
+        "left_out": len(left_out),
+        "warnings": [*warnings, *own.get("warnings", [])],
+        "training": [{"fold": item.round.fold, "seed": item.round.seed, **asdict(item.training)} for item in tested],
+        "device": device_name(device),
+        "versions": versions(),
+    }
+    write_json(root / RESULTS, summary)
+    write_csv(root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in left_out])
+    for table in task.tables(tested):
+        write_csv(root / table.name, table.columns, table.rows)
+
+    # 10. Report.
+    page = RunPage(root, summary)
+    task.fill_page(page, summary, tested)
+    page.finish()
+    for sentence in [*own.get("warnings", []), *task.verdicts(summary)]:
+        tqdm.write(sentence, file=sys.stderr)
+
+
+def _checked(task: Task[Data, Model, Result], divided: Sequence[Data]) -> list[str]:
+    warnings = []
+    for number, part in enumerate(divided, start=1):
+        warnings += task.check(part, f", fold {number}" if task.options.data.folds else "")
+    return list(dict.fromkeys(warnings))
+
+
+def _announced(
+    task: Task[Data, Model, Result],
+    divided: Sequence[Data],
+    reference: EncoderReference,
+    model: Model,
+    device: torch.device,
+    warnings: Sequence[str],
+) -> Iterable[str]:
+    yield from task.describe(divided)
+    left_out = divided[0].left_out
+    if left_out:
+        shown = "; ".join(f"{item.path}: {item.reason}" for item in left_out[:3])
+        yield f"{len(left_out):,} images cannot be read and are left out; skipped.csv lists them. {shown}"
+    yield reference.sentence(device_name(device))
+    yield from task.plan_sentences(model, divided[0])
+    yield from warnings
+
+
+def _shown(source: str | Sequence[str]) -> str:
+    return source if isinstance(source, str) else ", ".join(source)
