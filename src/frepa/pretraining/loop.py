@@ -114,7 +114,6 @@ def fit(
                     image,
                     batch["grey"],
                     batch["position"],
-                    epoch=epoch_before,
                     generator_loss=generator_loss,
                 )
                 fabric.backward(result.loss * (weight / plan.accumulate))

@@ -48,7 +48,6 @@ class Validation:
                 self.image.to(self.fabric.device),
                 self.grey,
                 method.positions_to_show(_FIRST_POSITION, len(self.image)),
-                epoch=epoch,
                 augment=False,
             )
         method.train()

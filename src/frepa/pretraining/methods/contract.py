@@ -41,7 +41,6 @@ class Method(nn.Module, ABC):
         grey: Tensor,
         positions: list[int],
         *,
-        epoch: int = 0,
         augment: bool = True,
         generator_loss: Callable[[Tensor], Tensor] | None = None,
     ) -> StepResult:
@@ -51,7 +50,6 @@ class Method(nn.Module, ABC):
             image: ``(B, C, *S)`` float32 in [0, 1], on the device; C is 1 in a grey source, else 3.
             grey: ``(B,)`` bool on the CPU; rows whose three channels are equal because the file was grey.
             positions: B positions in the run's stream of samples; every random draw is keyed by them.
-            epoch: of the run, counted from 0: what is trained may change with it.
             augment: off for validation pictures.
             generator_loss: the adversary's loss of a reconstruction, or None while it takes no part.
         """

@@ -48,6 +48,8 @@ class FrepaMethod(Method):
         self.corruption = corruption
         self.objective = objective
         self.augmentation = augmentation
+        # The consistency term needs two views (Eq. 10); without it one view is the same objective at half the cost.
+        self.views = 2 if objective.consistency > 0 else 1
 
     def forward(
         self,
@@ -55,24 +57,21 @@ class FrepaMethod(Method):
         grey: Tensor,
         positions: list[int],
         *,
-        epoch: int = 0,
         augment: bool = True,
         generator_loss: Callable[[Tensor], Tensor] | None = None,
     ) -> StepResult:
-        objective = self.objective.at(epoch)
-        count = len(image)
         with torch.no_grad():
             if augment and self.augmentation is not None:
                 keys = sample_keys(self.seed, positions, _AUGMENT)
                 image = self.augmentation(image, Draws(keys, image.device))
             guide = hessian_guide(image, kind=self.encoder.guide)
-            views = [self._corrupt(image, grey, positions, view) for view in range(objective.views)]
+            views = [self._corrupt(image, grey, positions, view) for view in range(self.views)]
             corrupted, mask, is_frequency = (torch.cat(parts) for parts in zip(*views))
-            inputs = self.encoder.prepare_input(corrupted, guide.repeat(objective.views, *[1] * (guide.ndim - 1)))
+            inputs = self.encoder.prepare_input(corrupted, guide.repeat(self.views, *[1] * (guide.ndim - 1)))
         features = self.encoder(inputs)
         prediction = self.decoder(features.dense, tuple(image.shape[2:]))
-        pair = (features.embedding[:count], features.embedding[count:]) if objective.views == 2 else None
-        loss, terms = objective(prediction, image, mask, pair, generator_loss)
+        pair = (features.embedding[: len(image)], features.embedding[len(image) :]) if self.views == 2 else None
+        loss, terms = self.objective(prediction, image, mask, pair, generator_loss)
         return StepResult(loss, terms, prediction, image, corrupted, guide, is_frequency)
 
     def positions_to_show(self, start: int, count: int) -> list[int]:
