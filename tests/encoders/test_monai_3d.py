@@ -157,3 +157,13 @@ def test_wrong_requests_are_named() -> None:
         build_encoder("vit3d_tiny", image_size=100)
     with pytest.raises(InputError, match="Did you mean mednext_large"):
         build_encoder("mednext_larg", dims=3)
+
+
+def test_mednext_stays_in_float32_on_a_cpu_whatever_is_asked_for() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("mednext_tiny", dims=3).eval()
+    x = torch.rand(1, 2, 16, 16, 32)
+    with torch.no_grad():
+        plain = encoder(x).dense
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(encoder(x).dense, plain)

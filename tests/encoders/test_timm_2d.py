@@ -136,3 +136,34 @@ def test_a_trunk_of_one_size_says_so() -> None:
 def test_wrong_requests_are_named(name: str, options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         build_encoder(name, **options)
+
+
+def test_the_authors_vit_has_a_neck_of_128_channels(build_light) -> None:
+    plain, necked = (build_light("vit_base", image_size=512, **options) for options in ({}, {"neck": 128}))
+    assert parameters(necked) - parameters(plain) == 768 * 128 + 128 * 128 * 9 + 4 * 128
+    assert (necked.channels, necked.embedding_channels, necked.stride) == (128, 128, 16)
+
+
+def test_a_neck_is_the_last_map_normalised_over_channels_and_comes_back_from_its_options() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("vit_tiny", image_size=64, neck=24).eval()
+    x = torch.rand(2, 4, 48, 64)
+    with torch.no_grad():
+        dense = encoder(x).dense
+        stages = encoder.stages(x)
+    assert dense.shape == (2, 24, 3, 4)
+    torch.testing.assert_close(dense.mean(1), torch.zeros(2, 3, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(dense.var(1, unbiased=False), torch.ones(2, 3, 4), atol=1e-3, rtol=0)
+    assert torch.equal(stages[-1], dense)
+    assert [(shape.channels, item.shape[1]) for shape, item in zip(encoder.stage_shapes, stages)] == [
+        (192, 192), (192, 192), (192, 192), (24, 24)
+    ]  # fmt: skip
+    again = build_encoder(**encoder.config)
+    again.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x).dense, dense)
+
+
+def test_a_neck_without_channels_is_refused() -> None:
+    with pytest.raises(InputError, match="neck=0"):
+        build_encoder("vit_tiny", neck=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from monai.networks.nets import MedNeXt, SwinUNETR, ViT
 from torch import Tensor, nn
@@ -204,6 +205,9 @@ class SwinUnetr3d(Encoder):
 class MedNext3d(Encoder):
     """MONAI's MedNeXt. ``dense`` is its last feature map at full resolution, ``embedding`` its bottleneck at 1/16.
 
+    On a CPU it computes in float32 whatever is asked for: its depthwise convolutions of volumes, the transposed ones
+    above all, take longer in bfloat16.
+
     Args:
         name: one of ``MEDNEXTS``.
         image_channels: channels of the volume, without the guide.
@@ -255,6 +259,12 @@ class MedNext3d(Encoder):
         return [item[..., : x.shape[-1] // shape.stride[-1]] for item, shape in zip(self._walk(x), self.stage_shapes)]
 
     def _walk(self, x: Tensor) -> list[Tensor]:
+        if x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                return self._maps(x.float())
+        return self._maps(x)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         net = self.trunk
         x = net.stem(_two_positions(x, 16))
         skips = []

@@ -1,6 +1,7 @@
 """2D encoders from timm: ViT, SwinV2, ConvNeXt and their small siblings, and any timm name, behind the one contract.
 
-Trunks at the paper's size with 3 + 1 input channels: ViT-B/16 86.6 M parameters, SwinV2-B 86.9 M, ConvNeXt-B 87.6 M.
+Trunks at the paper's size with 3 + 1 input channels: ViT-B/16 86.6 M parameters (86.9 M with a neck of 128 channels),
+SwinV2-B 86.9 M, ConvNeXt-B 87.6 M.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class TimmEncoder(Encoder):
         patch_size: side of a patch in pixels (ViT and Swin); None is the trunk's own.
         output_stride: pixels per position of the map, 8, 16 or 32, by dilation (ConvNeXt, ResNet); None is the trunk's.
         drop_path_rate: stochastic depth while training.
+        neck: channels of a neck after the trunk (a 1 x 1 and a 3 x 3 convolution, each with a layer norm over the
+            channels), whose map is then ``dense`` and ``embedding``; None is none. The authors' ViT-B has one of 128.
         uses_guide: False for a trunk trained elsewhere: it has no input for the guide, and drops that channel.
         mean, std: per image channel, applied inside to images in [0, 1]: what a trunk trained elsewhere expects.
 
@@ -68,10 +71,13 @@ class TimmEncoder(Encoder):
         patch_size: int | None = None,
         output_stride: int | None = None,
         drop_path_rate: float = 0.0,
+        neck: int | None = None,
         uses_guide: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
+        if neck is not None and neck < 1:
+            raise InputError(f"encoder {name}: neck={neck} channels; give a number of 1 or more.")
         asked = {"patch_size": patch_size, "output_stride": output_stride}
         asked = {option: value for option, value in asked.items() if value is not None}
         model = create_trunk(
@@ -93,6 +99,9 @@ class TimmEncoder(Encoder):
                 name, model, image_channels + uses_guide, image_size, channels, stride
             )
         options: dict[str, Any] = {"image_size": image_size, "drop_path_rate": drop_path_rate, **asked}
+        trunk_channels = channels
+        if neck is not None:
+            options["neck"] = channels = neck
         super().__init__(
             name=name,
             dims=2,
@@ -112,6 +121,7 @@ class TimmEncoder(Encoder):
         self.options |= self.input.options
         self.trunk = model
         self._norm = norm
+        self.neck = nn.Identity() if neck is None else _neck(trunk_channels, neck)
 
     @property
     def stage_shapes(self) -> tuple[StageShape, ...]:
@@ -120,18 +130,29 @@ class TimmEncoder(Encoder):
 
     def extract(self, x: Tensor) -> Features:
         """Features of (B, in_channels, H, W), H and W multiples of the stride."""
-        dense = _maps(self.trunk, self.input(x), self._norm)[-1]
+        dense = self.neck(_maps(self.trunk, self.input(x), self._norm)[-1])
         return Features(dense, dense)
 
     def extract_stages(self, x: Tensor) -> list[Tensor]:
         """Maps of (B, in_channels, H, W) along the trunk; the last is ``dense``."""
-        return _maps(self.trunk, self.input(x), self._norm, self._looks)
+        *before, last = _maps(self.trunk, self.input(x), self._norm, self._looks)
+        return [*before, self.neck(last)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block."""
         if not hasattr(self.trunk, "set_grad_checkpointing"):
             raise InputError(f"encoder {self.name} has no activation checkpointing.")
         self.trunk.set_grad_checkpointing(enable)
+
+
+def _neck(channels: int, out: int) -> nn.Sequential:
+    """From the trunk's channels to ``out``; the norms take the place of biases."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 1, bias=False),
+        LayerNorm2d(out),
+        nn.Conv2d(out, out, 3, padding=1, bias=False),
+        LayerNorm2d(out),
+    )
 
 
 def create_trunk(name: str, *, required: dict[str, Any], flexible: dict[str, Any]) -> nn.Module:

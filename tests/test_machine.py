@@ -1,0 +1,75 @@
+"""Number formats and the optimizer by device, and that they change what they should and nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from frepa.errors import InputError
+from frepa.machine import adam, autocast_dtype, has_fast_bf16, training_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [([], "fp32"), (["_is_avx512_bf16_supported"], "bf16")])
+def test_auto_is_bf16_on_a_cpu_that_has_it(monkeypatch, instructions, expected):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions, raising=False)
+    assert has_fast_bf16(CPU) == (expected == "bf16")
+    assert training_precision("auto", CPU) == expected
+    assert autocast_dtype("auto", CPU) is None  # an instrument does not depend on the processor
+    with pytest.raises(InputError, match=f"--precision {expected}"):
+        training_precision("fp16", CPU)
+
+
+def test_a_torch_that_cannot_tell_gets_float32(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert training_precision("auto", CPU) == "fp32"
+
+
+def test_what_is_asked_for_is_kept_and_what_is_not_known_refused():
+    assert [training_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert training_precision("fp16", torch.device("cuda")) == "fp16"
+    with pytest.raises(InputError, match="Did you mean fp32"):
+        training_precision("fp23", CPU)
+
+
+def test_adam_in_one_pass_is_adam():
+    """Against the textbook: m / (sqrt(v) + eps), each freed of its bias."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    expected, m, v = weight.detach().clone(), 0, 0
+    optimizer = adam([{"params": [weight]}], lr=0.1)
+    for step in range(1, 6):
+        gradient = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected -= 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_adam_goes_on_from_its_state_to_the_bit():
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(torch.randn(8, 6)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
+    broken = copy.deepcopy(whole)
+    train(whole, adam(whole.parameters(), 1e-2), range(8))
+    first = adam(broken.parameters(), 1e-2)
+    train(broken, first, range(3))
+    resumed = copy.deepcopy(broken)
+    second = adam(resumed.parameters(), 1e-2)
+    second.load_state_dict(first.state_dict())
+    train(resumed, second, range(3, 8))
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters()))
