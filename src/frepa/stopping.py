@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def terminated_like_interrupted() -> Any:
+def terminated_like_interrupted() -> Iterator[None]:
     """While inside, SIGTERM raises KeyboardInterrupt, so that what is open is closed and workers are told."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -93,6 +94,23 @@ def terminated_like_interrupted() -> Any:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def workers_starting() -> Iterator[None]:
+    """While inside, the signals wait: a worker that is just being started has not yet said that it does not hear them.
+
+    Workers started inside call `end_with_parent` first.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - not a POSIX system
+        yield
+        return
+    numbers = {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent(worker: int = 0) -> None:

@@ -35,7 +35,7 @@ from frepa.pretraining.source_record import check_source
 from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
 from frepa.schedules import learning_rates
-from frepa.stopping import StopRequest
+from frepa.stopping import StopRequest, workers_starting
 
 if TYPE_CHECKING:
     from frepa.pretraining.methods.adversarial import Adversary
@@ -83,20 +83,20 @@ def _pretrain(options: Mapping[str, Any], run: RunFolder) -> None:
 
     def batches(first: int, last: int) -> Iterator[Batch]:
         per_step = share * fabric.world_size
-        return iter(
-            make_loader(
-                source,
-                stream=part.stream,
-                batch_size=share,
-                start_position=first * per_step,
-                stop_position=last * per_step,
-                rank=fabric.global_rank,
-                world_size=fabric.world_size,
-                num_workers=options["num_workers"],
-                pin_memory=fabric.device.type == "cuda",
-                **shape,
-            )
+        loader = make_loader(
+            source,
+            stream=part.stream,
+            batch_size=share,
+            start_position=first * per_step,
+            stop_position=last * per_step,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            num_workers=options["num_workers"],
+            pin_memory=fabric.device.type == "cuda",
+            **shape,
         )
+        with workers_starting():
+            return iter(loader)
 
     stop = StopRequest()
     lost = LostData(options["max_unreadable"], share, fabric.world_size)

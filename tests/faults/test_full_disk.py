@@ -1,0 +1,67 @@
+"""Promise: a full disk is one plain sentence, the state before it is intact, and the command goes on with room."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from faults_helpers import PRETRAIN, contents, small_disk, write_images
+from frepa.cli import main
+
+_STEPS = ["--max-steps=6", "--checkpoint-every=2", "--num-workers=0"]
+# Files that say when or how fast something was done
+_TIMES = ("speed.jsonl", "report.html", "config.yaml", ".frepa-run.jsonl", "encoder.json")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="module")
+def whole(scans, tmp_path_factory) -> tuple[dict[str, bytes], int]:
+    """A run that nothing happened to, and the bytes it needs."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["pretrain", str(scans), f"--out={run}", *PRETRAIN, *_STEPS]) == 0
+    return contents(run, *_TIMES), sum(path.stat().st_size for path in run.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "share", [0.4, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.6, 0.8, 0.95))]
+)
+def test_pretraining_goes_on_when_there_is_room(scans, whole, tmp_path, capsys, share):
+    expected, needed = whole
+    with small_disk(tmp_path / "disk", 4096 + int(share * needed)) as disk:
+        run = disk.folder / "run"
+        words = ["pretrain", str(scans), f"--out={run}", *PRETRAIN, *_STEPS, "--resume"]
+        assert main(words) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("is full") == 1
+        assert "with --resume" in said.err
+        assert not list(run.rglob("*.tmp"))
+        disk.resize(3 * needed)
+        assert main(words) == 0
+        assert contents(run, *_TIMES) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1000, 20_000, 300_000, 1_000_000])
+def test_a_limit_on_the_size_of_files_is_a_full_disk_too(scans, whole, tmp_path, limit):
+    run = tmp_path / "run"
+    words = ["pretrain", str(scans), f"--out={run}", *PRETRAIN, *_STEPS, "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-m", "frepa.cli", *words],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert "is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert main(words) == 0
+    assert contents(run, *_TIMES) == whole[0]

@@ -1,0 +1,73 @@
+"""What the attacks of tests/faults share: small sets of images, short commands, a disk of few bytes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frepa.images.angiograms import angiogram
+
+ENCODER = "random:timm:test_convnext"
+PRETRAIN = ["--encoder=timm:test_convnext", "--image-size=32", "--guide=none", "--batch-size=4", "--spectrum-patch=4",
+            "--image-patch=8", "--val-images=0", "--quiet"]  # fmt: skip
+
+
+def write_images(folder: Path, count: int = 12) -> Path:
+    """Angiograms in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(count):
+        image, _ = angiogram(32, seed)
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{seed:02d}.png")
+    return folder
+
+
+def write_labelled(folder: Path, count: int = 8, side: int = 32) -> Path:
+    """Angiograms with masks in images/ and masks/, which are also two classes of images by folder."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for seed in range(count):
+        image, mask = angiogram(side, seed)
+        for kind, array in (("images", image), ("masks", mask)):
+            Image.fromarray((array * 255).astype(np.uint8)).save(folder / kind / f"{seed}.png")
+    return folder
+
+
+def contents(folder: Path, *leave_out: str) -> dict[str, bytes]:
+    """Bytes of every file by its path, but for names in ``leave_out`` and states, whose headers are in no order."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in leave_out and not path.name.startswith("step-")
+    }
+
+
+class SmallDisk:
+    """A folder on a disk of a few bytes, which can be made larger."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def resize(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
+    """A tmpfs of ``size`` bytes at ``folder``; the test is skipped where none can be mounted."""
+    folder.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        yield SmallDisk(folder)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
