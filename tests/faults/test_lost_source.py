@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from frepa.cli import main
 from frepa.images.angiograms import angiogram
 from frepa.pretraining.checkpoints import Checkpoints
 from frepa.pretraining.journal import Journal
+from frepa.pretraining.loop import _to_device
 
 
 @pytest.fixture
@@ -67,3 +72,48 @@ def test_a_lost_mount_ends_the_run_and_it_goes_on_when_it_is_back(scans, tmp_pat
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 15))
     assert all(("loss" in row) == (not 3 < row["step"] <= 8) for row in rows)
+
+
+def test_what_is_missing_counts_the_same_however_a_batch_is_spread():
+    """The gradient of a weighted mean of w * x: by hand, over one rank of four images, two of two, four of one."""
+    images = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    for unreadable in ([], [2], [0, 3], [0, 1], [1, 2, 3], [0, 1, 2, 3]):
+        readable = [place for place in range(4) if place not in unreadable]
+        expected = images[readable].sum().item() / 4
+        for ranks in (1, 2, 4):
+            share, gradients = 4 // ranks, []
+            for rank in range(ranks):
+                own = [place for place in range(rank * share, (rank + 1) * share) if place in readable]
+                batch = {"image": images[own].reshape(-1, 1, 1, 1)}
+                image, weight = _to_device(batch, torch.device("cpu"), share)
+                parameter = torch.zeros(1, requires_grad=True)
+                ((parameter * image).mean() * weight).backward()
+                gradients.append(parameter.grad.item())
+            assert sum(gradients) / ranks == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_two_ranks_list_what_either_could_not_read_and_train_as_one(scans, tmp_path):
+    for name in ("03.png", "08.png"):
+        data = (scans / name).read_bytes()
+        (scans / name).write_bytes(data[:60] + bytes(len(data) - 60))
+    rows, skipped = {}, {}
+    for devices in (1, 2):
+        run = tmp_path / f"run{devices}"
+        words = [*_words(scans, run), f"--devices={devices}"]
+        words.remove("--max-steps=14")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "frepa.cli", *words, "--max-steps=6"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        rows[devices] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        skipped[devices] = (run / "skipped.csv").read_text()
+    assert skipped[1] == skipped[2]
+    assert len(skipped[1].splitlines()) == 3
+    for one, two in zip(rows[1], rows[2]):
+        for name in ("loss", "rmse", "gradient", "hfl", "consistency", "gradient_norm"):
+            assert two[name] == pytest.approx(one[name], rel=5e-3), (one["step"], name)

@@ -264,9 +264,9 @@ class FileSource(Source):
     def listing(self) -> Iterable[tuple[str, int]]:
         for start in range(0, len(self._names), _CHUNK):
             part = slice(start, start + _CHUNK)
-            names = self._names[part].to_pylist()
+            names = [os.fsdecode(name) for name in self._names[part].to_pylist()]
             if self._members is not None:
-                members = self._members[part].to_pylist()
+                members = [_text(member) for member in self._members[part]]
                 names = [name if member is None else f"{name}#{member}" for name, member in zip(names, members)]
             yield from zip(names, self._sizes[part].tolist())
 
