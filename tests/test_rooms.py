@@ -11,8 +11,9 @@ import frepa
 ROOT = Path(frepa.__file__).parent
 #: From the ground up: a room may import from those before it. One line here for a new room.
 ROOMS = (
-    "errors", "names", "files", "states", "locks", "user_paths", "run_folders", "machine", "memory", "draws", "schedules", "report", "images", "datasets", "checks", "corruption",
-    "encoders", "heads", "pretraining", "downstream", "analysis", "comparison", "verbs", "cli", "__main__",
+    "errors", "names", "files", "states", "checkpoints", "locks", "user_paths", "run_folders", "stopping", "machine",
+    "memory", "draws", "schedules", "report", "images", "datasets", "checks", "corruption", "encoders", "heads",
+    "pretraining", "downstream", "analysis", "comparison", "verbs", "cli", "__main__",
 )  # fmt: skip
 
 

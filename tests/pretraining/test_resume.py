@@ -21,7 +21,7 @@ from PIL import Image
 from frepa.encoders.files import find_weights, load_encoder, read_description
 from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
-from frepa.pretraining.checkpoints import Checkpoints
+from frepa.checkpoints import Checkpoints
 
 _OPTIONS = [
     "--image-size=32", "--batch-size=4", "--max-steps=12", "--spectrum-patch=4",
