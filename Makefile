@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A worker per core, at most four: each holds a copy of PyTorch. Files stay whole, since fixtures are made per file.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo test test-all lint docs clean
+.PHONY: setup demo test test-all faults lint docs clean
 
 setup: .venv/.installed
 
@@ -22,6 +22,11 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# Attacks: kills, full disks, lost sources, hostile files. Most of an hour on two cores; docs/reliability.md says what of.
+faults: setup
+	$(BIN)/python -m pytest tests/faults tests/images/store/test_restart.py tests/pretraining/test_resume.py
+	$(BIN)/python -m tests.faults.mutate --count 2500 --seed 7
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import stat
 import pytest
 import torch
 
-from frepa.pretraining.checkpoints import Checkpoints
+from frepa.checkpoints import Checkpoints
 from frepa.states import DamagedFile, hash_path, load_tree, save_tree
 
 

@@ -11,8 +11,8 @@ import frepa
 ROOT = Path(frepa.__file__).parent
 #: From the ground up: a room may import from those before it. One line here for a new room.
 ROOMS = (
-    "errors", "names", "options", "files", "states", "locks", "stopping", "user_paths", "run_folders", "machine",
-    "memory", "draws", "schedules", "report", "images", "datasets", "checks", "corruption", "encoders",
+    "errors", "names", "options", "files", "states", "checkpoints", "locks", "stopping", "user_paths", "run_folders",
+    "machine", "memory", "draws", "schedules", "report", "images", "datasets", "checks", "corruption", "encoders",
     "heads", "pretraining", "downstream", "analysis", "comparison", "verbs", "cli", "__main__",
 )  # fmt: skip
 

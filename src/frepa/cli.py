@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(command, words[len(command.split()) :])
     except InputError as error:
         return _wrong(f"frepa {command}", str(error))
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"frepa {command}: {stop}" if str(stop) else "Interrupted.", file=sys.stderr)
         return 3
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

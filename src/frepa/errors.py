@@ -39,7 +39,10 @@ class RunEnded(RuntimeError):
     code = 1  # of the command line
 
 
-class Stopped(RunEnded):
-    """A run was asked to stop (Ctrl-C, SIGTERM), saved its state and did."""
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop (Ctrl-C, SIGTERM), saved its state and did. The message says how to go on.
+
+    It is no `Exception`, because it may be raised anywhere: no reader of files may take it for a damaged one.
+    """
 
     code = 3

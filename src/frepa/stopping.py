@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from frepa.errors import Stopped
+
 if TYPE_CHECKING:
     import lightning_fabric
 
@@ -24,15 +26,29 @@ class StopRequest:
 
     A second Ctrl-C ends at once, as it does elsewhere. Signals that were ignored before stay ignored (``nohup``).
 
+    Args:
+        agree_every: steps between two questions of several ranks.
+        at_once: a sentence with which the run ends right where it is, by `Stopped`, but for what is :meth:`deferred`.
+
     Attributes:
         requested: somebody asked.
         reason: a sentence where the run itself asked, by :meth:`ask`; empty for a signal.
     """
 
-    def __init__(self, agree_every: int = 10) -> None:
+    def __init__(self, agree_every: int = 10, *, at_once: str = "") -> None:
         self.requested, self.reason = False, ""
-        self.agree_every = agree_every
+        self.agree_every, self.at_once = agree_every, at_once
+        self._deferred = 0
         self._before: dict[int, Any] = {}
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While inside, whoever is inside asks :attr:`requested`, saves, and ends."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
 
     def ask(self, reason: str) -> None:
         """Ask on the run's own behalf."""
@@ -41,6 +57,8 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self.requested
         self.requested = True
+        if self.at_once and not self._deferred:
+            raise Stopped(self.at_once)
         if number == signal.SIGINT:
             if again:
                 raise KeyboardInterrupt

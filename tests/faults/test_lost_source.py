@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from frepa.checkpoints import Checkpoints
 from frepa.cli import main
 from frepa.images.angiograms import angiogram
-from frepa.pretraining.checkpoints import Checkpoints
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import _to_device
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from faults_helpers import PRETRAIN, contents, write_images
+from frepa.checkpoints import Checkpoints
 from frepa.cli import main
-from frepa.pretraining.checkpoints import Checkpoints
 from frepa.pretraining.journal import Journal
 
 _STEPS = ["--max-steps=12", "--checkpoint-every=50"]

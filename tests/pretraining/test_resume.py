@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from frepa.checkpoints import Checkpoints
 from frepa.encoders.files import find_weights, load_encoder, read_description
 from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
-from frepa.pretraining.checkpoints import Checkpoints
 
 _OPTIONS = [
     "--image-size=32", "--batch-size=4", "--max-steps=12", "--method.spectrum-patch=4",

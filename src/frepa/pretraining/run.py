@@ -171,7 +171,7 @@ def _first_reason(fabric: lightning_fabric.Fabric, reason: str) -> str:
     return next((text for text in reasons if text), "")
 
 
-def _stopped(run: RunFolder, reason: str) -> RunEnded:
+def _stopped(run: RunFolder, reason: str) -> RunEnded | Stopped:
     if reason:
         return RunEnded(
             f"{reason}. The state is saved: see to the source, then continue with the same command and --resume "

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from frepa.checkpoints import Checkpoints
 from frepa.errors import InputError
 from frepa.files import append_json_lines, clean_temporaries, keep_lines, write_csv
-from frepa.pretraining.checkpoints import Checkpoints
 from frepa.run_folders import check_same_options, out_folder
 
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
