@@ -102,3 +102,9 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
 def test_sizes_for_a_person() -> None:
     assert gigabytes(3_440_000_000) == "3.4 GB"
     assert gigabytes(119_600_000) == "120 MB"
+
+
+def test_times_for_a_person() -> None:
+    assert [memory.duration(s) for s in (40, 119, 720, 12_000, 187_200)] == [
+        "40 s", "2 min", "12 min", "3 h 20 min", "2 days 4 h",
+    ]  # fmt: skip

@@ -39,11 +39,12 @@ def has_fast_bf16(device: torch.device) -> bool:
 def training_precision(asked: str, device: torch.device) -> str:
     """``--precision`` of pretraining, resolved: fp32, bf16 or fp16.
 
-    ``auto`` is bf16 where the device has instructions for it, else fp32. Weights, optimizer and objective stay in
-    float32 either way. Raises InputError for fp16 on a CPU, which PyTorch would silently make bf16.
+    ``auto`` is bf16 on a GPU that has instructions for it, else fp32: on a CPU the same command gives the same encoder
+    whatever the processor, and bf16 is there for the asking. Weights, optimizer and objective stay in float32 either
+    way. Raises InputError for fp16 on a CPU, which PyTorch would silently make bf16.
     """
     if asked == "auto":
-        return "bf16" if has_fast_bf16(device) else "fp32"
+        return "bf16" if device.type == "cuda" and has_fast_bf16(device) else "fp32"
     known = ("fp32", "bf16", "fp16")
     if asked not in known:
         raise InputError(f"--precision {asked}: not known. {nearest(asked, ['auto', *known])}")

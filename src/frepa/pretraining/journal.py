@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.files import announce
+from frepa.memory import duration, gigabytes, memory_in_use
 from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.run_folder import RunFolder
 
@@ -55,6 +56,8 @@ class Journal:
         self._waited = 0.0
         self._since = time.perf_counter()
         self._since_step = 0
+        self._steps: int | None = None
+        self._told = False
         self._bar: tqdm | None = None
         self._board = _tensorboard(run) if fabric.is_global_zero else None
 
@@ -74,6 +77,7 @@ class Journal:
 
     def begin(self, step: int, steps: int) -> None:
         self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
+        self._steps = steps
         if self.fabric.is_global_zero and not self.quiet:
             terminal = sys.stderr.isatty()
             # In a log file a line every 30 s is enough; on a terminal the bar redraws itself.
@@ -199,12 +203,20 @@ class Journal:
             "step": int(row["step"]),
             "images_per_second": round(steps * self.batch_size / seconds, 3),
             "waiting_share": round(self._waited / seconds, 4),
+            "memory_bytes": memory_in_use(self.fabric.device),
         }
         self.run.append(self.run.speed, [speed])
+        if not self._told and self._steps is not None:
+            self._told = True
+            left = (self._steps - int(row["step"])) * seconds / steps
+            held = gigabytes(speed["memory_bytes"])
+            self.tell(f"Step {row['step']} of {self._steps:,}: {held} of memory in use, about {duration(left)} left.")
         if self._bar is not None:
             shown = {name: f"{row[name]:.4f}" for name in [n for n in row if n not in ("step", "lr")][:_SHOWN]}
             self._bar.set_postfix(
-                shown | {"img/s": f"{speed['images_per_second']:.1f}", "wait": f"{speed['waiting_share']:.0%}"},
+                shown
+                | {"img/s": f"{speed['images_per_second']:.1f}", "wait": f"{speed['waiting_share']:.0%}"}
+                | {"mem": gigabytes(speed["memory_bytes"])},
                 refresh=False,
             )
         self._since, self._since_step, self._waited = now, int(row["step"]), 0.0

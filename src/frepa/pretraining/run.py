@@ -20,10 +20,13 @@ from frepa.encoders.registry import build_encoder
 from frepa.errors import InputError, RunEnded, Stopped
 from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
+from frepa.machine import default_device, training_precision
+from frepa.memory import StepMemory, check_room, measure_step
 from frepa.pretraining.columns import classes_of, columns_of
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Plan, fit
 from frepa.pretraining.lost_data import LostData
+from frepa.pretraining.methods.contract import Batch as MethodBatch
 from frepa.pretraining.methods.contract import Method, Setting
 from frepa.pretraining.methods.registry import build_method
 from frepa.pretraining.options import Settings, resolved
@@ -52,7 +55,8 @@ def run_pretraining(settings: Settings) -> Path:
 
 
 def _pretrain(settings: Settings, run: RunFolder) -> None:
-    execution = replace(settings.execution, precision=cast(Any, _precision(settings.execution.precision)))
+    precision = training_precision(settings.execution.precision, default_device())
+    execution = replace(settings.execution, precision=cast(Any, precision))
     settings = replace(settings, execution=execution)
     data, seed = settings.data, settings.optimisation.seed
     fabric = lightning_fabric.Fabric(
@@ -111,6 +115,14 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
         else None
     )
     journal.tell(_announcement(settings, source, plan, method, fabric, run))
+    if fabric.device.type == "cpu":  # a GPU says itself that its memory is full; here the process would be ended
+        remedies = [] if execution.recompute else ["--recompute (more time, the same result)"]
+        needed = _step_memory(method, source.channels, cast(int, data.image_size))
+        journal.tell(
+            check_room(
+                needed, batch=share * plan.accumulate, parts=plan.accumulate, device=fabric.device, remedies=remedies
+            )
+        )
 
     def facts(step: int) -> dict[str, Any]:
         return {
@@ -147,6 +159,17 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
         save_encoder(run.root, method.encoder, facts(len(plan.rates)))
         write_report(run, settings.config, method, source)
     fabric.barrier()
+
+
+def _step_memory(method: Method, channels: int, side: int) -> StepMemory:
+    """What a step takes, from one sample without content; in evaluation mode, so that nothing is changed or drawn."""
+    image = torch.zeros(1, channels, *(side,) * method.encoder.dims)
+    sample = MethodBatch(image, torch.zeros(1, dtype=torch.bool), [0], augment=False)
+    method.eval()
+    try:
+        return measure_step(method, lambda: method(sample).loss)
+    finally:
+        method.train()
 
 
 def _begin(run: RunFolder, settings: Settings, source: Source) -> None:
@@ -236,12 +259,6 @@ def _build(settings: Settings, source: Source) -> Method:
                 "with a column 'label', or a labelled dataset of the catalogue."
             )
     return method
-
-
-def _precision(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def _devices(asked: str) -> Any:
