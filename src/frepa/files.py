@@ -138,6 +138,13 @@ def clean_temporaries(folder: Path, *, names: Iterable[str] | None = None, older
     return removed
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove ``folder`` and the folders below it, as far as no file is in them."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
 def sync_to_disk(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     try:

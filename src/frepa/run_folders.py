@@ -317,6 +317,8 @@ def check_same_options(config: Path, options: Mapping[str, Any], may_change: Ite
     Raises:
         InputError: names each option that differs, with both values.
     """
+    if not config.exists():  # killed before it was written: nothing was begun
+        return
     try:
         stored = yaml.safe_load(config.read_text("utf-8")) or {}
         if not isinstance(stored, dict):

@@ -28,13 +28,23 @@ def write_images(folder: Path, count: int = 12) -> Path:
 
 
 def write_labelled(folder: Path, count: int = 8, side: int = 32) -> Path:
-    """Angiograms with masks in images/ and masks/, which are also two classes of images by folder."""
+    """Angiograms with masks, in images/ and masks/."""
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         image, mask = angiogram(side, seed)
         for kind, array in (("images", image), ("masks", mask)):
             Image.fromarray((array * 255).astype(np.uint8)).save(folder / kind / f"{seed}.png")
+    return folder
+
+
+def write_classes(folder: Path, count: int = 10) -> Path:
+    """Angiograms of two classes, bright ones and dark ones."""
+    for name, factor in (("bright", 255), ("dark", 120)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for seed in range(count):
+            image, _ = angiogram(32, seed)
+            Image.fromarray((image * factor).astype(np.uint8)).save(folder / name / f"{seed}.png")
     return folder
 
 

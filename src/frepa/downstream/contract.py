@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.head_files import WEIGHTS, load_weights
 from frepa.downstream.options import TaskOptions
 from frepa.downstream.page import RunPage
+from frepa.downstream.resuming import HeadState
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference
 from frepa.images.scan import Skipped
@@ -91,12 +92,27 @@ class Place:
         folder: the head's own folder in it.
         metrics: JSON lines of all heads.
         reference: to the encoder.
+        states: where the state of its training is kept.
     """
 
     root: Path
     folder: Path
     metrics: Path
     reference: EncoderReference
+    states: HeadState | None = None
+
+
+def found_in(tested: Tested[Any, Any]) -> dict[str, Any]:
+    """What a tested head adds to what its run knows already: the part that has to be kept for a run to be continued."""
+    known = ("round", "place", "data", "model")
+    values = {f.name: getattr(tested, f.name) for f in fields(tested) if f.name not in known}
+    return {"of": type(tested), "values": values, "settings": tested.model.settings}
+
+
+def tested_again(found: Mapping[str, Any], round: Round, place: Place, data: Any, model: Any) -> Any:
+    """The tested head of which `found_in` told."""
+    model.settings = found["settings"]
+    return found["of"](round=round, place=place, data=data, model=model, **found["values"])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.options import FitOptions
+from frepa.downstream.resuming import HeadState
 from frepa.files import append_json_lines
 from frepa.machine import deterministic
 from frepa.schedules import learning_rates
@@ -91,6 +93,7 @@ class FitState:
         step: steps taken.
         best: the highest validation so far, None before there is one; ``best_step``, and ``weights``: copies.
         pending: losses of steps that are not in ``metrics`` yet.
+        seconds: since the start, of which ``validating`` went into validations.
     """
 
     model: HeadOnFrozen
@@ -100,6 +103,19 @@ class FitState:
     best_step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
     pending: list[dict[str, Tensor]] = field(default_factory=list)
+    seconds: float = 0.0
+    validating: float = 0.0
+
+    def kept(self) -> dict[str, Any]:
+        """What else there is to remember of a training: its best validation, and the time it took so far."""
+        best = None if self.best is None else {"rank": list(self.best.rank), "scores": self.best.scores}
+        return {"best": best, "best_step": self.best_step, "seconds": self.seconds, "validating": self.validating}
+
+    def take(self, kept: Mapping[str, Any]) -> None:
+        """Put back what `kept` gave."""
+        best = kept["best"]
+        self.best = None if best is None else Validation(tuple(best["rank"]), best["scores"])
+        self.best_step, self.seconds, self.validating = kept["best_step"], kept["seconds"], kept["validating"]
 
     def validated(self, found: Validation) -> None:
         """Keep the weights where they are strictly better; NaN is never better."""
@@ -132,6 +148,7 @@ def fit(
     validate: Callable[[], Validation] | None,
     marks: Mapping[str, int] | None = None,
     from_start: bool = False,
+    states: HeadState | None = None,
     quiet: bool = False,
 ) -> Fit:
     """Train what trains with the head by Adam; leave the weights with the best validation in the model.
@@ -147,17 +164,21 @@ def fit(
         val_every: steps between validations; one more comes at the end.
         validate: the validation; None without a validation part.
         marks: stand in every line of ``metrics``: fold and seed, where there are several heads.
+        states: where the state is kept between steps, and whether somebody asked to stop; a training that was broken
+            off goes on from there, and ends as one that was not.
 
     Raises:
         TrainingDiverged: the loss is not finite.
+        Stopped: somebody asked; the state is saved.
     """
     steps, marks = len(rates), marks or {}
     state = FitState(model, torch.optim.Adam(model.trained_parameters(), lr=float(rates[0]) if steps else 0.0))
-    validating, shown = 0.0, dict[str, str]()
-    start = time.perf_counter()
+    shown = dict[str, str]()
+    if states is not None:
+        states.restore(state)
+    start = time.perf_counter() - state.seconds
 
     def look() -> None:
-        nonlocal validating
         assert validate is not None
         since = time.perf_counter()
         found = validate()
@@ -165,12 +186,14 @@ def fit(
         name, value = next(iter(found.scores.items()))
         shown[name] = f"{100 * value:.2f} %"
         state.validated(found)
-        validating += time.perf_counter() - since
+        state.validating += time.perf_counter() - since
 
-    bar = tqdm(total=steps, unit="step", desc=training_words(marks), disable=quiet, dynamic_ncols=True)
-    if from_start and validate is not None:
-        look()
-    with bar, deterministic(model.device):
+    words = training_words(marks)
+    bar = tqdm(total=steps, initial=state.step, unit="step", desc=words, disable=quiet, dynamic_ncols=True)
+    waits = states.stop.deferred() if states is not None else contextlib.nullcontext()
+    with bar, waits, deterministic(model.device):
+        if from_start and validate is not None and state.step == 0:
+            look()
         while state.step < steps:
             state.step += 1
             for group in state.optimizer.param_groups:
@@ -189,11 +212,14 @@ def fit(
                 look()
             bar.set_postfix(shown, refresh=False)
             bar.update()
+            state.seconds = time.perf_counter() - start
+            if states is not None:
+                states.after_step(state, due=due or last)
     if state.weights:
         model.load_trained_state(state.weights)
     model.eval()
     scores, kept = (state.best.scores, state.best_step) if state.best is not None else ({}, steps)
-    return Fit(steps, kept, scores, time.perf_counter() - start, validating)
+    return Fit(steps, kept, scores, time.perf_counter() - start, state.validating)
 
 
 def training_words(marks: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from frepa.errors import InputError
 from frepa.images.intensity import check_window
 
 #: Options that never change a result: they are not kept with a run.
-_PASSING = ("overwrite", "quiet")
+_PASSING = ("resume", "overwrite", "quiet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class RunOptions:
         num_workers: threads that read ahead; they never change the result.
         precision: fp32, bf16 or auto.
         feature_cache: folder for the 2D features of a slice transfer; None keeps none.
+        resume: continue the run that is there. overwrite: replace it.
     """
 
     out: str
@@ -90,6 +91,7 @@ class RunOptions:
     num_workers: int
     precision: str
     feature_cache: str | None
+    resume: bool = False
     overwrite: bool
     quiet: bool
 

@@ -147,6 +147,11 @@ class HeadState:
         save_tree(self.result, kept)
         self._drop_states()
 
+    @property
+    def end(self) -> int:
+        """Bytes of ``metrics`` with the lines of this head, which is finished."""
+        return int(load_tree(self.result)["metrics"])
+
     def remove(self) -> None:
         """Take away all there is of it."""
         self._drop_states()
@@ -213,6 +218,8 @@ def packed(value: Any) -> Any:
         return value.item()
     if isinstance(value, Path):
         return {"path": os.fspath(value).encode("utf-8", "surrogateescape").hex()}
+    if isinstance(value, type):
+        return {"type": f"{value.__module__}:{value.__qualname__}"}
     kind = f"{type(value).__module__}:{type(value).__qualname__}"
     if is_dataclass(value):
         return {"class": kind, "values": {f.name: packed(getattr(value, f.name)) for f in fields(value) if f.init}}
@@ -239,6 +246,8 @@ def unpacked(value: Any) -> Any:
         return value
     if "array" in value:
         return value["array"].numpy().reshape(value["shape"])
+    if "type" in value:
+        return _class(value["type"])
     if "path" in value:
         return Path(bytes.fromhex(value["path"]).decode("utf-8", "surrogateescape"))
     if "tuple" in value:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from frepa.downstream.contract import Data, Model, Place, Result, Round, Task
+from frepa.downstream.contract import Data, Model, Place, Result, Round, Task, found_in, tested_again
 from frepa.downstream.frozen import load_trained_state, open_cache, trained_state
 from frepa.downstream.page import RunPage
+from frepa.downstream.resuming import MAY_CHANGE_ON_RESUME, STATES, HeadState, digest
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
-from frepa.files import write_csv, write_json
+from frepa.files import remove_empty, write_csv, write_json
 from frepa.machine import default_device, device_name, versions
-from frepa.run_folders import OutFolder, out_folder
+from frepa.run_folders import CONFIG, OutFolder, check_same_options, out_folder
+from frepa.stopping import StopRequest
 
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
@@ -39,12 +41,29 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
     options = task.options
     options.check()
     inputs = {"the source": options.data.source, "--encoder": options.encoder}
-    with out_folder(options.run.out, task.verb, overwrite=options.run.overwrite, inputs=inputs) as out:
-        _run(task, out)
+    go_on = f"Continue with the same command and --resume ({options.run.out})."
+    with (
+        out_folder(
+            options.run.out,
+            task.verb,
+            overwrite=options.run.overwrite,
+            resume=options.run.resume,
+            can_resume=True,
+            inputs=inputs,
+            go_on="Make room and give the same command with --resume.",
+        ) as out,
+        StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
+    ):
+        if out.resumed:
+            check_same_options(out.root / CONFIG, options.kept(), MAY_CHANGE_ON_RESUME)
+        if out.resumed and (out.root / RESULTS).is_file() and not (out.root / STATES).is_dir():
+            _tell(f"The run {out.root} is complete; nothing is left to do.")
+        else:
+            _run(task, out, stop, go_on)
     return out.root
 
 
-def _run(task: Task[Data, Model, Result], out: OutFolder) -> None:
+def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_on: str) -> None:
     options, root, quiet = task.options, out.root, task.options.run.quiet
 
     # 2. Open the encoder. 3. Open the data.
@@ -80,17 +99,27 @@ def _run(task: Task[Data, Model, Result], out: OutFolder) -> None:
 
     out.start(options.kept())
     for sentence in _announced(task, divided, reference, models[0], device, warnings):
-        tqdm.write(sentence, file=sys.stderr)
+        _tell(sentence)
 
     # 6. Train. 7. Test.
     fresh = {name: tensor.clone() for name, tensor in trained_state(encoder).items()}
-    tested = []
+    tested: list[Result] = []
+    belongs, states, written = digest(reference.weights, data), list[HeadState](), 0
     for one, model in zip(rounds, models):
+        part = divided[(one.fold or 1) - 1]
         # The blocks of a slice transfer are one object for all heads: every head begins with them untrained.
         load_trained_state(encoder, fresh)
-        place = Place(root, one.folder(root), root / METRICS, reference)
+        state = HeadState(one.folder(root / STATES), root / METRICS, written, belongs, stop, go_on, _tell)
+        place = Place(root, one.folder(root), root / METRICS, reference, state)
         place.folder.mkdir(parents=True, exist_ok=True)
-        tested.append(task.train_and_test(model, divided[(one.fold or 1) - 1], one, place))
+        found = state.load_result() if out.resumed else None
+        if found is None:
+            tested.append(task.train_and_test(model, part, one, place))
+            state.save_result(found_in(tested[-1]))
+        else:
+            tested.append(tested_again(found, one, place, part, model))
+        states.append(state)
+        written = state.end
     task.close()
 
     # 8. Verify that the encoder is what it was.
@@ -123,7 +152,14 @@ def _run(task: Task[Data, Model, Result], out: OutFolder) -> None:
     task.fill_page(page, summary, tested)
     page.finish()
     for sentence in [*own.get("warnings", []), *task.verdicts(summary)]:
-        tqdm.write(sentence, file=sys.stderr)
+        _tell(sentence)
+    for state in states:
+        state.remove()
+    remove_empty(root / STATES)
+
+
+def _tell(sentence: str) -> None:
+    tqdm.write(sentence, file=sys.stderr)
 
 
 def _checked(task: Task[Data, Model, Result], divided: Sequence[Data]) -> list[str]:

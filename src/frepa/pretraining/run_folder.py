@@ -70,7 +70,7 @@ class RunFolder:
             )
         )
         self.resumed = folder.resumed
-        if self.resumed and self.config.is_file():
+        if self.resumed:
             check_same_options(self.config, config, _free(config))
         folder.start(config)
         clean_temporaries(self.checkpoints.folder)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from frepa.errors import Stopped
 from frepa.files import write_atomically
 from frepa.images.angiograms import angiogram
 from frepa.report.figures import loss_curves
@@ -31,7 +32,10 @@ def run_demo(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: 
     """Run ``frepa demo``; returns its folder."""
     with out_folder(out, "demo", overwrite=overwrite) as folder:
         folder.start()
-        _run(out, seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet)
+        try:
+            _run(out, seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet)
+        except Stopped:
+            raise Stopped("Stopped on request. A demo is begun again: add --overwrite.") from None
     return out
 
 

@@ -31,6 +31,7 @@ def classify(
     seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -77,7 +78,9 @@ def classify(
             them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
-        overwrite: replace the run in --out.
+        resume: continue the run in --out that was stopped or killed; starts it when there is none yet. Heads that are
+            finished are not trained again.
+        overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
         quiet: no progress bars.
     """
     from frepa.downstream.classification.task import Classification
@@ -105,6 +108,7 @@ def classify(
             num_workers=num_workers,
             precision=precision,
             feature_cache=feature_cache,
+            resume=resume,
             overwrite=overwrite,
             quiet=quiet,
         ),

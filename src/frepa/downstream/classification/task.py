@@ -107,7 +107,14 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
         assert self._features is not None
         plan = plan_training(model, data, self.options, round.seed)
         training = train_classifier(
-            model, self._features, data, plan, place.metrics, marks=round.marks, quiet=self.options.run.quiet
+            model,
+            self._features,
+            data,
+            plan,
+            place.metrics,
+            marks=round.marks,
+            states=place.states,
+            quiet=self.options.run.quiet,
         )
         model.save(place.folder, place.reference, {"best_step": training.best_step, **round.kept})
         found = predict_rows(model, self._features, data, data.rows("test"), plan.batch_size)

@@ -19,6 +19,7 @@ from frepa.downstream.classification.metrics import accuracy, macro_auc
 from frepa.downstream.classification.model import ClassificationSettings, Classifier
 from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
 from frepa.downstream.options import TaskOptions
+from frepa.downstream.resuming import HeadState
 from frepa.draws import sample_keys
 from frepa.encoders.contract import Encoder
 from frepa.encoders.slice_transfer import SliceTransfer
@@ -110,6 +111,7 @@ def train_classifier(
     metrics: Path,
     *,
     marks: Mapping[str, int] | None = None,
+    states: HeadState | None = None,
     quiet: bool = False,
 ) -> ClassifierTraining:
     """Train the head, and what of the encoder trains with it; leave the weights with the best validation AUC in them.
@@ -165,6 +167,7 @@ def train_classifier(
         validate=validate if len(val) else None,
         marks=marks,
         from_start=True,
+        states=states,
         quiet=quiet,
     )
     auc, acc = (done.scores.get(name, math.nan) for name in ("val_auc", "val_acc"))

@@ -115,7 +115,15 @@ class Detection(Task[DetectionData, Detector, TestedDetector]):
         stream, plan = plan_training(model, data, self.options, round.seed)
         reading = Reading(data, model.settings.window)
         training = train_detector(
-            model, reading, stream, plan, place.metrics, marks=round.marks, workers=workers, quiet=quiet
+            model,
+            reading,
+            stream,
+            plan,
+            place.metrics,
+            marks=round.marks,
+            states=place.states,
+            workers=workers,
+            quiet=quiet,
         )
         # Where nothing can be validated, the threshold comes from the images that were trained on.
         chosen_on = "val" if data.targets[data.rows("val")].any() else "train"

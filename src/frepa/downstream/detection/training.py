@@ -21,6 +21,7 @@ from frepa.downstream.detection.metrics import CRITERIA, DetectionCase, average_
 from frepa.downstream.detection.model import DetectionSettings, Detector, whole_cells
 from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
 from frepa.downstream.options import check_least
+from frepa.downstream.resuming import HeadState
 from frepa.downstream.scores import summarise
 from frepa.downstream.windowed import WindowOptions, fitted_crop
 from frepa.encoders.contract import Encoder
@@ -103,6 +104,7 @@ def train_detector(
     metrics: Path,
     *,
     marks: Mapping[str, int] | None = None,
+    states: HeadState | None = None,
     workers: int = 2,
     quiet: bool = False,
 ) -> DetectorTraining:
@@ -118,6 +120,7 @@ def train_detector(
         reading: images and findings; ``stream`` numbers the training part's rows.
         stream, plan: which crops in which order, and the rest.
         marks: stand in every line of ``metrics``: fold and seed, where there are several heads.
+        states: where the state is kept between steps.
 
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -168,6 +171,7 @@ def train_detector(
             val_every=val_every or steps,
             validate=score if places else None,
             marks=marks,
+            states=states,
             quiet=quiet,
         )
     speed = steps * size / max(done.seconds - done.validating, 1e-9)

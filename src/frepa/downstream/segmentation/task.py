@@ -94,6 +94,7 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
             *plan_training(model, data, self.options, round.seed),
             place.metrics,
             marks=round.marks,
+            states=place.states,
             workers=workers,
             quiet=quiet,
         )

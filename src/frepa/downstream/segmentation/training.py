@@ -15,6 +15,7 @@ from torch import Tensor
 from frepa.datasets.reading import LabelledImage, read_case
 from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, working_case
 from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
+from frepa.downstream.resuming import HeadState
 from frepa.downstream.scores import summarise
 from frepa.downstream.segmentation.baselines import Baselines, fit_baselines
 from frepa.downstream.segmentation.data import LabelledCase, SegmentationData
@@ -115,6 +116,7 @@ def train_head(
     metrics: Path,
     *,
     marks: Mapping[str, int] | None = None,
+    states: HeadState | None = None,
     workers: int,
     quiet: bool,
 ) -> tuple[HeadTraining, Baselines]:
@@ -144,7 +146,7 @@ def train_head(
         if segmenter.head.kind == "linear" and probe is not None:
             training = HeadTraining(0, 0, probe.val_dsc, probe.seconds, 0.0, val_cases=len(val))
         else:
-            training = _train(segmenter, cache, places[1], stream, plan, metrics, marks, quiet=quiet)
+            training = _train(segmenter, cache, places[1], stream, plan, metrics, marks, states, quiet=quiet)
     return replace(training, probe=probe, notes=notes), baselines
 
 
@@ -156,6 +158,7 @@ def _train(
     plan: HeadPlan,
     metrics: Path,
     marks: Mapping[str, int] | None,
+    states: HeadState | None,
     *,
     quiet: bool,
 ) -> HeadTraining:
@@ -186,6 +189,7 @@ def _train(
         validate=score if cases else None,
         marks=marks,
         from_start=True,
+        states=states,
         quiet=quiet,
     )
     return HeadTraining(
