@@ -82,6 +82,7 @@ def test_a_folder_of_such_names_is_read_and_survives_processes(tmp_path: Path) -
     assert {os.fsencode(name) for name in names} >= set(NAMES)
     assert all(source.read(index).size == (24, 24) for index, name in enumerate(names) if "broken" not in name)
     assert source.fingerprint == again.fingerprint
+    assert [name for name, _ in source.listing()] == [source.file(index) for index in range(len(source))]
 
 
 def test_check_shows_them_written_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
