@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +150,35 @@ def test_help_is_in_groups_and_shows_the_chosen_method(capsys):
     for heading in ("What the encoder sees", "How the weights are found", "How the run is carried out", "method frepa"):
         assert heading in text
     assert "--method.mask-ratio" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ZeroDivisionError("division\nby zero"), ["ZeroDivisionError: division)"]),
+        (
+            PermissionError(13, "Permission denied", "a\x1bb.png"),
+            [r"a\x1bb.png: the system refused (Permission denied)"],
+        ),
+        (MemoryError(), ["Memory ran out", "--batch-size"]),
+    ],
+)
+def test_what_nobody_foresaw_is_one_sentence_and_its_traceback_a_file(
+    error: Exception, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def verb(source: str) -> None:
+        raise error
+
+    monkeypatch.setattr("frepa.cli.load_verb", lambda command: verb)
+    assert cli.main(["check", "folder"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "Traceback" not in told
+    assert all(word in told for word in words)
+    place = Path(re.search(r"is in (\S+\.log);", told).group(1))
+    assert "Traceback" in place.read_text()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    place.unlink()
+    monkeypatch.setenv("FREPA_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main(["check", "folder"])

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sys
+import tempfile
+import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +17,12 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import frepa
 from frepa.errors import InputError, nearest
+from frepa.names import shown
 from frepa.options import REQUIRED, Group, Option, choices, defaults_of, groups, instead
 from frepa.stopping import terminated_like_interrupted
+
+#: Environment variable that lets a traceback through.
+DEBUG = "FREPA_DEBUG"
 
 # Command -> "module:function". A command of two words is listed as one.
 COMMANDS: dict[str, str] = {
@@ -60,6 +66,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        print(f"frepa {command}: {unforeseen(error)}", file=sys.stderr)
+        return 1
+
+
+def unforeseen(error: Exception) -> str:
+    """What ended a command although nobody thought of it, in a sentence; the traceback goes to a file it names."""
+    try:
+        handle, place = tempfile.mkstemp(prefix="frepa-", suffix=".log")  # for its owner alone
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+        where = f"The whole account is in {place}; it may hold names of files: read it before you send it."
+    except OSError:
+        where = f"Set {DEBUG}=1 to see the whole account."
+    said = shown(str(error).strip().partition("\n")[0])[:300]
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        return f"Memory ran out. A smaller --batch-size or --image-size takes less. {where}"
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{shown(str(error.filename))}: " if error.filename else ""
+        return f"{name}the system refused ({error.strerror}). {where}"
+    return f"Ended by something this program does not know how to handle ({kind}: {said}). {where}"
 
 
 def _run(command: str, words: list[str]) -> int:
