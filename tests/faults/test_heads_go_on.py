@@ -22,7 +22,7 @@ from frepa.downstream.resuming import HeadState, packed, unpacked
 
 _LONG = ["--max-steps=24", "--val-every=8", "--batch-size=4", "--num-workers=0", "--quiet", f"--encoder={ENCODER}"]
 _VERBS = {
-    "segment": ["--crop-size=32", "--folds=2"],
+    "segment": ["--crop-size=32", "--folds=2", "--features=last"],
     "classify": ["--head=mlp", "--folds=2", "--image-size=32"],
     "detect": ["--crop-size=32", "--folds=2"],
 }
@@ -42,8 +42,7 @@ def labelled(tmp_path_factory) -> Path:
 
 
 def _words(verb: str, labelled: Path, run: Path, *more: str) -> list[str]:
-    source = f"masks:{labelled / verb}" if verb == "detect" else str(labelled / verb)
-    return [verb, source, f"--out={run}", *_LONG, *_VERBS[verb], *more]
+    return [verb, str(labelled / verb), f"--out={run}", *_LONG, *_VERBS[verb], *more]
 
 
 def _outcome(run: Path) -> dict[str, Any]:
@@ -101,6 +100,7 @@ def _die() -> None:
 _MOMENTS = [("after_step", 3), ("after_step", 13), ("save", 2), ("append_json_lines", 9), ("save_result", 1)]
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "verb", ["classify", *(pytest.param(v, marks=pytest.mark.slow) for v in ("segment", "detect"))]
 )
@@ -193,6 +193,7 @@ def test_what_a_state_names_is_made_only_of_our_own_records():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("verb", _VERBS)
 def test_kills_at_random_moments(labelled, whole, tmp_path, verb):
     run, draw = tmp_path / "run", random.Random(verb)

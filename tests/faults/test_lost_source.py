@@ -17,7 +17,7 @@ from frepa.checkpoints import Checkpoints
 from frepa.cli import main
 from frepa.images.angiograms import angiogram
 from frepa.pretraining.journal import Journal
-from frepa.pretraining.loop import _to_device
+from frepa.pretraining.loop import _for_method
 
 
 @pytest.fixture
@@ -84,10 +84,10 @@ def test_what_is_missing_counts_the_same_however_a_batch_is_spread():
             share, gradients = 4 // ranks, []
             for rank in range(ranks):
                 own = [place for place in range(rank * share, (rank + 1) * share) if place in readable]
-                batch = {"image": images[own].reshape(-1, 1, 1, 1)}
-                image, weight = _to_device(batch, torch.device("cpu"), share)
+                loaded = {"image": images[own].reshape(-1, 1, 1, 1), "grey": torch.ones(len(own)), "position": own}
+                batch, weight = _for_method(loaded, torch.device("cpu"), 0, 0, None, share)
                 parameter = torch.zeros(1, requires_grad=True)
-                ((parameter * image).mean() * weight).backward()
+                ((parameter * batch.images).mean() * weight).backward()
                 gradients.append(parameter.grad.item())
             assert sum(gradients) / ranks == pytest.approx(expected)
 

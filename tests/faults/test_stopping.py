@@ -106,6 +106,7 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(6))
 def test_a_group_that_is_signalled_at_random_moments_loses_nothing(scans, whole, tmp_path, seed):
     run, draw = tmp_path / "run", random.Random(seed)

@@ -26,7 +26,7 @@ def test_a_second_command_is_told_who_is_at_work(tmp_path, capsys, verb, how):
         "pretrain": ["pretrain", str(scans), *PRETRAIN],
         "segment": ["segment", str(labelled), *head],
         "classify": ["classify", str(labelled), *head],
-        "detect": ["detect", f"masks:{labelled}", *head],
+        "detect": ["detect", str(labelled), *head],
         "check": ["check", str(scans), "--quiet", "--num-workers=0"],
         "demo": ["demo", "--quiet"],
         "prepare": ["prepare", str(scans), "--quiet", "--num-workers=0"],

@@ -14,8 +14,8 @@ from PIL import Image
 from frepa.images.angiograms import angiogram
 
 ENCODER = "random:timm:test_convnext"
-PRETRAIN = ["--encoder=timm:test_convnext", "--image-size=32", "--guide=none", "--batch-size=4", "--spectrum-patch=4",
-            "--image-patch=8", "--val-images=0", "--quiet"]  # fmt: skip
+PRETRAIN = ["--encoder=timm:test_convnext", "--image-size=32", "--guide=none", "--batch-size=4",
+            "--method.spectrum-patch=4", "--method.image-patch=8", "--val-images=0", "--quiet"]  # fmt: skip
 
 
 def write_images(folder: Path, count: int = 12) -> Path:

@@ -54,6 +54,13 @@ def test_resume_wants_the_same_options_and_names_the_changed(tmp_path):
     assert yaml.safe_load(longer.config.read_text())["epochs"] == 3
 
 
+def test_a_run_does_not_become_its_own_source(tmp_path):
+    with pytest.raises(InputError, match="lies inside the source"):
+        _open(tmp_path / "runs" / "a", CONFIG | {"source": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
+    _open(tmp_path / "runs" / "a", CONFIG | {"source": f"{tmp_path}/*.png"})
+
+
 def test_states_of_somebody_else_are_not_continued(tmp_path):
     run = _open(tmp_path / "run")
     run.checkpoints.folder.mkdir()

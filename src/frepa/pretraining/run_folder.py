@@ -12,6 +12,7 @@ from frepa.checkpoints import Checkpoints
 from frepa.errors import InputError
 from frepa.files import append_json_lines, clean_temporaries, keep_lines, write_csv
 from frepa.run_folders import check_same_options, out_folder
+from frepa.user_paths import inputs_near
 
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -56,8 +57,14 @@ class RunFolder:
 
         Raises:
             InputError: the folder exists and neither ``resume`` nor ``overwrite`` was asked for; both were; the
-                folder is not a run; or a resumed run was started with other options.
+                folder is not a run, or lies in the source; or a resumed run was started with other options.
         """
+        source = str(config.get("source"))
+        if Path(source).is_dir() and any(where == "around" for where, _ in inputs_near(self.root, source)):
+            raise InputError(
+                f"--out {self.root} lies inside the source {source}, and the pictures that a run writes would become "
+                "part of it. Name a folder outside."
+            )
         folder = self._opened.enter_context(
             out_folder(
                 self.root,
@@ -65,7 +72,7 @@ class RunFolder:
                 overwrite=overwrite,
                 resume=resume,
                 can_resume=True,
-                inputs={"the source": config.get("source")},
+                inputs={"the source": source},
                 go_on="Make room and give the same command with --resume.",
             )
         )
