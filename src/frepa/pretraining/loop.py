@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from frepa.images.loading import Batch as Loaded
+from frepa.machine import adam
 from frepa.pretraining.ema import Ema
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.contract import Batch, Method
@@ -81,7 +82,7 @@ def fit(
     method.to(fabric.device)
     groups = method.parameter_groups()
     scales = [group.pop("lr_scale", 1.0) for group in groups]
-    optimizer = torch.optim.Adam(groups, lr=float(plan.rates[0]))
+    optimizer = adam(groups, lr=float(plan.rates[0]))
     ema = Ema(method, plan.ema_decay) if plan.ema_decay else None
     states: dict[str, Any] = {"method": method, "optimizer": optimizer, "ema": ema, "scaler": _scaler(fabric)}
     states |= method.states()
