@@ -8,8 +8,8 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from frepa.analysis.recovery import BANDS, RINGS, random_projection, recovery, unblocked
-from frepa.heads.ridge import blocks_of
+from frepa.analysis.recovery import BANDS, RINGS, random_projection, recovery
+from frepa.heads.ridge import blocks_of, unblocked
 
 
 def images(count: int, shape: tuple[int, ...], seed: int, channels: int = 1) -> Tensor:

@@ -59,7 +59,7 @@ def _rows(run) -> list[dict]:
 def test_the_defaults_are_the_papers_for_either_number_of_axes():
     def config(**data) -> dict:
         parts = {"data": Data(**data), "optimisation": Optimisation(), "execution": Execution()}
-        return resolved(Settings("s", "o", "frepa", Frepa(), None, "frangi", **parts)).config
+        return resolved(Settings("s", "o", "frepa", Frepa(), None, None, "frangi", "input", **parts)).config
 
     flat, deep = config(), config(dims=3)
     assert (flat["image_size"], flat["fit"], flat["encoder"]) == (512, "resize", "vit_base")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from frepa.corruption.spectrum import half_shape, signed_frequencies, to_spectrum
 from frepa.encoders.contract import per_axis
-from frepa.heads.ridge import Ridge, RidgePath, RidgeSums, blocks_of, choose_by_leaving_out, rows_of
+from frepa.heads.ridge import Ridge, RidgePath, RidgeSums, blocks_of, choose_by_leaving_out, rows_of, unblocked
 
 #: Rings between 0 and 0.5 cycles per pixel.
 RINGS = 25
@@ -158,17 +158,6 @@ def _compare(
         channels=len(path.mean),
         outputs=outputs,
     )
-
-
-def unblocked(rows: Tensor, shape: torch.Size | tuple[int, ...], stride: int | tuple[int, ...]) -> Tensor:
-    """The inverse of `frepa.heads.ridge.blocks_of`: rows (B * positions, C * prod(stride)) to images of ``shape``."""
-    batch, channels, *size = shape
-    steps = per_axis(stride, len(size))
-    grid = [n // step for n, step in zip(size, steps)]
-    axes = len(size)
-    blocks = rows.view(batch, *grid, channels, *steps)
-    order = [0, axes + 1, *(place for axis in range(axes) for place in (1 + axis, axes + 2 + axis))]
-    return blocks.permute(order).reshape(batch, channels, *size)
 
 
 def radial_frequency(shape: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frepa.corruption.guide import hessian_guide, luminance, parse_guide
+from frepa.encoders.embedding import PatchEmbedding, hidden
 from frepa.encoders.options import join_options
 from frepa.errors import InputError
 
@@ -72,7 +73,13 @@ class Encoder(nn.Module, ABC):
             scales where they are not the usual ones ("frangi_dark:1-2-3"); "none" is zeros.
         intensity: what the image channels must be scaled to; "unit" is [0, 1].
         options: the keyword options it was built with, plain values only: they rebuild it (see ``files.py``).
+        uses_guide: False where the trunk has no input for the guide channel, and it is dropped.
+        takes_tokens: whether ``tokens`` can be asked for.
+        patch_embedding: the layer that turns patches into vectors, or None where there is none to hide places in.
     """
+
+    uses_guide = True
+    takes_tokens = False
 
     def __init__(
         self,
@@ -128,6 +135,35 @@ class Encoder(nn.Module, ABC):
         known = {name: value for name, value in self.options.items() if value is not None}
         return join_options(f"random:{self.name}", {**known, "guide": self.guide})
 
+    @property
+    def patch_embedding(self) -> PatchEmbedding | None:
+        """The layer that turns patches into vectors, or None."""
+        return None
+
+    def masked(self, x: Tensor, mask: Tensor, token: Tensor) -> Features:
+        """Features of (B, in_channels, *S) with ``token`` in place of every patch that ``mask`` (B, 1, *S) touches.
+
+        For encoders with a ``patch_embedding``, of whose channels the token has one each.
+        """
+        self.check_input(x)
+        assert self.patch_embedding is not None
+        with hidden(self.patch_embedding, self.padded(mask.to(x.dtype)), token):
+            return self.extract(self.padded(x))
+
+    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Vectors (B, K, channels) of some patches of (B, in_channels, *S), which see each other alone.
+
+        Args:
+            keep: (B, K) int64, numbers of patches in row-major order over the padded input; None keeps all, and gives
+                what ``dense`` holds.
+
+        Raises:
+            InputError: the architecture is no plain vision transformer.
+        """
+        raise InputError(
+            f"encoder {self.name} cannot leave patches out: only plain vision transformers can (vit_..., vit3d_...)."
+        )
+
     @abstractmethod
     def extract(self, x: Tensor) -> Features:
         """Features of an input (B, in_channels, *S) whose axes are already multiples of ``size_multiple``."""
@@ -135,7 +171,7 @@ class Encoder(nn.Module, ABC):
     def forward(self, x: Tensor) -> Features:
         """Features of (B, in_channels, *S), any S. Raises InputError on a wrong number of axes or channels."""
         self.check_input(x)
-        return self.extract(pad_to_multiple(x, per_axis(self.size_multiple, self.dims)))
+        return self.extract(self.padded(x))
 
     @property
     def stage_shapes(self) -> tuple[StageShape, ...]:
@@ -153,7 +189,15 @@ class Encoder(nn.Module, ABC):
         bottleneck and every step up of a U-shaped one. A trunk that shows no more gives ``dense`` alone.
         """
         self.check_input(x)
-        return self.extract_stages(pad_to_multiple(x, per_axis(self.size_multiple, self.dims)))
+        return self.extract_stages(self.padded(x))
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(B, C, *S) with zeros at the end of each axis up to a multiple of ``size_multiple``."""
+        return pad_to_multiple(x, per_axis(self.size_multiple, self.dims))
+
+    def without_unused(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *S) without the guide channel where the trunk has no input for it."""
+        return x if self.uses_guide else x[:, : self.image_channels]
 
     def check_input(self, x: Tensor) -> None:
         """Raise InputError unless ``x`` is (B, in_channels, *S) with this encoder's number of axes."""
@@ -221,6 +265,11 @@ class Encoder(nn.Module, ABC):
 def check_guide(guide: str) -> None:
     """Raise InputError unless ``guide`` is a guide that ``hessian_guide`` makes."""
     parse_guide(guide)
+
+
+def unguided(uses_guide: bool) -> dict[str, Any]:
+    """The option of an encoder that remembers that its trunk has no input for the guide."""
+    return {} if uses_guide else {"uses_guide": False}
 
 
 def pad_to_multiple(x: Tensor, multiple: tuple[int, ...]) -> Tensor:

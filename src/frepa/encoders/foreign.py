@@ -63,9 +63,11 @@ class TrunkInput(nn.Module):
             raise InputError(f"encoder {self.name} takes images of {wanted} only (its image_size), found {found}.")
         if not self.uses_guide:
             x = x[:, : self.image_channels]
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
-        return x
+        if self.mean is None or self.std is None:
+            return x
+        image, guide = x[:, : self.image_channels], x[:, self.image_channels :]
+        image = (image - self.mean) / self.std
+        return torch.cat([image, guide], dim=1) if guide.shape[1] else image
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

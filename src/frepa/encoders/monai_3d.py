@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from monai.networks.nets import MedNeXt, SwinUNETR, ViT
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters
+from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters, unguided
+from frepa.encoders.embedding import PatchEmbedding, pick
 from frepa.encoders.registry import register
 from frepa.errors import InputError
 
@@ -51,7 +52,10 @@ class Vit3d(Encoder):
         patch_size: side of a patch in voxels.
         depth: number of blocks; None is the name's own.
         mlp_dim: width of a block's hidden layer; None is the name's own.
+        uses_guide: False for a trunk without an input for the guide channel.
     """
+
+    takes_tokens = True
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Vit3d(Encoder):
         patch_size: int = 16,
         depth: int | None = None,
         mlp_dim: int | None = None,
+        uses_guide: bool = True,
     ) -> None:
         if image_size % patch_size:
             raise InputError(f"image_size {image_size} of encoder {name} is no multiple of patch_size {patch_size}.")
@@ -72,7 +77,7 @@ class Vit3d(Encoder):
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide,
+            guide=guide if uses_guide else "none",
             channels=shape["hidden_size"],
             embedding_channels=shape["hidden_size"],
             stride=patch_size,
@@ -82,11 +87,13 @@ class Vit3d(Encoder):
                 "patch_size": patch_size,
                 "depth": shape["num_layers"],
                 "mlp_dim": shape["mlp_dim"],
+                **unguided(uses_guide),
             },
         )
+        self.uses_guide = uses_guide
         self.grid = image_size // patch_size
         self.trunk: Any = ViT(
-            image_channels + 1,
+            image_channels + uses_guide,
             image_size,
             patch_size,
             hidden_size=shape["hidden_size"],
@@ -118,7 +125,7 @@ class Vit3d(Encoder):
 
     def _walk(self, x: Tensor, looks: list[int]) -> list[Tensor]:
         """Maps after these blocks, the last block's after the last norm."""
-        patches = self.trunk.patch_embedding.patch_embeddings(x)
+        patches = self.trunk.patch_embedding.patch_embeddings(self.without_unused(x))
         tokens = (patches + self._positions(patches)).flatten(2).transpose(1, 2)
         seen = []
         for number, block in enumerate(self.trunk.blocks):
@@ -127,6 +134,22 @@ class Vit3d(Encoder):
                 seen.append(tokens)
         seen[-1] = self.trunk.norm(seen[-1])
         return [item.transpose(1, 2).reshape(patches.shape) for item in seen]
+
+    @property
+    def patch_embedding(self) -> PatchEmbedding:
+        """The convolution that makes tokens of patches."""
+        return PatchEmbedding(self.trunk.patch_embedding.patch_embeddings, self.channels, channels_last=False)
+
+    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Vectors (B, K, channels) of the patches ``keep`` of (B, in_channels, D, H, W); see ``Encoder.tokens``."""
+        self.check_input(x)
+        patches = self.trunk.patch_embedding.patch_embeddings(self.without_unused(self.padded(x)))
+        tokens = (patches + self._positions(patches)).flatten(2).transpose(1, 2)
+        if keep is not None:
+            tokens = pick(tokens, keep)
+        for block in self.trunk.blocks:
+            tokens = self.run(block, tokens)
+        return self.trunk.norm(tokens)
 
     def _positions(self, patches: Tensor) -> Tensor:
         positions = self.trunk.patch_embedding.position_embeddings
@@ -144,26 +167,34 @@ class SwinUnetr3d(Encoder):
         image_channels: channels of the volume, without the guide.
         guide: what the guide channel holds.
         drop_path_rate: stochastic depth while training.
+        uses_guide: False for a trunk without an input for the guide channel.
     """
 
     def __init__(
-        self, name: str, *, image_channels: int = 1, guide: str = "frangi", drop_path_rate: float = 0.0
+        self,
+        name: str,
+        *,
+        image_channels: int = 1,
+        guide: str = "frangi",
+        drop_path_rate: float = 0.0,
+        uses_guide: bool = True,
     ) -> None:
         width = SWINS[name]
         super().__init__(
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide,
+            guide=guide if uses_guide else "none",
             channels=width,
             embedding_channels=16 * width,
             stride=1,
             size_multiple=32,
-            options={"drop_path_rate": drop_path_rate},
+            options={"drop_path_rate": drop_path_rate, **unguided(uses_guide)},
         )
+        self.uses_guide = uses_guide
         # "merging" drops some positions and repeats others in older MONAI, not in newer; "mergingv2" never does.
         self.trunk: Any = SwinUNETR(
-            image_channels + 1, 1, feature_size=width, dropout_path_rate=drop_path_rate, downsample="mergingv2"
+            image_channels + uses_guide, 1, feature_size=width, dropout_path_rate=drop_path_rate, downsample="mergingv2"
         )
         del self.trunk.out
 
@@ -184,7 +215,7 @@ class SwinUnetr3d(Encoder):
 
     def _walk(self, x: Tensor) -> list[Tensor]:
         net, run = self.trunk, self.run
-        x = _two_positions(x, 32)
+        x = _two_positions(self.without_unused(x), 32)
         hidden = net.swinViT(x, net.normalize)
         maps = [run(net.encoder10, hidden[4])]
         maps.append(run(net.decoder5, maps[-1], hidden[3]))
@@ -213,24 +244,34 @@ class MedNext3d(Encoder):
         image_channels: channels of the volume, without the guide.
         guide: what the guide channel holds.
         kernel_size: of the depthwise convolutions, 3 or 5 in its authors' experiments.
+        uses_guide: False for a trunk without an input for the guide channel.
     """
 
-    def __init__(self, name: str, *, image_channels: int = 1, guide: str = "frangi", kernel_size: int = 3) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_channels: int = 1,
+        guide: str = "frangi",
+        kernel_size: int = 3,
+        uses_guide: bool = True,
+    ) -> None:
         filters, blocks, ratios, blocks_bottleneck, ratio_bottleneck = MEDNEXTS[name]
         multiple = 2 ** len(blocks)
         super().__init__(
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide,
+            guide=guide if uses_guide else "none",
             channels=filters,
             embedding_channels=filters * multiple,
             stride=1,
             size_multiple=multiple,
-            options={"kernel_size": kernel_size},
+            options={"kernel_size": kernel_size, **unguided(uses_guide)},
         )
+        self.uses_guide = uses_guide
         self.trunk: Any = MedNeXt(
-            in_channels=image_channels + 1,
+            in_channels=image_channels + uses_guide,
             init_filters=filters,
             encoder_expansion_ratio=ratios,
             decoder_expansion_ratio=ratios[::-1],
@@ -266,7 +307,7 @@ class MedNext3d(Encoder):
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         net = self.trunk
-        x = net.stem(_two_positions(x, 16))
+        x = net.stem(_two_positions(self.without_unused(x), 16))
         skips = []
         for stage, down in zip(net.enc_stages, net.down_blocks):
             x = self._stage(stage, x)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features, StageShape
+from frepa.encoders.contract import Encoder, Features, StageShape, unguided
 from frepa.encoders.registry import register
 from frepa.errors import InputError
 
@@ -30,12 +30,13 @@ class ResEnc3d(Encoder):
         name: one of ``SHAPES``.
         image_channels: channels of the volume, without the guide.
         guide: what the guide channel holds.
+        uses_guide: False for a trunk without an input for the guide channel.
 
     Raises:
         InputError: the package it comes from is not installed.
     """
 
-    def __init__(self, name: str, *, image_channels: int = 1, guide: str = "frangi") -> None:
+    def __init__(self, name: str, *, image_channels: int = 1, guide: str = "frangi", uses_guide: bool = True) -> None:
         try:
             from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
         except ImportError:
@@ -49,15 +50,16 @@ class ResEnc3d(Encoder):
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide,
+            guide=guide if uses_guide else "none",
             channels=features[0],
             embedding_channels=features[-1],
             stride=1,
             size_multiple=multiple,
-            options={},
+            options=unguided(uses_guide),
         )
+        self.uses_guide = uses_guide
         self.trunk: Any = ResidualEncoderUNet(
-            input_channels=image_channels + 1,
+            input_channels=image_channels + uses_guide,
             n_stages=len(features),
             features_per_stage=features,
             conv_op=nn.Conv3d,
@@ -92,6 +94,7 @@ class ResEnc3d(Encoder):
 
     def _walk(self, x: Tensor) -> list[Tensor]:
         encoder, decoder, length = self.trunk.encoder, self.trunk.decoder, x.shape[-1]
+        x = self.without_unused(x)
         if all(size == self.size_multiple for size in x.shape[2:]):
             x = F.pad(x, (0, length))  # instance norm needs two positions at the bottleneck
         if encoder.stem is not None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import Format, LayerNorm2d, PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder, Features, StageShape, quarters
+from frepa.encoders.embedding import PatchEmbedding, pick
 from frepa.encoders.foreign import TrunkInput
 from frepa.encoders.registry import register
 from frepa.errors import InputError, nearest
@@ -138,8 +140,39 @@ class TimmEncoder(Encoder):
         *before, last = _maps(self.trunk, self.input(x), self._norm, self._looks)
         return [*before, self.neck(last)]
 
+    @property
+    def patch_embedding(self) -> PatchEmbedding | None:
+        """That of ViT and Swin, whose patches do not overlap."""
+        layer = getattr(self.trunk, "patch_embed", None)
+        if not isinstance(layer, PatchEmbed) or not isinstance(layer.proj, nn.Conv2d):
+            return None
+        # As created here both give a map with channels last, and a sequence where no size but one is taken.
+        last = layer.output_fmt == Format.NHWC or layer.flatten
+        return None if layer.flatten else PatchEmbedding(layer, layer.proj.out_channels, last)
+
+    @property
+    def takes_tokens(self) -> bool:  # type: ignore[override]
+        """Whether this is a plain vision transformer without a neck."""
+        plain = isinstance(self.trunk, VisionTransformer) and self.trunk.dynamic_img_size
+        return plain and "neck" not in self.options
+
+    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Vectors (B, K, channels) of the patches ``keep`` of (B, in_channels, H, W); see ``Encoder.tokens``."""
+        if not self.takes_tokens:
+            return super().tokens(x, keep)
+        self.check_input(x)
+        trunk, prefix = self.trunk, self.trunk.num_prefix_tokens
+        tokens = trunk._pos_embed(trunk.patch_embed(self.input(self.padded(x))))
+        if keep is not None:
+            tokens = torch.cat([tokens[:, :prefix], pick(tokens[:, prefix:], keep)], dim=1)
+        tokens = trunk.norm_pre(tokens)
+        for block in trunk.blocks:
+            tokens = self.run(block, tokens)
+        return trunk.norm(tokens)[:, prefix:]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block."""
+        super().set_grad_checkpointing(enable)
         if not hasattr(self.trunk, "set_grad_checkpointing"):
             raise InputError(f"encoder {self.name} has no activation checkpointing.")
         self.trunk.set_grad_checkpointing(enable)

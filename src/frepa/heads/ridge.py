@@ -228,3 +228,14 @@ def blocks_of(pixels: Tensor, stride: int | tuple[int, ...]) -> Tensor:
         pixels = pixels.unflatten(2 + 2 * axis, (-1, step))
     order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
     return pixels.permute(order).flatten(axes + 1).flatten(0, axes)
+
+
+def unblocked(rows: Tensor, shape: torch.Size | tuple[int, ...], stride: int | tuple[int, ...]) -> Tensor:
+    """The inverse of `blocks_of`: rows (B * positions, C * prod(stride)) to images of ``shape``."""
+    batch, channels, *size = shape
+    steps = per_axis(stride, len(size))
+    grid = [n // step for n, step in zip(size, steps)]
+    axes = len(size)
+    blocks = rows.view(batch, *grid, channels, *steps)
+    order = [0, axes + 1, *(place for axis in range(axes) for place in (1 + axis, axes + 2 + axis))]
+    return blocks.permute(order).reshape(batch, channels, *size)

@@ -112,7 +112,9 @@ class Settings:
     method_name: str
     method: Any
     encoder: str | None
+    start_from: str | None
     guide: str
+    guide_as: str
     data: Data
     optimisation: Optimisation
     execution: Execution
@@ -126,7 +128,9 @@ class Settings:
             "out": self.out,
             "method": {"name": self.method_name, **asdict(self.method)},
             "encoder": self.encoder,
+            "start_from": self.start_from,
             "guide": self.guide,
+            "guide_as": self.guide_as,
             **asdict(self.data),
             **asdict(self.optimisation),
             **run,
@@ -168,11 +172,14 @@ def resolved(settings: Settings) -> Settings:
     defaults = _BY_DIMS[dims]
     settings = replace(
         settings,
-        encoder=settings.encoder or defaults["encoder"],
+        encoder=settings.encoder or (None if settings.start_from else defaults["encoder"]),
+        start_from=None if settings.start_from is None else settings.start_from,
         data=replace(_filled(settings.data, defaults), spacing=spacing_in_mm(settings.data.spacing, dims)),
         optimisation=_filled(settings.optimisation, defaults),
     )
     _check_ranges(settings.config)
+    if settings.guide_as == "target" and settings.guide == "none":
+        raise InputError("--guide-as target: there is no guide to tell with --guide none. Leave one of them out.")
     data = settings.data
     if data.foreground and data.fit != "crop":
         raise InputError(

@@ -15,8 +15,6 @@ import torch
 
 from frepa.datasets.opening import open_source
 from frepa.encoders.files import DESCRIPTION, save_encoder
-from frepa.encoders.options import split_options
-from frepa.encoders.registry import build_encoder
 from frepa.errors import InputError, RunEnded, Stopped
 from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
@@ -28,12 +26,13 @@ from frepa.pretraining.loop import Plan, fit
 from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.methods.contract import Batch as MethodBatch
 from frepa.pretraining.methods.contract import Method, Setting
-from frepa.pretraining.methods.registry import build_method
+from frepa.pretraining.methods.registry import build_method, find_method
 from frepa.pretraining.options import Settings, resolved
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import voxels, write_report
 from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
 from frepa.pretraining.source_record import check_source
+from frepa.pretraining.starting import starting_encoder
 from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
 from frepa.schedules import learning_rates
@@ -69,7 +68,8 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
     fabric.launch()
     source, plan, part = _open(settings, fabric.world_size)
     check_something_readable(source)
-    method = _build(settings, source)
+    news: list[str] = []
+    method = _build(settings, source, news.append)
     _on_first_rank(fabric, lambda: _begin(run, settings, source))
 
     shape: dict[str, Any] = {
@@ -102,7 +102,7 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
     stop = StopRequest()
     lost = LostData(execution.max_unreadable, share, fabric.world_size)
     journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=execution.quiet, lost=lost, on_loss=stop.ask)
-    for sentence in source.warnings:
+    for sentence in (*source.warnings, *news):
         journal.tell(sentence)
     if source.skipped:
         journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")
@@ -236,11 +236,24 @@ def _open(settings: Settings, world_size: int) -> tuple[Source, Plan, TrainingPa
     return source, plan, part
 
 
-def _build(settings: Settings, source: Source) -> Method:
+def _build(settings: Settings, source: Source, tell: Callable[[str], None]) -> Method:
     data, seed = settings.data, settings.optimisation.seed
+    for column in find_method(settings.method_name).build.needs:
+        if getattr(source, column, None) is None:
+            raise InputError(
+                f"--method {settings.method_name} needs {column}, and {source.location} has none. Give a manifest "
+                "with a column 'label', or a labelled dataset of the catalogue."
+            )
     torch.manual_seed(seed)  # initial weights; nothing after this draws from the global generator
-    name, options = split_options(settings.encoder or "")
-    encoder = build_encoder(name, dims=data.dims, **{"guide": settings.guide, **options})
+    as_target = settings.guide_as == "target"
+    encoder = starting_encoder(
+        settings.encoder,
+        settings.start_from,
+        dims=data.dims,
+        guide="none" if as_target else settings.guide,
+        uses_guide=not as_target,
+        tell=tell,
+    )
     if settings.execution.recompute:
         encoder.set_grad_checkpointing()
     setting = Setting(
@@ -250,15 +263,9 @@ def _build(settings: Settings, source: Source) -> Method:
         fit=cast(str, data.fit),
         seed=seed,
         classes=classes_of(source),
+        guide_target=settings.guide if as_target else "none",
     )
-    method = build_method(settings.method_name, settings.method, setting)
-    for column in method.needs:
-        if getattr(source, column, None) is None:
-            raise InputError(
-                f"--method {settings.method_name} needs {column}, and {source.location} has none. Give a manifest "
-                "with a column 'label', or a labelled dataset of the catalogue."
-            )
-    return method
+    return build_method(settings.method_name, settings.method, setting)
 
 
 def _devices(asked: str) -> Any:
@@ -299,7 +306,7 @@ def _announcement(
     if data.modality_weights:
         count = f"{plan.samples:,} of {count}, drawn by {data.modality_weights}"
     return (
-        f"{settings.method_name}: {settings.encoder} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
+        f"{settings.method_name}: {method.encoder.name} ({size:.1f} M parameters, guide {method.encoder.guide}) on "
         f"{count}, {len(plan.rates):,} steps of {plan.batch_size} at {extent}, "
         f"{fabric.world_size} x {fabric.device.type}. Results go to {run.root}."
     )

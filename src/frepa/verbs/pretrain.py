@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from frepa.errors import InputError, nearest
 from frepa.options import grouped
@@ -36,7 +36,9 @@ def pretrain(
     method: Annotated[Any, _METHODS] = "frepa",
     preset: str | None = None,
     encoder: str | None = None,
+    start_from: str | None = None,
     guide: str = "frangi",
+    guide_as: Literal["input", "target"] = "input",
     data: Data,
     optimisation: Optimisation,
     execution: Execution,
@@ -57,13 +59,30 @@ def pretrain(
         encoder: architecture by name, with options after commas: "convnext_atto,output_stride=8". In 2D
             vit_base (the default), vit_tiny, swin_base, convnext_base, ..., timm:NAME; in 3D vit3d_base (the default),
             vit3d_tiny, swinunetr_base, mednext_large, resenc_large, ...
+        start_from: weights to begin with instead of random ones: a run, an encoder file, timm:NAME@FILE, ... Its
+            architecture is taken where --encoder names none; input channels are adapted, and what was taken over is
+            told.
         guide: what the guide channel holds: frangi or hessian ridges, dark and bright alike, one polarity of them
             (frangi_dark, frangi_bright, hessian_dark, hessian_bright), or none; scales in pixels may follow
             ("frangi_dark:1-2-3"). The encoder is fed the same downstream.
+        guide_as: input: the encoder sees the guide beside the image; target: it sees the image alone and the decoder
+            tells the guide too, so that the encoder keeps plain image channels.
     """
     from frepa.pretraining.run import run_pretraining
 
     name, options = _METHODS.build(method)
     return run_pretraining(
-        Settings(source, out, name, options, encoder, guide, data=data, optimisation=optimisation, execution=execution)
+        Settings(
+            source,
+            out,
+            name,
+            options,
+            encoder,
+            start_from,
+            guide,
+            guide_as,
+            data=data,
+            optimisation=optimisation,
+            execution=execution,
+        )
     )

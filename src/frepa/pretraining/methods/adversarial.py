@@ -15,6 +15,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from frepa.errors import InputError
+from frepa.machine import adam
 
 
 class Adversary(nn.Module):
@@ -80,7 +81,7 @@ class AdversarialTraining:
 
     def __init__(self, dims: int, channels: int, *, start_epoch: int) -> None:
         self.adversary = Adversary(dims, channels, start_epoch=start_epoch)
-        self.optimizer = torch.optim.Adam(self.adversary.parameters(), lr=0.0)  # the run says the rate of every step
+        self.optimizer = adam(self.adversary.parameters(), lr=0.0)  # the run says the rate of every step
         self._judge: Any = self.adversary
         self._stepper: Any = self.optimizer
         self._fabric: lightning_fabric.Fabric | None = None

@@ -75,7 +75,8 @@ class Setting:
 
     encoder: what the run is for. channels: image channels of the source, 1 or 3. image_size: side of the images.
     fit: how they came to that size, "resize" or "crop". seed: of the run; with a sample's position it decides all that
-    the sample is subjected to. classes: names of the source's classes, by number; () where it has none.
+    the sample is subjected to. classes: names of the source's classes, by number; () where it has none. guide_target:
+    the guide that is to be told beside the image, "none" for none; the encoder has no guide then.
     """
 
     encoder: Encoder
@@ -84,6 +85,7 @@ class Setting:
     fit: str
     seed: int
     classes: Sequence[str] = ()
+    guide_target: str = "none"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,20 +11,16 @@ import torch
 from torch import Tensor
 
 from frepa.corruption.dual import Corrupted, Corruption
-from frepa.corruption.guide import hessian_guide
 from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError
 from frepa.heads.decoder import ReconstructionDecoder
-from frepa.pretraining.methods.augment import Augmentation
-from frepa.pretraining.methods.contract import Batch, Method, Pictures, Setting, StepResult
+from frepa.pretraining.methods.contract import Batch, Pictures, Setting, StepResult
 from frepa.pretraining.methods.objective import ConsistencyReading, Objective
+from frepa.pretraining.methods.reconstructing import CORRUPT, Reconstructing
 from frepa.pretraining.methods.registry import register_method
 
 if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
     from frepa.pretraining.methods.adversarial import AdversarialTraining
-
-# Which stream of draws is whose; changing a number changes every run.
-_AUGMENT, _FIRST_VIEW = 0, 1
 
 
 @dataclass(frozen=True)
@@ -163,21 +159,18 @@ class Frepa:
 
 
 @register_method("frepa", Frepa)
-class FrepaMethod(Method):
+class FrepaMethod(Reconstructing):
     """Encoder and light decoder trained to undo the dual corruption."""
 
     shows = "corrupted in the spectrum or in the image, the same way each time, and reconstructed"
 
     def __init__(self, options: Frepa, setting: Setting) -> None:
-        super().__init__()
-        encoder = setting.encoder
-        self.encoder = encoder
-        self.decoder = ReconstructionDecoder(encoder.channels, encoder.stride, setting.channels, encoder.dims)
-        self.seed = setting.seed
+        super().__init__(setting, augment=options.augment)
+        encoder = self.encoder
+        self.decoder = ReconstructionDecoder(encoder.channels, encoder.stride, self.outputs, encoder.dims)
         self.corruption = options.corruption(setting.fit)
         self.corruption.check_size(setting.shape)
         self.objective = options.objective
-        self.augmentation = Augmentation() if options.augment else None
         self.beside: AdversarialTraining | None = None
         if options.adversarial_weight:
             from frepa.pretraining.methods.adversarial import AdversarialTraining
@@ -187,22 +180,21 @@ class FrepaMethod(Method):
             )
 
     def forward(self, batch: Batch) -> StepResult:
-        image, count = batch.images, len(batch.images)
+        image, guide = self.clean(batch)
+        count = len(image)
         objective = self.objective.at(batch.epoch)
         views = objective.views
         with torch.no_grad():
-            if batch.augment and self.augmentation is not None:
-                keys = sample_keys(self.seed, batch.positions, _AUGMENT)
-                image = self.augmentation(image, Draws(keys, image.device))
-            guide = hessian_guide(image, kind=self.encoder.guide)
             made = [self._corrupt(image, batch.grey, batch.positions, view) for view in range(views)]
             corrupted, mask, is_frequency = (torch.cat(parts) for parts in zip(*made))
             inputs = self.encoder.prepare_input(corrupted, guide.repeat(views, *[1] * (guide.ndim - 1)))
         features = self.encoder(inputs)
-        prediction = self.decoder(features.dense, tuple(image.shape[2:]))
+        whole = self.decoder(features.dense, tuple(image.shape[2:]))
+        prediction = whole[:, : self.channels]
         pair = (features.embedding[:count], features.embedding[count:]) if views == 2 else None
         judged = self.beside.of_generator(batch.epoch) if self.beside is not None and self.training else None
         loss, terms = objective(prediction, image, mask, pair, judged)
+        loss, terms = self.with_guide(loss, terms, whole, guide)
         if self.beside is not None and judged is not None:
             self.beside.remember(image.repeat(views, *[1] * (image.ndim - 1)), prediction.detach())
         pictures = _pictures(image, corrupted, prediction, guide, is_frequency, batch.shown) if batch.shown else None
@@ -229,7 +221,7 @@ class FrepaMethod(Method):
         wanted = [row % 2 == 0 for row in range(count)]
         chosen: list[int] = []
         for position in range(start, start + 64 * count):
-            in_frequency = self.corruption.in_frequency(Draws(sample_keys(self.seed, [position], _FIRST_VIEW)))[0]
+            in_frequency = self.corruption.in_frequency(Draws(sample_keys(self.seed, [position], CORRUPT)))[0]
             if in_frequency == wanted[len(chosen)]:
                 chosen.append(position)
                 if len(chosen) == count:
@@ -238,7 +230,7 @@ class FrepaMethod(Method):
 
     def _corrupt(self, image: Tensor, grey: Tensor, positions: list[int], view: int) -> Corrupted:
         """Corrupt every row; grey rows of a colour batch are corrupted once and replicated, as grey images are."""
-        draws = Draws(sample_keys(self.seed, positions, _FIRST_VIEW + view), image.device)
+        draws = Draws(sample_keys(self.seed, positions, CORRUPT + view), image.device)
         if image.shape[1] == 1 or not bool(grey.any()):  # grey lives on the CPU: no device sync
             return self.corruption(image, draws)
         result = Corrupted(

@@ -17,14 +17,20 @@ from frepa.options import Choice
 if TYPE_CHECKING:  # the names of methods are needed long before torch is
     from frepa.pretraining.methods.contract import Method, Setting
 
-_MODULES = {"frepa": "frepa.pretraining.methods.frepa"}
+_MODULES = {
+    "frepa": "frepa.pretraining.methods.frepa",
+    "mae": "frepa.pretraining.methods.mae",
+    "simmim": "frepa.pretraining.methods.masked",
+    "mfm": "frepa.pretraining.methods.masked",
+    "clip": "frepa.pretraining.methods.clip",
+}
 
 
 class MethodEntry(NamedTuple):
-    """options: the frozen dataclass of its options. build: ``(options, setting) -> Method``."""
+    """options: the frozen dataclass of its options. build: the method, called with ``(options, setting)``."""
 
     options: type
-    build: Callable[[Any, Setting], Method]
+    build: type[Method]
 
 
 _METHODS: dict[str, MethodEntry] = {}

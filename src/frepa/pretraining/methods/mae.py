@@ -1,0 +1,139 @@
+"""MAE: the encoder sees some patches, a small transformer tells the others; the same code with two and three axes.
+
+He et al., CVPR 2022, and its 3D form with cubes. Written from the paper; the defaults are its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frepa.encoders.contract import per_axis
+from frepa.errors import InputError
+from frepa.heads.ridge import blocks_of, unblocked
+from frepa.heads.token_decoder import TokenDecoder
+from frepa.pretraining.methods.contract import Batch, Pictures, Setting, StepResult
+from frepa.pretraining.methods.masked import check_mask_ratio
+from frepa.pretraining.methods.reconstructing import Reconstructing, cropped
+from frepa.pretraining.methods.registry import register_method
+
+# Of a patch's variance where it is normalised, so that empty patches do not blow up.
+_LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class MAE:
+    """Masked autoencoder: three quarters of the patches are dropped, and told from the rest.
+
+    Args:
+        augment: random flips, rotation, affine maps and histogram shifts.
+        mask_ratio: share of the patches dropped, between 0 and 1.
+        normalise_target: tell each patch less its mean and over its standard deviation, as published.
+        decoder_width: channels of the decoder; "auto" is two thirds of the encoder's, the published 512 for ViT-B.
+        decoder_depth: blocks of the decoder; "auto" is the published 8, and 4 where its width is below 256.
+    """
+
+    augment: bool = True
+    mask_ratio: float = 0.75
+    normalise_target: bool = True
+    decoder_width: int | Literal["auto"] = "auto"
+    decoder_depth: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_mask_ratio(self.mask_ratio)
+        for name in ("decoder_width", "decoder_depth"):
+            value = getattr(self, name)
+            if value != "auto" and (isinstance(value, str) or value < 1):
+                raise InputError(f'--method.{name.replace("_", "-")} {value}: expected "auto" or 1 or more.')
+        if self.decoder_width != "auto" and self.decoder_width % 32:
+            raise InputError(f"--method.decoder-width {self.decoder_width}: expected a multiple of 32.")
+
+    def decoder_shape(self, channels: int) -> tuple[int, int]:
+        """Width and depth of the decoder of an encoder with so many channels."""
+        width = max(32, round(channels * 2 / 3 / 32) * 32) if self.decoder_width == "auto" else self.decoder_width
+        depth = (8 if width >= 256 else 4) if self.decoder_depth == "auto" else self.decoder_depth
+        return width, depth
+
+
+@register_method("mae", MAE)
+class MAEMethod(Reconstructing):
+    """Plain vision transformer that sees the visible patches alone, and a transformer decoder."""
+
+    shows = "with the same patches dropped each time, and told (with the true mean and spread of each patch)"
+
+    def __init__(self, options: MAE, setting: Setting) -> None:
+        super().__init__(setting, augment=options.augment)
+        encoder = self.encoder
+        if not encoder.takes_tokens:
+            raise InputError(
+                f"--method mae leaves patches out, and encoder {encoder.name} cannot: it takes plain vision "
+                "transformers (vit_tiny, vit_base, vit3d_base, ...). frepa, simmim and mfm take any encoder."
+            )
+        self.options = options
+        self.stride = per_axis(encoder.stride, encoder.dims)
+        width, depth = options.decoder_shape(encoder.channels)
+        self.decoder = TokenDecoder(encoder.channels, self.outputs * math.prod(self.stride), width=width, depth=depth)
+
+    def forward(self, batch: Batch) -> StepResult:
+        image, guide = self.clean(batch)
+        with torch.no_grad():
+            inputs = self.encoder.prepare_input(image, guide)
+            padded = self.encoder.padded(image)
+            grid = tuple(length // step for length, step in zip(padded.shape[2:], self.stride))
+            keep, mask = self._choose(batch, math.prod(grid))
+            patches = blocks_of(padded, self.stride).unflatten(0, (len(image), -1))
+            mean, spread = _statistics(patches)
+            target = (patches - mean) / spread if self.options.normalise_target else patches
+        told = self.decoder(self.encoder.tokens(inputs, keep), keep, grid).float()
+        own = told[..., : patches.shape[-1]]
+        square = (own - target).square().mean(-1)
+        loss = (square * mask).sum() / (mask.numel() - keep.numel())
+        terms = {"mse": loss.detach()}
+        if self.guide_target != "none":
+            whole = unblocked(told.flatten(0, 1), (len(image), self.outputs, *padded.shape[2:]), self.stride)
+            loss, terms = self.with_guide(loss, terms, cropped(whole, image.shape[2:]), guide)
+        pictures = None
+        if batch.shown:
+            pixels = own * spread + mean if self.options.normalise_target else own
+            pictures = self._pictures(batch.shown, image, guide, patches, pixels, mask, tuple(padded.shape))
+        return StepResult(loss, terms, pictures)
+
+    def _choose(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+        """Places of the visible patches (B, K), and a map of the dropped ones (B, N), 1 where dropped."""
+        kept = min(max(count - round(self.options.mask_ratio * count), 1), count - 1)
+        if count < 2:
+            raise InputError(f"--image-size: an image of one patch of {self.stride} pixels has none to leave out.")
+        keep = self.draws(batch).uniform((count,), "mae").argsort(1)[:, :kept]
+        mask = torch.ones(len(keep), count, device=keep.device).scatter_(1, keep, 0.0)
+        return keep, mask
+
+    def _pictures(
+        self,
+        shown: int,
+        image: Tensor,
+        guide: Tensor,
+        patches: Tensor,
+        told: Tensor,
+        mask: Tensor,
+        shape: tuple[int, ...],
+    ) -> Pictures:
+        rows = list(range(min(shown, len(image))))
+        dropped = mask[rows, :, None] > 0
+
+        def whole(parts: Tensor) -> Tensor:
+            return cropped(unblocked(parts.flatten(0, 1), (len(rows), *shape[1:]), self.stride), image.shape[2:])
+
+        seen = whole(torch.where(dropped, 0.0, patches[rows]))
+        filled = whole(torch.where(dropped, told[rows].to(patches.dtype), patches[rows]))
+        shown_guide = None if self.encoder.guide == "none" else guide[rows]
+        return Pictures(image[rows], seen, filled, shown_guide, rows, ["masked"] * len(rows))
+
+
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, N, 1) of each patch (B, N, values)."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
+    return mean, (variance + _LEAST_VARIANCE).sqrt()
