@@ -53,7 +53,7 @@ def test_the_file_alone_is_enough_and_is_not_pickle(folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("guide", ["frangi_dark", "hessian_bright", "frangi_dark:1-2", "none"])
 def test_polarity_and_scales_of_the_guide_are_in_the_file_and_fed_downstream(guide: str, tmp_path: Path) -> None:
-    save_encoder(tmp_path, load_encoder(f"random:timm:test_convnext?guide={guide}"), {})
+    save_encoder(tmp_path, load_encoder(f"random:timm:test_convnext,guide={guide}"), {})
     loaded = load_encoder(tmp_path)
     assert loaded.guide == json.loads((tmp_path / "encoder.json").read_text())["contract"]["guide"] == guide
     x = torch.rand(1, 3, 24, 20)

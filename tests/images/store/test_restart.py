@@ -354,7 +354,7 @@ def test_a_worker_lost_to_the_system_is_told(tmp_path: Path) -> None:
             InputError,
             r"cannot be written there \(Permission denied\)",
         ),
-        (OSError(errno.EDQUOT, "Quota exceeded"), InputError, "is full"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), RunEnded, "is full"),
         (MemoryError(), packing.WorkerLost, "Memory ran out.*continues"),
     ],
 )
