@@ -101,8 +101,8 @@ class ReconstructionDecoder(nn.Module):
     2. A 1 x 1 and a 3 x 3 convolution at the encoder's own stride add what follows from the neighbouring positions.
     3. A 3 x 3 convolution among the cells, added to them, joins the blocks at their borders.
 
-    A trunk whose map has every pixel of its own ends with convolutions among them already; to it only the linear map is
-    added.
+    A map that has every pixel already gets the convolutional body of the heads instead: the linear map alone
+    reconstructs worse after the same number of steps (RMSE 0.23 against 0.18 after 120 of a small ResEnc).
 
     A cell's values start as its cosine coefficients, and the linear map and both additions start from zero: a map
     without structure gives an image without a grid, and no random blocks have to be unlearnt.
@@ -120,6 +120,10 @@ class ReconstructionDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = per_axis(stride, dims)
+        self.body: DenseHead | None = None
+        if math.prod(self.stride) == 1:
+            self.body = DenseHead(channels, stride, out_channels, dims)
+            return
         self.pixels = tuple(_largest_divisor(step, _CELL) for step in self.stride)
         self.cells = tuple(step // fine for step, fine in zip(self.stride, self.pixels))
         count = math.prod(self.cells)
@@ -136,10 +140,8 @@ class ReconstructionDecoder(nn.Module):
             first = (Pointwise(channels, width), _norm(width), nn.GELU())
             self.context = nn.Sequential(*first, around, _norm(width), nn.GELU(), Pointwise(width, values * count))
             last.append(self.context[-1])
-        self.join: nn.Sequential | None = None
-        if math.prod(self.stride) > 1:
-            self.join = nn.Sequential(_CONV[dims](values, values, 3, padding=1), nn.GELU(), Pointwise(values, values))
-            last.append(self.join[-1])
+        self.join = nn.Sequential(_CONV[dims](values, values, 3, padding=1), nn.GELU(), Pointwise(values, values))
+        last.append(self.join[-1])
         self.output = Pointwise(values, out_channels * math.prod(self.pixels))
         with torch.no_grad():
             for layer in (*last, self.output):
@@ -150,12 +152,13 @@ class ReconstructionDecoder(nn.Module):
     def forward(self, dense: Tensor, size: tuple[int, ...]) -> Tensor:
         """(B, channels, *s) to (B, out_channels, *size); ``size`` is the input's, before the encoder padded it."""
         _check_covered(dense, size, self.stride)
+        if self.body is not None:
+            return self.body(dense, size)
         values = self.direct(dense)
         if self.context is not None:
             values = values + self.context(dense)
         values = from_depth(values, self.cells)
-        if self.join is not None:
-            values = values + self.join(values)
+        values = values + self.join(values)
         image = from_depth(self.output(values), self.pixels)
         for axis, length in enumerate(size, start=2):
             image = image.narrow(axis, 0, length)
