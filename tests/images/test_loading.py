@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import rgb2gray
 
+from frepa.corruption.guide import luminance as guide_luminance
 from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.geometry import resize_pad
@@ -117,7 +119,9 @@ def test_grey_source_has_one_channel_and_colour_can_be_made_grey(folder: Path) -
     source = open_source(folder)
     made = load_images(source, [5], size=(33, 47), channels=1)["image"][0, 0].numpy()
     unit = to_unit(source.read(5))
-    np.testing.assert_allclose(made, 0.299 * unit[0] + 0.587 * unit[1] + 0.114 * unit[2], atol=1e-6)
+    np.testing.assert_allclose(made, rgb2gray(np.moveaxis(unit, 0, -1)), atol=1e-6)
+    # The guide's is the same
+    np.testing.assert_allclose(made, guide_luminance(torch.from_numpy(unit)[None])[0], atol=1e-6)
 
 
 def test_crops_are_pieces_of_the_scaled_image_and_move_with_the_position(folder: Path) -> None:

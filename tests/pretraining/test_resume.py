@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,6 +23,7 @@ from frepa.checkpoints import Checkpoints
 from frepa.encoders.files import find_weights, load_encoder, read_description
 from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
+from processes import Command
 
 _OPTIONS = [
     "--image-size=32", "--batch-size=4", "--max-steps=12", "--method.spectrum-patch=4",
@@ -35,39 +37,46 @@ _OF_DIMS = {
         "--foreground=0.5"],
 }  # fmt: skip
 
-# Kills itself as the scheduler of a failing machine would: no handler runs, nothing is flushed.
-_KILLED = """
-import os, signal, sys
-from frepa import cli
-from frepa import files as state_files
-from frepa.pretraining import journal
-where, count = sys.argv[1], int(sys.argv[2])
-def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
-if where == "step":
-    whole = journal.Journal.step
-    def step(self, number, *args, **kwargs):
-        whole(self, number, *args, **kwargs)
-        if number == count: die()
-    journal.Journal.step = step
-else:
-    rename, seen = os.replace, []
-    def replace(source, target):
+
+def dies(where: str, count: int) -> None:
+    """Let this process kill itself, as the scheduler of a failing machine would: no handler runs, nothing is flushed.
+
+    At step ``count``, or while state ``count`` is being written.
+    """
+    from frepa import files
+    from frepa.pretraining.journal import Journal
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    step, rename, seen = Journal.step, os.replace, []
+
+    def after(self: Journal, number: int, *args: Any, **kwargs: Any) -> None:
+        step(self, number, *args, **kwargs)
+        if number == count:
+            die()
+
+    def replace(source: str, target: str) -> None:
         if str(target).endswith(".safetensors"):
             seen.append(target)
-            if len(seen) == count: die()
+            if len(seen) == count:
+                die()
         rename(source, target)
-    state_files.os.replace = replace
-sys.exit(cli.main(sys.argv[3:]))
-"""
+
+    if where == "step":
+        Journal.step = after  # type: ignore[method-assign]
+    else:
+        files.os.replace = replace
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[int, Path]:
     """A folder of images and one of volumes."""
     folders = {dims: tmp_path_factory.mktemp(f"scans{dims}d") for dims in (2, 3)}
-    for seed in range(10):
+    for seed in range(26):  # two epochs, since every one is drawn as a picture
         image, _ = angiogram(48, seed)
         Image.fromarray((image * 255).astype(np.uint8)).save(folders[2] / f"{seed}.png")
+    for seed in range(10):
         volume = np.random.default_rng(seed).normal(100, 20, (30, 24, 20)).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(volume, np.diag([1, 1.2, 2.5, 1])), folders[3] / f"{seed}.nii")
     return folders
@@ -82,19 +91,6 @@ def _command(source: Path, run: Path, *more: str, dims: int = 2) -> list[str]:
     return ["pretrain", str(source), f"--out={run}", *_OPTIONS, *_OF_DIMS[dims], *more]
 
 
-def _start(words: list[str], *, code: list[str] | None = None) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = code + words if code else ["-m", "frepa.cli", *words]
-    return subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
 def _without_threads_of_the_test(run: Path) -> tuple[bytes, list[str]]:
     return (run / "encoder.safetensors").read_bytes(), (run / "metrics.jsonl").read_text().splitlines()
 
@@ -106,7 +102,7 @@ def whole_runs(sources, tmp_path_factory) -> Callable[[int], Path]:
     @cache
     def made(dims: int) -> Path:
         run = tmp_path_factory.mktemp("run") / f"untouched{dims}d"
-        code, out, err = _finish(_start(_command(sources[dims], run, "--num-workers=0", dims=dims)))
+        code, out, err = Command(_command(sources[dims], run, "--num-workers=0", dims=dims)).finish()
         assert code == 0, err
         assert out.strip().splitlines()[-1] == str(run)
         return run
@@ -137,9 +133,9 @@ def test_killed_and_resumed_is_bit_identical(sources, whole_runs, tmp_path, dims
     run = tmp_path / "run"
     words = _command(sources[dims], run, f"--num-workers={workers}", dims=dims)
     for where, count in kills:
-        code, _, err = _finish(_start([where, str(count), *words, "--resume"], code=["-c", _KILLED]))
+        code, _, err = Command([*words, "--resume"], partial(dies, where, count)).finish()
         assert code == -signal.SIGKILL, err
-    code, _, err = _finish(_start([*words, "--resume"]))
+    code, _, err = Command([*words, "--resume"]).finish()
     assert code == 0, err
     assert "Continuing" in err
     weights, metrics = _without_threads_of_the_test(run)
@@ -151,21 +147,21 @@ def test_killed_and_resumed_is_bit_identical(sources, whole_runs, tmp_path, dims
 def test_sigterm_saves_and_ends_cleanly(images, untouched, tmp_path):
     run = tmp_path / "run"
     words = _command(images, run, "--num-workers=0", "--checkpoint-every=1000")
-    process = _start(words)
+    process = Command(words)
     end = time.monotonic() + 200
     while not (run / "metrics.jsonl").is_file() and not (run / "reconstructions").is_dir():
         assert time.monotonic() < end
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.finish()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    code, out, err = _finish(process)
+    code, out, err = process.finish()
     if code != 0:  # stopped in the middle, as meant; a very fast machine may have finished
         assert code == 3, err
         assert "Continue with the same command and --resume" in err
         assert out == ""
         assert not (run / "encoder.safetensors").exists()
         _check_encoder_of_newest_checkpoint(run)
-        code, _, err = _finish(_start([*words, "--resume"]))
+        code, _, err = Command([*words, "--resume"]).finish()
         assert code == 0, err
     assert _without_threads_of_the_test(run) == _without_threads_of_the_test(untouched)
 
@@ -178,13 +174,16 @@ def _check_encoder_of_newest_checkpoint(run: Path) -> None:
     assert read_description(find_weights(run / "checkpoints"))["extra"]["pretraining"]["steps"] == step
     average = state["states"]["ema"]
     for name, value in load_encoder(run / "checkpoints").named_parameters():
-        assert torch.equal(value, average[f"encoder.{name}"]), name
+        assert torch.equal(value, average[f"module.encoder.{name}"]), name
 
 
 def test_two_processes_see_the_same_samples_and_agree(images, untouched, tmp_path):
     run = tmp_path / "run"
-    code, _, err = _finish(_start(_command(images, run, "--num-workers=0", "--devices=2", "--overwrite")))
-    assert code == 0, err
+    # Not forked: several devices start the command line again
+    words = [sys.executable, "-m", "frepa.cli", *_command(images, run, "--num-workers=0", "--devices=2", "--overwrite")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     alone = [json.loads(line) for line in (untouched / "metrics.jsonl").read_text().splitlines()]
     together = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in alone] == [row["step"] for row in together]

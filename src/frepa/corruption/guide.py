@@ -13,13 +13,12 @@ from frepa.corruption.hessian import Matrix, eigenvalues, full_precision, hessia
 from frepa.corruption.inputs import check_images
 from frepa.corruption.workers import for_each
 from frepa.errors import InputError, nearest
+from frepa.images.readers.pixels import LUMINANCE
 
 # Kinds of guide: a measure, and, behind it, the ridges that answer where only one polarity does.
 GUIDES = ("frangi", "frangi_dark", "frangi_bright", "hessian", "hessian_dark", "hessian_bright", "none")
 # Scales in pixels of a guide that names none.
 SIGMAS = (0.5, 1.0, 1.5)
-# Rec. 709 luminance of R, G, B, as in skimage.color.rgb2gray.
-_LUMINANCE = (0.2125, 0.7154, 0.0721)
 # `skimage.filters.hessian` sets the strength at which a structure counts to 15 of 255 grey levels.
 _HESSIAN_GAMMA = 15 / 255
 # No gamma goes below this share of the intensity range (a step of one in 16-bit images gives 1.5e-5): an image that is
@@ -122,8 +121,8 @@ def hessian_guide(
 
 
 def luminance(x: Tensor) -> Tensor:
-    """Luminance, float32 ``(B, *S)``, of images ``(B, C, *S)``: Rec. 709 of three channels, the mean of others."""
-    weights = _LUMINANCE if x.shape[1] == 3 else (1 / x.shape[1],) * x.shape[1]
+    """Luminance, float32 ``(B, *S)``, of images ``(B, C, *S)``: `LUMINANCE` of three channels, the mean of others."""
+    weights = LUMINANCE if x.shape[1] == 3 else (1 / x.shape[1],) * x.shape[1]
     total = x[:, 0].float() * weights[0]
     for channel, weight in enumerate(weights[1:], start=1):
         total.add_(x[:, channel], alpha=weight)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning_fabric
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from frepa.images.loading import Batch as Loaded
 from frepa.machine import adam
-from frepa.pretraining.ema import Ema
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.contract import Batch, Method
 from frepa.pretraining.run_folder import RunFolder
@@ -83,7 +82,9 @@ def fit(
     groups = method.parameter_groups()
     scales = [group.pop("lr_scale", 1.0) for group in groups]
     optimizer = adam(groups, lr=float(plan.rates[0]))
-    ema = Ema(method, plan.ema_decay) if plan.ema_decay else None
+    # Of weights alone, begun with those of the first step; buffers, which are averages already, follow the method's
+    ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay)) if plan.ema_decay else None
+    judged = method if ema is None else cast(Method, ema.module)
     states: dict[str, Any] = {"method": method, "optimizer": optimizer, "ema": ema, "scaler": _scaler(fabric)}
     states |= method.states()
     step = _restore(run, states, journal)
@@ -123,7 +124,7 @@ def fit(
         optimizer.zero_grad()
         whole |= method.after_step(step, rate)
         if ema is not None:
-            ema.update(method)
+            ema.update_parameters(method)
         step += 1
         journal.step(step, terms, whole, lr=rate, weight=weights / plan.accumulate)
 
@@ -131,9 +132,8 @@ def fit(
         due = epoch // plan.epochs_between > epoch_before // plan.epochs_between
         if on_epoch is not None and (due or step == steps):
             journal.flush()
-            with ema.applied_to(method) if ema is not None else nullcontext():
-                if fabric.is_global_zero:
-                    on_epoch(method, epoch, step)
+            if fabric.is_global_zero:
+                on_epoch(judged, epoch, step)
             fabric.barrier()
         stopping = stop is not None and stop.agreed(fabric, step)
         if step % checkpoint_every == 0 or step == steps or stopping:
@@ -141,14 +141,13 @@ def fit(
             if fabric.is_global_zero:
                 run.checkpoints.save(step, _capture(states, step))
                 if on_checkpoint is not None:
-                    with ema.applied_to(method) if ema is not None else nullcontext():
-                        on_checkpoint(method, step)
+                    on_checkpoint(judged, step)
             fabric.barrier()
         if stopping:
             break
     journal.end()
     if ema is not None and step == steps:
-        ema.copy_to(method)
+        method.load_state_dict(judged.state_dict())
     return step == steps
 
 

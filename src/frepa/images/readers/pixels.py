@@ -13,6 +13,8 @@ from frepa.images.scan import UnreadableScan
 #: Positions (pixels or voxels) above which a file is refused before memory is asked for: 16384 x 16384 in 2D,
 #: 1024 slices of 1024 x 1024 in 3D. Raised or lowered with ``open_source(..., max_pixels=...)``.
 MAX_PIXELS = {2: 2**28, 3: 2**30}
+#: Shares of red, green and blue in luminance: Rec. 709, the primaries of sRGB, as in `skimage.color.rgb2gray`.
+LUMINANCE = (0.2125, 0.7154, 0.0721)
 _ROWS = 64
 
 
@@ -96,8 +98,7 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def luminance(array: np.ndarray) -> np.ndarray:
-    """``(3, *S)`` to ``(1, *S)``, ITU-R 601 weights, float32; one channel is returned as it is."""
+    """``(3, *S)`` to ``(1, *S)``, float32, by `LUMINANCE`; one channel is returned as it is."""
     if array.shape[0] == 1:
         return array
-    weights = np.array([0.299, 0.587, 0.114], np.float32)
-    return np.tensordot(weights, array.astype(np.float32), axes=1)[None]
+    return np.tensordot(np.array(LUMINANCE, np.float32), array.astype(np.float32), axes=1)[None]

@@ -1,0 +1,41 @@
+"""What the package asks for is what it imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import frepa
+
+ROOT = Path(frepa.__file__).parent
+#: Required though no file imports them: what asks for them does not install them, or finds them by itself.
+FOUND_BY_OTHERS = {
+    "torchvision": "timm imports it",
+    "einops": "MONAI's transformers import it",
+    "pylibjpeg": "pydicom finds its decoders", "pylibjpeg-openjpeg": "pydicom", "pylibjpeg-rle": "pydicom",
+    "pyjpegls": "pydicom",
+}  # fmt: skip
+
+
+def imported() -> set[str]:
+    """First names of what any file of the package imports."""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_dependency_is_imported():
+    text = (ROOT.parents[1] / "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    required = set(re.findall(r'"([A-Za-z0-9._-]+)', listed[1]))
+    assert len(required) > 20
+    names = {name for module in imported() for name in packages_distributions().get(module, [])}
+    assert {name.lower() for name in required} - {name.lower() for name in names} == set(FOUND_BY_OTHERS)
