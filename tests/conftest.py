@@ -21,6 +21,16 @@ def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _small_pictures() -> Iterator[None]:
+    """Runs draw their pictures with few dots per inch unless they ask for more: it takes longer than training them."""
+    from frepa.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures.png_bytes, "__defaults__", (40,))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real labelled images, or a skip where it is absent."""
@@ -29,9 +39,12 @@ def shared_data() -> Path:
     return _SHARED_DATA
 
 
-@pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    """Tests share small machines: two threads are enough, and one where files are tested side by side."""
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests work on tiny arrays: a second thread costs more than it does, and adds in another order.
+
+    Far more where tests run side by side: threads that wait for each other keep the cores from those that work.
+    """
     import torch
 
-    torch.set_num_threads(1 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 2)
+    torch.set_num_threads(1)

@@ -27,7 +27,8 @@ from frepa.verbs.detect import detect
 
 ENCODER = "random:tiny_for_tests"
 STACKS = "slices:random:tiny_for_tests,rounds=1,width=8,heads=2,chunk=8"
-QUICK = {"max_steps": 150, "batch_size": 4, "lr": 1e-2, "quiet": True, "num_workers": 0, "val_every": 50}
+QUICK = {"max_steps": 150, "batch_size": 4, "lr": 1e-2, "quiet": True, "num_workers": 0, "val_every": 50,
+         "max_boxes": 10}  # fmt: skip
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 60)) -> tuple[np.ndarray, list[tuple[str, list[int]]]]:
