@@ -1,7 +1,8 @@
 """frepa: pretrain medical image encoders that keep fine detail, in 2D and 3D, and measure how much they keep.
 
 Every verb of the command line is a function here (``frepa.pretrain``, ``frepa.segment``, ...), and
-``frepa.load_encoder`` brings a pretrained encoder into Python. Nothing heavy is imported before it is used.
+``frepa.load_encoder`` and ``frepa.load_head`` bring a pretrained encoder or a trained head into Python. Nothing heavy
+is imported before it is used.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from frepa.downstream.trained import load_head
     from frepa.encoders.files import load_encoder
     from frepa.pretraining.methods import all as methods
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
     from frepa.verbs.detect import detect
+    from frepa.verbs.predict import predict
     from frepa.verbs.prepare import prepare
     from frepa.verbs.pretrain import pretrain
     from frepa.verbs.segment import segment
@@ -29,15 +32,20 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 _WHERE = {
     "check": "frepa.verbs.check",
     "pretrain": "frepa.verbs.pretrain",
+    "predict": "frepa.verbs.predict",
     "prepare": "frepa.verbs.prepare",
     "classify": "frepa.verbs.classify",
     "segment": "frepa.verbs.segment",
     "detect": "frepa.verbs.detect",
     "demo": "frepa.verbs.demo",
     "load_encoder": "frepa.encoders.files",
+    "load_head": "frepa.downstream.trained",
 }
 
-__all__ = ["check", "classify", "demo", "detect", "load_encoder", "methods", "prepare", "pretrain", "segment"]
+__all__ = [
+    "check", "classify", "demo", "detect", "load_encoder", "load_head", "methods", "predict", "prepare", "pretrain",
+    "segment",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

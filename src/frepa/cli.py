@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "classify": "frepa.verbs.classify:classify",
     "segment": "frepa.verbs.segment:segment",
     "detect": "frepa.verbs.detect:detect",
+    "predict": "frepa.verbs.predict:predict",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_encoders  # noqa: F401 (registers them)
-from frepa.downstream.segmentation.model import load_segmenter, predict_case
+from frepa.downstream.segmentation.model import load_segmenter
+from frepa.downstream.trained import load_head
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.files import absolute, load_encoder, method_of, save_encoder
 from frepa.encoders.reference import open_encoder, trained_names, weights_hash
@@ -87,12 +88,11 @@ def test_slices_pass_the_2d_encoder_in_chunks(run: Path, monkeypatch: pytest.Mon
 def test_a_saved_transfer_predicts_what_the_run_did(run: Path, volumes: Path) -> None:
     import nibabel
 
-    segmenter = load_segmenter(run)
     path = next((run / "predictions" / "set").iterdir())
     name = path.name.removesuffix(".nii.gz")
-    found, _ = predict_case(segmenter, volumes / "imagesTr" / f"{name}.npy")
+    found = load_head(run).predict(volumes / "imagesTr" / f"{name}.npy")
     saved = np.asarray(nibabel.load(path).dataobj).T  # z, y, x
-    np.testing.assert_array_equal(segmenter.labels.to_values(found.classes), saved)
+    np.testing.assert_array_equal(found.mask, saved)
 
 
 def test_a_small_volume_is_predicted_where_training_laid_it(run: Path) -> None:

@@ -13,9 +13,9 @@ from frepa.datasets.annotations import Case
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import read_case, read_scan
 from frepa.downstream.segmentation.data import check_sets, open_sets
-from frepa.downstream.segmentation.model import turn_back
 from frepa.downstream.segmentation.testing import _in_file_axes, write_labels
 from frepa.errors import InputError
+from frepa.images.filed import Filed, on_file
 
 AFFINE = np.array([[-0.9, 0, 0, 40], [0, 0, 1.5, -20], [0, 1.1, 0, 7], [0, 0, 0, 1]])
 
@@ -58,7 +58,7 @@ def test_predictions_have_the_axes_and_place_of_the_image_file(tmp_path: Path) -
     np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(saved.dataobj), mask)
     native = read_scan(case.image, 3, canonical=False)
-    back = turn_back(canonical.array, canonical.affine, native.affine)
+    back = on_file(canonical.array, canonical.affine, Filed(native.size, native.affine))
     np.testing.assert_array_equal(back, native.array)
 
 

@@ -11,7 +11,7 @@ from frepa.datasets.annotations import Case
 from frepa.datasets.labels import LabelMap
 from frepa.errors import InputError
 from frepa.images.intensity import Window, to_unit
-from frepa.images.orientation import reorient, same_grid
+from frepa.images.orientation import same_grid
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import Reader, readable_suffixes, reader_for
 from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
@@ -56,17 +56,6 @@ def refuse_stack(path: Path, count: int, dims: int) -> None:
             f"{path}: holds {count} slices, and the encoder takes single 2D images. To carry it to volumes put slices: "
             'before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
         )
-
-
-def read_as_filed(path: Path, dims: int) -> tuple[Scan, Scan]:
-    """One image file: in its own axes, and (volumes) turned to the canonical orientation.
-
-    Raises:
-        InputError: it is damaged, or has another number of axes than ``dims``.
-    """
-    refuse_stack(path, read_header(path, dims, canonical=False).count, dims)
-    scan = read_scan(path, dims, canonical=False)
-    return scan, reorient(scan)
 
 
 def _reader(path: Path, dims: int) -> Reader:

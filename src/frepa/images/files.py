@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +71,26 @@ class _Columns:
 
     def numbers(self) -> np.ndarray:
         return np.concatenate([np.zeros((0, 6), np.int64), *(part[3] for part in self.packed)])
+
+
+class Origin(NamedTuple):
+    """Where a record of files comes from.
+
+    Attributes:
+        reader: name of its reader.
+        path: the file, or the folder of a series.
+        member: what holds it within the file; None where that is the file itself.
+        parts: the files of a series in the order of its slices; None of other records.
+        row: number of the record within its file, member or series.
+        of: how many records that has.
+    """
+
+    reader: str
+    path: Path
+    member: str | None
+    parts: list[Path] | None
+    row: int
+    of: int
 
 
 class FileSource(Source):
@@ -239,6 +259,12 @@ class FileSource(Source):
         if self._parts is None or not self._parts[row].is_valid:
             return None
         return [self._root / os.fsdecode(name) for name in self._parts[row].as_py()]
+
+    def origin(self, index: int) -> Origin:
+        """The file a record is in, and where in it."""
+        row, within = self._row(index)
+        of = int(self._starts[row + 1] - self._starts[row])
+        return Origin(READERS[self._readers[row]].name, *self._place(row), self._files(row), within, of)
 
     def warn_of_labels(self) -> None:
         """Add a warning where files lie in folders that hold labels by their names."""

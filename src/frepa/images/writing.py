@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from frepa.files import write_bytes
 from frepa.images.orientation import permuted
 
 
-def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray | None) -> Path:
-    """Write a volume ``(D, H, W)`` of any type as NIfTI, whole or not at all.
+def write_nifti(
+    path: str | Path,
+    array: np.ndarray,
+    affine: np.ndarray | None,
+    *,
+    spacing: Sequence[float] | None = None,
+    sync: bool = True,
+) -> Path:
+    """Write a volume ``(D, H, W)``, or several as ``(C, D, H, W)``, of any type as NIfTI, whole or not at all.
 
     The file's axes run x, y, z, as viewers expect, so it holds ``array`` transposed.
 
@@ -21,6 +29,8 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray | None) 
         path: ending in ``.nii`` or ``.nii.gz``.
         affine: ``(4, 4)``, indices of the array's own axes to RAS millimetres. Without it the file says that its place
             in the patient is unknown.
+        spacing: millimetres per axis of the volume, for one without affine.
+        sync: as in `frepa.files.write_atomically`.
     """
     import nibabel
 
@@ -31,7 +41,10 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray | None) 
         image.set_sform(place, code="scanner")
         image.set_qform(place, code="scanner", strip_shears=True)
         image.header.set_xyzt_units("mm")
+    elif spacing is not None:
+        image.header.set_zooms((*spacing[::-1], *[1.0] * (image.ndim - 3)))
+        image.header.set_xyzt_units("mm")
     # nibabel goes by the ending of the name, and a temporary file has another
     content = image.to_bytes()
-    write_bytes(path, gzip.compress(content, 1, mtime=0) if path.suffix == ".gz" else content)
+    write_bytes(path, gzip.compress(content, 1, mtime=0) if path.suffix == ".gz" else content, sync=sync)
     return path

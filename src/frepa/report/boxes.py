@@ -17,6 +17,7 @@ from frepa.report.overlays import FALSE_ALARM, HIT, MISS
 
 _TRUE = "#FFFFFF"
 _BEHIND = "#4D4D4D"
+_OF_KINDS = (HIT, MISS, "#CC79A7", FALSE_ALARM, "#009E73", "#E69F00", "#0072B2")
 _DASHES = (0, (3, 2))
 # With more boxes than this their scores would cover the image
 _MOST_SCORES = 16
@@ -93,6 +94,41 @@ def box_overlay(
     figure.legend(
         handles, [name for name, _ in names], loc="outside lower center", ncols=len(names), frameon=False, fontsize=9
     )
+    return figure
+
+
+def found_overlay(
+    image: np.ndarray, found: np.ndarray, scores: np.ndarray, *, labels: Sequence[str] | None = None
+) -> Figure:
+    """An image without truth, and beside it the boxes that were found.
+
+    Args:
+        image, found, scores: as in `box_overlay`; of a volume the slice through the highest box is shown.
+        labels: of each box, written beside it with its score where boxes are few; None writes the score alone.
+    """
+    image = np.asarray(image, dtype=float)
+    dims = image.ndim - 1
+    found, names = np.asarray(found, dtype=float).reshape(-1, 2 * dims), np.asarray(labels or [""] * len(scores))
+    note = ""
+    if dims == 3:
+        z = _slice(image.shape[1], np.zeros((0, 6)), found, scores)
+        note = f"slice {z + 1} of {image.shape[1]}"
+        image = image[:, z]
+        found, there = _across(found, z)
+        scores, names = scores[there], names[there]
+    picture = np.clip(plane(image), 0, 1)
+    height, width = picture.shape[:2]
+    scale = 4.6 / max(height, width)
+    figure = new_figure(2 * width * scale + 0.2, height * scale + (0.5 if note else 0.2))
+    kinds = list(dict.fromkeys(names.tolist()))
+    for axes, dim in zip(figure.subplots(1, 2), (1.0, 0.75)):
+        axes.imshow(dim * picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        bare(axes)
+    for place in np.argsort(scores).tolist():
+        label = f"{names[place]} {scores[place]:.2f}".strip() if len(found) <= _MOST_SCORES else ""
+        _draw(axes, found[place], _OF_KINDS[kinds.index(names[place]) % len(_OF_KINDS)], label=label)
+    if note:
+        figure.suptitle(note, fontsize=10)
     return figure
 
 

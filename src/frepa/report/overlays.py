@@ -10,6 +10,7 @@ from frepa.report.canvas import bare, new_figure, plane
 
 # Sky blue, vermillion, yellow and reddish purple of Okabe and Ito: distinct with every common colour blindness on grey.
 HIT, FALSE_ALARM, MISS, CONFUSED = "#56B4E9", "#D55E00", "#F0E442", "#CC79A7"
+_OF_CLASSES = (HIT, MISS, CONFUSED, FALSE_ALARM, "#009E73", "#E69F00", "#0072B2")
 
 
 def segmentation_overlay(
@@ -81,18 +82,30 @@ def mark_errors(
 
 
 def prediction_overlay(image: np.ndarray, prediction: np.ndarray) -> Figure:
-    """An image without truth, and beside it what was found.
+    """An image without truth, and beside it what was found, a colour per class.
 
     Args:
-        image: ``(H, W)`` in [0, 1]. prediction: ``(H, W)`` labels, 0 = background.
+        image: ``(C, *S)`` in [0, 1], C = 1 or 3, S = (H, W) or (D, H, W).
+        prediction: ``(*S)`` labels, 0 = background. Of a volume the slice with the most labelled voxels is shown.
     """
-    height, width = image.shape
+    note = ""
+    if prediction.ndim == 3:
+        z = int(np.argmax((prediction > 0).sum(axis=(1, 2))))
+        note = f"slice {z + 1} of {len(prediction)}"
+        image, prediction = image[:, z], prediction[z]
+    picture = np.clip(plane(np.asarray(image, dtype=float)), 0, 1)
+    height, width = picture.shape[:2]
     scale = 4.6 / max(height, width)
-    figure = new_figure(2 * width * scale + 0.2, height * scale + 0.2)
-    canvas = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=-1)
-    colour = np.array([int(HIT[k : k + 2], 16) / 255 for k in (1, 3, 5)])
-    canvas[prediction > 0] = 0.2 * canvas[prediction > 0] + 0.8 * colour
-    for axes, shown in zip(figure.subplots(1, 2), (image, canvas)):
+    figure = new_figure(2 * width * scale + 0.2, height * scale + (0.5 if note else 0.2))
+    base = picture.mean(-1) if picture.ndim == 3 else picture
+    canvas = np.repeat(base[..., None], 3, axis=-1)
+    for value in np.unique(prediction[prediction > 0]).tolist():
+        colour = _OF_CLASSES[(value - 1) % len(_OF_CLASSES)]
+        rgb = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        canvas[prediction == value] = 0.2 * canvas[prediction == value] + 0.8 * rgb
+    for axes, shown in zip(figure.subplots(1, 2), (picture, canvas)):
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         bare(axes)
+    if note:
+        figure.suptitle(note, fontsize=10)
     return figure

@@ -165,4 +165,4 @@ def _on_a_photograph(run: Path) -> Any:
     photograph = resize(data.retina()[..., 1], (352, 352), anti_aliasing=True).astype(
         np.float32
     )  # green: most contrast
-    return prediction_overlay(photograph, load_segmenter(run).predict(photograph[None]).classes)
+    return prediction_overlay(photograph[None], load_segmenter(run).predict(photograph[None]).classes)

@@ -15,8 +15,9 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
-from frepa.downstream.classification.model import classify_image, load_classifier
+from frepa.downstream.classification.model import load_classifier
 from frepa.downstream.segmentation.model import load_segmenter
+from frepa.downstream.trained import load_head
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import open_encoder, trained_names, weights_hash
 from frepa.encoders.slice_transfer import SliceTransfer
@@ -124,8 +125,9 @@ def test_a_saved_classifier_answers_as_the_run_did(run: Path) -> None:
     _, reference = open_encoder(ENCODER)
     assert weights_hash(classifier.encoder) == reference.weights
     assert not any(parameter.requires_grad for parameter in classifier.encoder.parameters())
+    head = load_head(run)
     for row in read_cases(run)[:3]:
-        found = classify_image(classifier, run.parent / "set" / row["case"])
+        found = head.predict(run.parent / "set" / row["case"]).probabilities
         for name, value in found.items():
             assert value == pytest.approx(float(row[f"p_{name}"]), abs=2e-5)
     with pytest.raises(InputError, match="holds no segmentation head"):
@@ -189,7 +191,7 @@ def test_folds_test_every_image_once(tmp_path: Path) -> None:
     assert np.mean([item["auc"] for item in per_class.values()]) == pytest.approx(scores["auc"]["value"])
     with pytest.raises(InputError, match=r"It has one per fold: give .*folds/1"):
         load_classifier(folder)
-    found = classify_image(load_classifier(folder / "folds" / "2"), source / fold[0]["case"])
+    found = load_head(folder, fold=2).predict(source / fold[0]["case"]).probabilities
     assert found["flat"] == pytest.approx(float(fold[0]["p_flat"]), abs=2e-5)
     assert load_classifier(folder / "folds" / "1").classes == ("flat", "plain", "upright")
 
@@ -274,9 +276,9 @@ def test_stacks_of_several_depths_meet_in_a_batch(tmp_path: Path) -> None:
     folder = classify(
         str(tmp_path / "table.csv"), encoder=STACKS, out=str(tmp_path / "run"), **(QUICK | {"max_steps": 4})
     )
-    classifier = load_classifier(folder)
+    head = load_head(folder)
     for row in read_cases(folder):
-        found = classify_image(classifier, tmp_path / row["case"])
+        found = head.predict(tmp_path / row["case"]).probabilities
         assert found["a"] == pytest.approx(float(row["p_a"]), abs=1e-4)
 
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
 from frepa.downstream.detection.data import DetectionData, DetectionImage
-from frepa.downstream.detection.model import detect_case, load_detector
+from frepa.downstream.detection.model import load_detector
 from frepa.downstream.segmentation.model import load_segmenter
+from frepa.downstream.trained import load_head
 from frepa.encoders.reference import open_encoder, trained_names, weights_hash
 from frepa.errors import InputError
 from frepa.images.intensity import Window
@@ -152,7 +153,7 @@ def test_a_saved_detector_finds_the_same(run: Path, cells: Path) -> None:
     detector = load_detector(run)
     own = read_rows(run / "findings.csv")
     name = own[0]["image"]
-    found, _ = detect_case(detector, cells.parent / name)
+    found = load_head(run).predict(cells.parent / name).found
     rows = [row for row in own if row["image"] == name]
     np.testing.assert_allclose(found.scores, [float(row["score"]) for row in rows], atol=1e-5)
     sides = [[float(row[side]) for side in ("y_min", "x_min", "y_max", "x_max")] for row in rows]
@@ -253,14 +254,13 @@ def test_of_a_slice_transfer_the_blocks_train_and_the_2d_encoder_does_not(stacks
 
 
 def test_boxes_of_a_volume_are_in_the_axes_of_its_file(stacks: Path, nodules: Path) -> None:
-    detector = load_detector(stacks)
     row = next(row for row in read_rows(nodules) if row["path"] == read_rows(stacks / "findings.csv")[0]["image"])
     path = nodules.parent / row["path"]
-    found, scan = detect_case(detector, path)
+    found = load_head(stacks).predict(path)
     listed = next(item for item in read_rows(stacks / "findings.csv") if item["image"] == row["path"])
     sides = [float(listed[f"{axis}_{end}"]) for end in ("min", "max") for axis in "zyx"]
-    np.testing.assert_allclose(found.corners[0], sides, atol=1e-3)
-    assert scan.size == nibabel.load(path).shape[::-1]
+    np.testing.assert_allclose(found.found.corners[0], sides, atol=1e-3)
+    assert found.grid.size == nibabel.load(path).shape[::-1]
     # From the file's own voxels to the millimetres of the table, by nibabel's affine.
     middle = np.array([sum(float(listed[f"{axis}_{end}"]) for end in ("min", "max")) / 2 for axis in "xyz"]) - 0.5
     world = nibabel.affines.apply_affine(nibabel.load(path).affine, middle) * [-1, -1, 1]

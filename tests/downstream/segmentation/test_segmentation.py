@@ -12,7 +12,8 @@ from PIL import Image
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
-from frepa.downstream.segmentation.model import load_segmenter, predict_case
+from frepa.downstream.segmentation.model import load_segmenter
+from frepa.downstream.trained import load_head
 from frepa.encoders.reference import open_encoder, weights_hash
 from frepa.errors import InputError
 from frepa.verbs.segment import segment
@@ -140,14 +141,13 @@ def test_the_encoder_stays_frozen_and_only_the_head_is_saved(run: Path) -> None:
 
 
 def test_a_saved_segmenter_predicts_what_the_run_did(run: Path) -> None:
-    segmenter = load_segmenter(run)
+    head = load_head(run)
     with open(run / "cases.csv", newline="") as file:
         row = next(csv.DictReader(file))
-    prediction, scan = predict_case(segmenter, run.parent / row["set"] / "images" / f"{row['case']}.png")
+    found = head.predict(run.parent / row["set"] / "images" / f"{row['case']}.png")
     saved = np.asarray(Image.open(run / "predictions" / row["set"] / f"{row['case']}.png"))
-    np.testing.assert_array_equal(segmenter.labels.to_values(prediction.classes), saved)
-    assert prediction.classes.shape == scan.size
-    np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(found.mask, saved)
+    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
 def test_another_encoder_is_refused(run: Path) -> None:

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frepa.datasets.reading import read_header, read_scan, refuse_stack
 from frepa.downstream.frozen import HeadOnFrozen
-from frepa.downstream.head_files import load_weights, read_head, save_head
+from frepa.downstream.head_files import load_weights, open_head, save_head
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
-from frepa.encoders.reference import EncoderReference, reopen_encoder
+from frepa.encoders.reference import EncoderReference
 from frepa.encoders.slice_transfer import SliceTransfer, pad_stacks
 from frepa.heads.classifier import ClassificationHead
 from frepa.images.geometry import placement, resize, resize_pad
-from frepa.images.intensity import Window, to_unit
+from frepa.images.intensity import Window
 
 TASK = "classification"
 
@@ -170,19 +169,20 @@ class Classifier(HeadOnFrozen):
         return save_head(folder, self.encoder, self.head, description)
 
 
-def load_classifier(run: str | Path, *, encoder: str | None = None, device: str | torch.device = "cpu") -> Classifier:
+def load_classifier(
+    run: str | Path, *, encoder: str | Encoder | None = None, device: str | torch.device = "cpu"
+) -> Classifier:
     """The classifier of a finished run.
 
     Args:
         run: run folder (of a run in folds ``RUN/folds/1`` and so on), or its ``head.safetensors``.
-        encoder: where the encoder is now; None: where it was during training. Its weights must be the same.
+        encoder: where the encoder is now, or the encoder itself; None: see `head_files.open_head`.
         device: where to put both.
 
     Raises:
         InputError: no classification head there, or the encoder is gone or another one.
     """
-    path, description = read_head(run, TASK)
-    frozen = reopen_encoder(EncoderReference(**description["encoder"]), encoder)
+    path, description, frozen = open_head(run, TASK, encoder)
     settings = dict(description["settings"])
     if isinstance(settings["window"], list):
         settings["window"] = tuple(settings["window"])
@@ -192,15 +192,3 @@ def load_classifier(run: str | Path, *, encoder: str | None = None, device: str 
         )
     load_weights(path, frozen, classifier.head)
     return classifier.to(device).eval()
-
-
-def classify_image(classifier: Classifier, path: str | Path) -> dict[str, float]:
-    """Probability of each class for one image file.
-
-    Raises:
-        InputError: the file is damaged or has another number of axes than the encoder.
-    """
-    dims = classifier.encoder.dims
-    refuse_stack(Path(path), read_header(Path(path), dims).count, dims)
-    image = to_unit(read_scan(Path(path), dims), window=classifier.settings.window)
-    return dict(zip(classifier.classes, classifier.predict(image).tolist()))

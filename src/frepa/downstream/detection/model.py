@@ -14,16 +14,13 @@ from monai.data.box_utils import non_max_suppression
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from frepa.datasets.reading import read_as_filed
-from frepa.downstream.head_files import load_weights, read_head, save_head
+from frepa.downstream.head_files import load_weights, open_head, save_head
 from frepa.downstream.windowed import WindowedHead, WindowSettings, read_settings
 from frepa.encoders.contract import Encoder, per_axis
-from frepa.encoders.reference import EncoderReference, reopen_encoder
+from frepa.encoders.reference import EncoderReference
 from frepa.heads.detector import DetectionHead
-from frepa.images.boxes import Detections, clipped, extents, turned
+from frepa.images.boxes import Detections, clipped, extents
 from frepa.images.geometry import resize
-from frepa.images.intensity import to_unit
-from frepa.images.scan import Scan
 
 TASK = "detection"
 # Boxes that are looked at before those that overlap a better one are dropped, and scores that are not.
@@ -159,19 +156,20 @@ def whole_cells(crop: tuple[int, ...], step: tuple[int, ...], multiple: int | tu
     return tuple(-(-n // unit) * unit for n, unit in zip(crop, units))
 
 
-def load_detector(run: str | Path, *, encoder: str | None = None, device: str | torch.device = "cpu") -> Detector:
+def load_detector(
+    run: str | Path, *, encoder: str | Encoder | None = None, device: str | torch.device = "cpu"
+) -> Detector:
     """The detector of a finished run.
 
     Args:
         run: run folder (of a fold, where there are folds) or its ``head.safetensors``.
-        encoder: where the encoder is now; None: where it was during training. Its weights must be the same.
+        encoder: where the encoder is now, or the encoder itself; None: see `head_files.open_head`.
         device: where to put both.
 
     Raises:
         InputError: no detection head there, or the encoder is gone or another one.
     """
-    path, description = read_head(run, TASK)
-    frozen = reopen_encoder(EncoderReference(**description["encoder"]), encoder)
+    path, description, frozen = open_head(run, TASK, encoder)
     shape = dict(description["head"])
     if isinstance(shape["stride"], list):
         shape["stride"] = tuple(shape["stride"])
@@ -182,16 +180,3 @@ def load_detector(run: str | Path, *, encoder: str | None = None, device: str | 
     settings["thresholds"] = tuple(math.nan if score is None else score for score in settings["thresholds"])
     classes = tuple(description["classes"])
     return Detector(frozen, head, DetectionSettings(**settings), classes).to(device).eval()
-
-
-def detect_case(detector: Detector, path: str | Path) -> tuple[Detections, Scan]:
-    """Findings of one image file, best first, in the pixels and the axis order of the file, as the scan is.
-
-    Raises:
-        InputError: the file is damaged or has another number of axes than the encoder.
-    """
-    scan, canonical = read_as_filed(Path(path), detector.encoder.dims)
-    found = detector.predict(to_unit(canonical, window=detector.settings.window))
-    if canonical.affine is None or scan.affine is None or detector.encoder.dims == 2:
-        return found, scan
-    return found._replace(corners=turned(found.corners, canonical.affine, scan.affine)), scan

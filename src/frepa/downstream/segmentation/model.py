@@ -14,19 +14,15 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from frepa.datasets.labels import LabelMap
-from frepa.datasets.reading import read_as_filed
-from frepa.downstream.head_files import load_weights, read_head, save_head
+from frepa.downstream.head_files import load_weights, open_head, save_head
 from frepa.downstream.windowed import WindowedHead, WindowSettings, read_settings
 from frepa.encoders.contract import Encoder, StageShape, pad_to_multiple, per_axis
-from frepa.encoders.reference import EncoderReference, reopen_encoder
+from frepa.encoders.reference import EncoderReference
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.heads.reading import map_shapes, read_maps
 from frepa.heads.segmenter import SegmentationHead
 from frepa.images.geometry import resize
-from frepa.images.intensity import to_unit
-from frepa.images.orientation import axis_codes, reorient_array
-from frepa.images.scan import Scan
 
 TASK = "segmentation"
 
@@ -166,41 +162,23 @@ def build_head(encoder: Encoder, classes: int, *, kind: str, features: str, reac
     return SegmentationHead([StageShape(encoder.channels, stride)], classes, kind=kind, before=inner)
 
 
-def load_segmenter(run: str | Path, *, encoder: str | None = None, device: str | torch.device = "cpu") -> Segmenter:
+def load_segmenter(
+    run: str | Path, *, encoder: str | Encoder | None = None, device: str | torch.device = "cpu"
+) -> Segmenter:
     """The segmenter of a finished run.
 
     Args:
         run: run folder or its ``head.safetensors``.
-        encoder: where the encoder is now; None: where it was during training. Its weights must be the same.
+        encoder: where the encoder is now, or the encoder itself; None: see `head_files.open_head`.
         device: where to put both.
 
     Raises:
         InputError: no segmentation head there, or the encoder is gone or another one.
     """
-    path, description = read_head(run, TASK)
-    frozen = reopen_encoder(EncoderReference(**description["encoder"]), encoder)
+    path, description, frozen = open_head(run, TASK, encoder)
     with torch.random.fork_rng(devices=[]):
         head = SegmentationHead(**description["head"])
     load_weights(path, frozen, head)
     settings = WindowSettings(**read_settings(description["settings"]))
     labels = LabelMap(tuple(description["labels"]["values"]), description["labels"]["threshold"])
     return Segmenter(frozen, head, settings, labels, features=description["features"]).to(device).eval()
-
-
-def predict_case(segmenter: Segmenter, path: str | Path) -> tuple[Prediction, Scan]:
-    """Segment one image file; the prediction lies in the file's own axes, as the scan does.
-
-    Raises:
-        InputError: the file is damaged or has another number of axes than the encoder.
-    """
-    scan, turned = read_as_filed(Path(path), segmenter.encoder.dims)
-    found = segmenter.predict(to_unit(turned, window=segmenter.settings.window))
-    probabilities = turn_back(found.probabilities, turned.affine, scan.affine)
-    return Prediction(turn_back(found.classes[None], turned.affine, scan.affine)[0], probabilities), scan
-
-
-def turn_back(array: np.ndarray, affine: np.ndarray | None, native: np.ndarray | None) -> np.ndarray:
-    """``(C, *S)`` with ``affine``, in the axes of a file that has the affine ``native``."""
-    if affine is None or native is None or array.ndim != 4:
-        return array
-    return np.ascontiguousarray(reorient_array(array, affine, axis_codes(native))[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,11 @@ from frepa.downstream.fitting import read_ahead
 from frepa.downstream.segmentation.baselines import Baselines
 from frepa.downstream.segmentation.data import LabelledCase, SegmentationData
 from frepa.downstream.segmentation.metrics import score_case
-from frepa.downstream.segmentation.model import Segmenter, turn_back
-from frepa.files import write_atomically, write_bytes
-from frepa.images.orientation import permuted, reorient_header
+from frepa.downstream.segmentation.model import Segmenter
+from frepa.files import write_atomically
+from frepa.images.filed import Filed, on_file
+from frepa.images.orientation import reorient_header
+from frepa.images.writing import write_nifti
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,17 @@ def predict_and_score(
     return results
 
 
-def _in_file_axes(values: np.ndarray, image: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Label values ``(*S)`` in the axes of the image's file, and the affine of these axes."""
+def _in_file_axes(values: np.ndarray, image: Path) -> tuple[np.ndarray, Filed]:
+    """Label values ``(*S)`` in the axes of the image's file, and the grid of that."""
     if values.ndim == 2:
-        return values, None
+        return values, Filed(values.shape, None)
     native = read_header(image, 3, canonical=False)
-    return turn_back(values[None], reorient_header(native).affine, native.affine)[0], native.affine
+    grid = Filed(tuple(native.size), native.affine, native.spacing)
+    return on_file(values[None], reorient_header(native).affine, grid)[0], grid
 
 
-def write_labels(target: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    """Write label values ``(*S)``: PNG in 2D, NIfTI in 3D; returns the file written.
-
-    ``affine`` takes voxel indices in the order of ``S`` to RAS millimetres; without it the unit matrix is written.
-    """
+def write_labels(target: Path, values: np.ndarray, grid: Filed) -> Path:
+    """Write label values ``(*grid.size)``: PNG in 2D, NIfTI in 3D; returns the file written, ``target`` + ending."""
     if values.ndim == 2:
         from PIL import Image
 
@@ -101,11 +100,4 @@ def write_labels(target: Path, values: np.ndarray, affine: np.ndarray | None = N
         image = Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.uint16))
         write_atomically(path, lambda temporary: image.save(temporary, format="PNG"), sync=False)
         return path
-    import nibabel
-
-    path = target.with_name(target.name + ".nii.gz")
-    # Axes of a NIfTI file run x, y, z; ours z, y, x.
-    place = permuted(np.eye(4)[[2, 1, 0, 3]] if affine is None else affine)
-    content = nibabel.Nifti1Image(values.transpose(), place).to_bytes()
-    write_bytes(path, gzip.compress(content, 1, mtime=0), sync=False)
-    return path
+    return write_nifti(target.with_name(target.name + ".nii.gz"), values, grid.affine, spacing=grid.spacing, sync=False)

@@ -86,6 +86,36 @@ def series_header(paths: Sequence[Path], *, dims: int, max_pixels: int, canonica
     return reorient_header(found) if canonical else found
 
 
+def record_planes(
+    path: Path, member: str | None, parts: Sequence[Path] | None, row: int, *, dims: int
+) -> tuple[tuple[tuple[Path, int], ...], np.ndarray | None]:
+    """File and frame of every slice of a record, in order, and its affine in the axes of the files.
+
+    Args:
+        path, member: as in `read`; ``parts`` as in `read_series`, or None.
+        row: number of the record. dims: 2 or 3; in 2D the affine is that of the one slice, as a volume.
+    """
+    if parts is not None:
+        paths, found = list(parts), [_described(parts)[0]]
+    elif path.is_dir():
+        names, stack, _ = folder_stack(str(path), member, _stamp(path))
+        paths, found = [path / name for name in names], [stack]
+    else:
+        paths, found = [path], _file_volumes(path, file_key(path))[1]
+    if dims == 3:
+        stack = found[row if len(found) > 1 else 0]
+        return tuple((paths[plane.file], plane.frame) for plane in stack.planes), stack.affine
+    for stack in found:
+        if row < len(stack.planes):
+            plane, affine = stack.planes[row], stack.affine
+            if affine is not None:
+                affine = affine.copy()
+                affine[:3, 3] += row * affine[:3, 0]
+            return ((paths[plane.file], plane.frame),), affine
+        row -= len(stack.planes)
+    raise UnreadableScan(str(path), f"has no frame {row}")
+
+
 def _described(paths: Sequence[Path]) -> tuple[Stack, DicomHeader]:
     try:
         stamp = file_key(paths[0])

@@ -1,0 +1,301 @@
+"""A trained head put on every scan of a source: what is written for each, one after the other, and gone on with.
+
+Nothing is held but the scan that is worked on and those read ahead, so a source may be larger than memory. Every scan
+that is finished is a line of ``done.jsonl``; a run that is continued does the others alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from frepa.datasets.opening import open_source
+from frepa.downstream.fitting import read_ahead
+from frepa.downstream.options import check_least
+from frepa.downstream.predicted import FORMATS, Writing, out_name, write_answer
+from frepa.downstream.run import RESULTS, SKIPPED
+from frepa.downstream.trained import Answer, TrainedHead, load_head
+from frepa.errors import InputError, Stopped, nearest
+from frepa.files import append_json_lines, file_digest, keep_lines, write_csv, write_json
+from frepa.images.filed import OF_VOLUMES, Filed, filed
+from frepa.images.files import FileSource
+from frepa.images.scan import Scan, Skipped, UnreadableScan
+from frepa.images.source import Source
+from frepa.machine import device_name, versions
+from frepa.run_folders import CONFIG, check_same_options, out_folder
+from frepa.stopping import StopRequest
+
+DONE = "done.jsonl"
+PREDICTIONS, BOXES = "predictions.csv", "boxes.csv"
+_FOR_VOLUMES = 'Train one on volumes, with a 3D encoder or --encoder "slices:ENCODER".'
+#: What may differ between the command that began a run and the one that continues it.
+_MAY_CHANGE = frozenset({"encoder", "num_workers", "source", "precision"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What `predict` is told; see the verb."""
+
+    run: str
+    source: list[str]
+    out: str
+    encoder: str | None
+    fold: int | None
+    head_seed: int | None
+    format: str
+    probabilities: bool
+    overlays: bool
+    precision: str
+    num_workers: int
+    resume: bool
+    overwrite: bool
+    quiet: bool
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        check_least(0, num_workers=self.num_workers)
+        if self.format not in FORMATS:
+            raise InputError(f"--format {self.format}: not known. {nearest(self.format, FORMATS)}")
+
+    def kept(self) -> dict[str, Any]:
+        """What ``config.yaml`` holds."""
+        return {name: value for name, value in asdict(self).items() if name not in ("resume", "overwrite", "quiet")}
+
+
+class _Read(NamedTuple):
+    """One record: where it comes from, its name; and the scan, or why there is none."""
+
+    key: tuple[int, str]
+    scan: Scan | None
+    grid: Filed | None
+    trouble: Skipped | None
+
+
+def predict_all(options: PredictOptions) -> Path:
+    """Put the heads of a run on every scan of the sources; returns the folder written.
+
+    The folder holds ``predictions.csv`` (a line per scan), ``masks/``, or ``boxes/`` and ``boxes.csv``, ``overlays/``
+    and ``probabilities/`` where asked for, ``skipped.csv``, ``results.json`` and ``config.yaml``.
+
+    Raises:
+        InputError: no such run, nothing to read in the sources, or scans with another number of axes.
+    """
+    options.check()
+    head = load_head(
+        options.run,
+        fold=options.fold,
+        seed=options.head_seed,
+        encoder=options.encoder,
+        precision=options.precision,
+    )
+    hashes = [file_digest(file) for file in head.files]
+    how = Writing(options.format, options.probabilities, options.overlays, tuple(hashes))
+    how.check(head)
+    go_on = f"Continue with the same command and --resume ({options.out})."
+    with (
+        out_folder(
+            options.out,
+            "predict",
+            overwrite=options.overwrite,
+            resume=options.resume,
+            can_resume=True,
+            inputs={"the source": options.source, "the run": options.run, "--encoder": options.encoder},
+            go_on="Make room and give the same command with --resume.",
+        ) as out,
+        StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
+    ):
+        if out.resumed:
+            check_same_options(out.root / CONFIG, options.kept(), _MAY_CHANGE)
+            _check_same_heads(out.root / RESULTS, hashes)
+        sources = [_open(text, head) for text in options.source]
+        if options.format == "dicom-seg":
+            _check_dicom(sources)
+        for sentence in _announced(sources, head):
+            _tell(sentence)
+        out.start(options.kept())
+        root = out.root
+        facts = {"task": head.task, "heads": hashes, **_facts(head)}
+        write_json(root / RESULTS, facts)
+        done, names = _finished(root)
+        skipped = {name: item for source in sources for name, item in ((s.path, s) for s in source.skipped)}
+        waiting = _records(sources, done, options.num_workers)
+        with tqdm(total=sum(map(len, sources)), initial=len(done), unit="scan", desc="Predicting",
+                  disable=options.quiet, dynamic_ncols=True) as bar:  # fmt: skip
+            for item in waiting:
+                bar.update()
+                if item.trouble is not None or item.scan is None or item.grid is None:
+                    if item.trouble is not None:
+                        skipped[item.trouble.path] = item.trouble
+                    continue
+                answer: Answer = head.answer(item.scan, item.grid)
+                with stop.deferred():
+                    target = out_name(item.key[1], sources[item.key[0]].location, names)
+                    row: dict[str, Any] = {"image": item.key[1]}
+                    try:
+                        row |= write_answer(answer, root, target, how) | answer.row
+                    except UnreadableScan as error:  # a format that this scan cannot be written in
+                        skipped[item.key[1]] = error.skipped(item.key[1])
+                        continue
+                    row["notes"] = "; ".join(item.scan.notes)
+                    line = {"key": item.key, "target": target, "row": row, "boxes": getattr(answer, "boxes", None)}
+                    append_json_lines(root / DONE, [line])
+                if stop.requested:
+                    raise Stopped(f"Stopped on request. {go_on}")
+        count = _write_tables(root, head)
+        write_csv(
+            root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in skipped.values()]
+        )
+        write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
+    _tell(f"{count:,} scans" + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else "."))
+    if not count:
+        raise InputError(f"None of the scans could be read; {options.out}/{SKIPPED} says why.")
+    return Path(options.out)
+
+
+def _open(text: str, head: TrainedHead[Any]) -> Source:
+    """A source in the axes of its files.
+
+    Raises:
+        InputError: nothing there, or scans of another number of axes.
+    """
+    dims = head.dims
+    try:
+        source = open_source(text, dims=dims, canonical=False)
+    except InputError as error:
+        try:
+            open_source(text, dims=5 - dims)
+        except InputError:
+            raise error from None
+        kinds = {2: "2D images", 3: "volumes"}
+        remedy = {2: _FOR_VOLUMES, 3: "Train one on images, or give volumes: a DICOM series is its folder."}
+        raise InputError(
+            f"{text}: holds {kinds[5 - dims]}, and the head was trained on {kinds[dims]}. {remedy[dims]}"
+        ) from None
+    if dims == 2 and isinstance(source, FileSource):
+        for index in range(len(source)):
+            origin = source.origin(index)
+            if origin.reader in OF_VOLUMES and origin.parts is None and origin.of > 1:
+                raise InputError(
+                    f"{text}: {source.file(index)} holds {origin.of} slices, and the head was trained on 2D images. "
+                    f"{_FOR_VOLUMES} Or save the slices as images."
+                )
+    return source
+
+
+def _announced(sources: Sequence[Source], head: TrainedHead[Any]) -> Iterator[str]:
+    yield head.describe()
+    total = sum(map(len, sources))
+    yield f"{total:,} {'images' if head.dims == 2 else 'volumes'}, on {device_name(head.models[0].device)}."
+    for source in sources:
+        yield from source.warnings
+
+
+def _records(sources: Sequence[Source], done: set[tuple[int, str]], workers: int) -> Iterator[_Read]:
+    def read(place: tuple[int, int]) -> _Read:
+        number, index = place
+        source = sources[number]
+        key = (number, source.name(index))
+        try:
+            scan = source.read(index)
+            return _Read(key, scan, filed(source, index, scan), None)
+        except UnreadableScan as error:
+            return _Read(key, None, None, error.skipped(key[1]))
+
+    places = (
+        (number, index)
+        for number, source in enumerate(sources)
+        for index in range(len(source))
+        if not done or (number, source.name(index)) not in done
+    )
+    return read_ahead(read, places, workers)
+
+
+def _finished(root: Path) -> tuple[set[tuple[int, str]], set[str]]:
+    """Scans of ``done.jsonl`` whose files are all there, and the names they were written under.
+
+    The other lines are dropped from it.
+    """
+
+    def whole(line: dict[str, Any]) -> bool:
+        return all((root / name).is_file() for name in line["row"]["files"])
+
+    keep_lines(root / DONE, whole)
+    keys, names = set(), set()
+    for line in _lines(root):
+        number, name = line["key"]
+        keys.add((number, name))
+        names.add(line["target"])
+    return keys, names
+
+
+def _lines(root: Path) -> Iterator[dict[str, Any]]:
+    """The lines of ``done.jsonl``, by source and name; one at a time."""
+    if not (root / DONE).is_file():
+        return
+    with open(root / DONE, "rb") as file:
+        places = []
+        while line := file.readline():
+            places.append((*json.loads(line)["key"], file.tell() - len(line)))
+        for *_, place in sorted(places):
+            file.seek(place)
+            yield json.loads(file.readline())
+
+
+def _write_tables(root: Path, head: TrainedHead[Any]) -> int:
+    """Tables from ``done.jsonl``, whose numbers are written out in full; returns the number of scans."""
+    names, count = dict[str, None](), 0
+    for line in _lines(root):
+        names |= dict.fromkeys(line["row"])
+        count += 1
+    columns = [*(name for name in names if name not in ("files", "notes")), "notes"]
+    write_csv(root / PREDICTIONS, columns, (_exact(line["row"]) for line in _lines(root)))
+    if head.task == "detection":
+        from frepa.downstream.detection.testing import found_columns
+
+        rows = (_exact({"image": line["row"]["image"], **box}) for line in _lines(root) for box in line["boxes"])
+        write_csv(root / BOXES, found_columns(head.dims), rows)
+    return count
+
+
+def _exact(row: dict[str, Any]) -> dict[str, Any]:
+    """Floats with all their digits, so that whoever scores the table gets what we would."""
+    return {name: repr(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _facts(head: TrainedHead[Any]) -> dict[str, Any]:
+    return {
+        "encoder": head.reference.as_dict(),
+        "guide": head.reference.guide,
+        "device": device_name(head.models[0].device),
+    }
+
+
+def _check_dicom(sources: Sequence[Source]) -> None:
+    for source in sources:
+        for index in range(len(source)):
+            if not isinstance(source, FileSource) or source.origin(index).reader != "dicom":
+                raise InputError(
+                    f"--format dicom-seg: {source.name(index)} in {source.location} is no DICOM, and a segmentation of "
+                    "this kind refers to the images of a DICOM study. Leave the option out for NIfTI and PNG."
+                )
+
+
+def _check_same_heads(results: Path, hashes: list[str]) -> None:
+    if not results.is_file():
+        return
+    known = json.loads(results.read_text("utf-8")).get("heads")
+    if known != hashes:
+        raise InputError(
+            f"--resume: {results.parent} was begun with other heads than the run holds now, and its predictions would "
+            "be of both. Start again with --overwrite, or name another folder."
+        )
+
+
+def _tell(sentence: str) -> None:
+    tqdm.write(sentence, file=sys.stderr)
