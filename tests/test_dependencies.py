@@ -37,5 +37,6 @@ def test_every_dependency_is_imported():
     assert listed is not None
     required = set(re.findall(r'"([A-Za-z0-9._-]+)', listed[1]))
     assert len(required) > 20
-    names = {name for module in imported() for name in packages_distributions().get(module, [])}
+    distributions = packages_distributions()  # slow: it reads a list of every package's files
+    names = {name for module in imported() for name in distributions.get(module, [])}
     assert {name.lower() for name in required} - {name.lower() for name in names} == set(FOUND_BY_OTHERS)
