@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
@@ -39,6 +40,28 @@ class ArraySource(Source):
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(b"".join(b"-" if s is None else s.array.tobytes() for s in self.scans)).hexdigest()
+
+
+class Drawn:
+    """Classes by turns, the bright pixels of every second record as its mask, a field of view of every fourth.
+
+    The mask of record 5 does not fit.
+    """
+
+    masks = ("mask", "mask_fov")
+
+    def __init__(self, count: int, fingerprint: str = "drawn") -> None:
+        self.fingerprint = fingerprint
+        schema = pa.schema([("label", pa.string())], metadata={"target": '"bright"'})
+        self.table = pa.table({"label": [("even", "odd")[i % 2] for i in range(count)]}, schema=schema)
+
+    def read(self, index: int, column: str, image: Scan) -> np.ndarray | None:
+        if index == 5 and column == "mask":
+            raise UnreadableScan("5.png", "another size than its image")
+        if index % (2 if column == "mask" else 4):
+            return None
+        bright = image.array[:1] > image.array.mean()
+        return bright.astype(np.uint32) * 70000 if column == "mask" else bright.astype(np.uint8)
 
 
 def contents(root: Path) -> dict[str, bytes]:

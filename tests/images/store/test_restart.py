@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from store_helpers import ArraySource, contents, write_pictures
+from store_helpers import ArraySource, Drawn, contents, write_pictures
 
 from frepa.datasets.opening import open_source
 from frepa.errors import InputError, RunEnded
@@ -86,11 +86,11 @@ MOMENTS = {
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Pictures, one of them broken, and the store of them that nothing disturbed."""
+    """Pictures, one of them broken, and the store of them and of their masks that nothing disturbed."""
     root = tmp_path_factory.mktemp("undisturbed")
     write_pictures(root / "pictures")
     (root / "pictures/020.png").write_bytes(b"\x89PNG but no more")
-    pack_source(open_source(root / "pictures"), root / "whole")
+    pack_source(open_source(root / "pictures"), root / "whole", labels=Drawn(60))
     return root / "pictures", root / "whole"
 
 
@@ -100,10 +100,10 @@ def test_a_kill_leaves_no_trace(tmp_path: Path, undisturbed: tuple[Path, Path], 
 
     def attempt() -> None:
         at_call(*MOMENTS[moment])
-        pack_source(source, tmp_path / "again")
+        pack_source(source, tmp_path / "again", labels=Drawn(60))
 
     assert in_child(attempt) == -signal.SIGKILL
-    pack_source(source, tmp_path / "again")
+    pack_source(source, tmp_path / "again", labels=Drawn(60))
     assert contents(tmp_path / "again") == contents(whole)
     assert not (tmp_path / "again/unfinished").exists()
     assert (tmp_path / "again.skipped.csv").read_bytes() == whole.with_name("whole.skipped.csv").read_bytes()
@@ -144,7 +144,7 @@ def test_data_lost_behind_the_journal_is_written_again(tmp_path: Path, pictures:
 
 
 def test_workers_change_nothing(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
-    pack_source(open_source(undisturbed[0]), tmp_path / "three", num_workers=3)
+    pack_source(open_source(undisturbed[0]), tmp_path / "three", labels=Drawn(60), num_workers=3)
     assert contents(tmp_path / "three") == contents(undisturbed[1])
 
 

@@ -18,13 +18,8 @@ from frepa.errors import InputError
 from frepa.files import clean_temporaries, file_digest, sync_to_disk, write_csv, write_text
 from frepa.images.sampling import sorted_by_code
 from frepa.images.source import Source
-from frepa.images.store.layout import (
-    FORMAT,
-    VERSION,
-    StoreFolder,
-    dump,
-    row_type,
-)
+from frepa.images.store.labels import Labels, fill_masks, pieces
+from frepa.images.store.layout import FORMAT, VERSION, StoreFolder, dump, mask_type, row_type
 from frepa.images.store.records import anonymous_id, fill_row
 from frepa.images.store.shards import Shard, journal_lines
 from frepa.names import shown
@@ -35,7 +30,13 @@ _Kept = tuple[dict[str, Any], int | None, str | None]
 
 
 def write_index(
-    folder: StoreFolder, source: Source, shards: list[Shard], options: dict[str, Any], *, keep_names: bool
+    folder: StoreFolder,
+    source: Source,
+    shards: list[Shard],
+    options: dict[str, Any],
+    *,
+    keep_names: bool,
+    labels: Labels | None = None,
 ) -> dict[str, Any]:
     """Build everything but the shards of a store whose shards are complete; returns what ``store.json`` says.
 
@@ -48,7 +49,7 @@ def write_index(
     building = StoreFolder(folder.unfinished / "store")
     folder.remove(below=building.root)
     building.index.mkdir(parents=True, exist_ok=True)
-    survey = _survey(folder, source, shards)
+    survey = _survey(folder, source, shards, labels)
     if survey.records == 0:
         raise _nothing_usable(folder, source, survey)
     _write_rows(folder, building, source, shards, survey, keep_names)
@@ -63,7 +64,11 @@ def write_index(
         building.group.unlink()
     if survey.labels is None:
         building.label.unlink()
-    _write_skipped(folder, source, survey.skipped, keep_names)
+    if not survey.masks:
+        building.masks.unlink()
+    if labels is not None:
+        _write_annotations(building, survey, labels)
+    _write_skipped(folder, source, survey, keep_names)
 
     folder.remove(below=folder.index)
     folder.index.mkdir(exist_ok=True)
@@ -85,6 +90,7 @@ def write_index(
         "affine": survey.affine,
         "modalities": {name: int(count) for name, count in zip(survey.modalities, counts)},
         "labels": survey.labels,
+        "masks": list(survey.masks),
         "shards": len(shards),
         "shard_bytes": survey.bytes,
         "source": source.fingerprint,
@@ -92,6 +98,7 @@ def write_index(
         "files": files,
     }
     identity = {name: facts[name] for name in ("dims", "channels", "modalities", "labels")}
+    identity |= {"masks": facts["masks"]} if survey.masks else {}
     identity["content"] = {name: file["sha256"] for name, file in files.items() if not name.endswith(".parquet")}
     facts["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     write_text(folder.facts, dump(facts))
@@ -106,11 +113,14 @@ class _Survey:
         self.affine = self.groups = False
         self.modalities: tuple[str, ...] = ()
         self.labels: list[Any] | None = None
+        self.kept: list[int] = []  # records of the source, where it has annotations
+        self.masks: tuple[str, ...] = ()  # columns of masks of which there is one at least
         self.skipped: dict[int, str] = {}
+        self.broken: dict[tuple[int, str], str] = {}  # masks that cannot be used
 
 
-def _survey(folder: StoreFolder, source: Source, shards: list[Shard]) -> _Survey:
-    survey, modalities, labels = _Survey(), Counter[str | None](), set()
+def _survey(folder: StoreFolder, source: Source, shards: list[Shard], annotated: Labels | None) -> _Survey:
+    survey, modalities, labels, masks = _Survey(), Counter[str | None](), set(), set()
     for line, _ in _lines(folder, shards):
         if "skipped" in line:
             survey.skipped[line["record"]] = line["skipped"]
@@ -122,6 +132,15 @@ def _survey(folder: StoreFolder, source: Source, shards: list[Shard]) -> _Survey
         modalities[line.get("modality")] += 1
         if source.labels is not None:
             labels.add(_plain(source.labels[line["record"]]))
+        if annotated is not None:
+            survey.kept.append(line["record"])
+        for column, facts in line.get("masks", {}).items():
+            if "broken" in facts:
+                survey.broken[line["record"], column] = facts["broken"]
+            else:
+                masks.add(column)
+                survey.bytes += facts["length"]
+    survey.masks = tuple(column for column in annotated.masks if column in masks) if annotated is not None else ()
     if set(modalities) - {None}:
         survey.modalities = tuple(sorted(name or "" for name in modalities))
     if source.labels is not None:
@@ -148,6 +167,7 @@ def _write_rows(
     label_place = {label: place for place, label in enumerate(survey.labels or [])}
     tables = _Tables(building, kind, survey, keep_names)
     rows = np.zeros(_ROWS, kind)
+    masks = np.zeros((_ROWS, len(survey.masks)), mask_type())
     kept: list[_Kept] = []
     offset, current = 0, -1
     with tables:
@@ -159,14 +179,15 @@ def _write_rows(
             modality = modality_place.get(line.get("modality") or "", -1)
             row = rows[len(kept)]
             fill_row(row, line, shard=current, offset=offset, modality=modality)
-            offset += line["length"]
+            fill_masks(masks[len(kept)], line, survey.masks, offset)
+            offset += sum(length for length, _ in pieces(line))
             label = None if source.labels is None else label_place[_plain(source.labels[line["record"]])]
             kept.append((line, label, source.name(line["record"]) if keep_names else None))
             if len(kept) == _ROWS:
-                tables.add(rows, kept)
-                rows, kept = np.zeros(_ROWS, kind), []
+                tables.add(rows, masks, kept)
+                rows, masks, kept = np.zeros(_ROWS, kind), np.zeros_like(masks), []
         if kept:
-            tables.add(rows[: len(kept)], kept)
+            tables.add(rows[: len(kept)], masks[: len(kept)], kept)
 
 
 class _Tables:
@@ -179,7 +200,7 @@ class _Tables:
 
     def __enter__(self) -> _Tables:
         folder = self._folder
-        paths = [folder.records, folder.modality, folder.group, folder.label]
+        paths = [folder.records, folder.modality, folder.group, folder.label, folder.masks]
         paths += [folder.names, folder.name_ends] if self._keep_names else []
         self._files: dict[Path, BinaryIO] = {path: open(path, "wb") for path in paths}  # noqa: SIM115
         self._parquet = parquet.ParquetWriter(folder.parquet, self._schema, compression="zstd")
@@ -190,11 +211,12 @@ class _Tables:
         for file in self._files.values():
             file.close()
 
-    def add(self, rows: np.ndarray, kept: list[_Kept]) -> None:
+    def add(self, rows: np.ndarray, masks: np.ndarray, kept: list[_Kept]) -> None:
         folder, files = self._folder, self._files
         files[folder.records].write(rows.tobytes())
         files[folder.modality].write(rows["modality"].astype("<i4").tobytes())
         files[folder.group].write(rows["group"].tobytes())
+        files[folder.masks].write(masks.tobytes())
         if self._survey.labels is not None:
             files[folder.label].write(np.array([label for _, label, _ in kept], "<i4").tobytes())
         if self._keep_names:
@@ -241,10 +263,24 @@ def _plain(label: Any) -> Any:
     return label.item() if isinstance(label, np.generic) else label
 
 
-def _write_skipped(folder: StoreFolder, source: Source, skipped: dict[int, str], keep_names: bool) -> None:
+def _write_annotations(building: StoreFolder, survey: _Survey, labels: Labels) -> None:
+    """The annotations of the records that are kept, and which of them have masks; mapped, not read, when in use."""
+    table = labels.table.take(pa.array(survey.kept, pa.int64()))
+    masks = np.fromfile(building.masks, mask_type()).reshape(len(survey.kept), -1) if survey.masks else None
+    for place, column in enumerate(survey.masks):
+        assert masks is not None
+        there = masks[:, place]["length"] > 0
+        table = table.append_column(column, pa.array([column if has else None for has in there.tolist()], pa.string()))
+    with pa.OSFile(str(building.annotations), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_skipped(folder: StoreFolder, source: Source, survey: _Survey, keep_names: bool) -> None:
     """Two lists: one in the store that names nobody, one beside it with the names of the files to mend."""
     known = [(entry.path, entry.reason) for entry in source.skipped]
-    names = sorted({*known, *((source.name(record), reason) for record, reason in skipped.items())})
+    known += [(source.name(record), reason) for record, reason in survey.skipped.items()]
+    known += [(source.name(record), f"its {column}: {reason}") for (record, column), reason in survey.broken.items()]
+    names = sorted(set(known))
     inside = sorted((anonymous_id(name), without_name(reason, name)) for name, reason in names)
     if keep_names:
         _write_csv(folder.skipped, ("path", "reason"), names)
@@ -272,7 +308,7 @@ def _write_csv(path: Path, header: tuple[str, str], rows: list[tuple[str, str]])
 
 
 def _nothing_usable(folder: StoreFolder, source: Source, survey: _Survey) -> InputError:
-    _write_skipped(folder, source, survey.skipped, keep_names=False)
+    _write_skipped(folder, source, survey, keep_names=False)
     first = next(iter(survey.skipped.items()))
     return InputError(
         f"None of the {len(source)} records of {shown(source.location)} can be used; {folder.skipped_names} says why. "

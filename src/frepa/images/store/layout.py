@@ -25,8 +25,8 @@ HAS_GROUP, HAS_SPACING, HAS_AFFINE, HAS_PADDING, IS_QUANTIZED = 1, 2, 4, 8, 16
 
 
 _INDEX_NAMES = {
-    f"{name}.bin" for name in ("records", "modality", "by_modality", "group", "label", "name_ends", "names")
-}
+    f"{name}.bin" for name in ("records", "modality", "by_modality", "group", "label", "name_ends", "names", "masks")
+} | {"annotations.arrow"}
 
 
 def row_type(dims: int, *, affine: bool) -> np.dtype:
@@ -61,6 +61,15 @@ def row_type(dims: int, *, affine: bool) -> np.dtype:
     return np.dtype([*fields, ("affine", "<f8", (3, 4))] if affine else fields)
 
 
+def mask_type() -> np.dtype:
+    """A place in ``index/masks.bin``, which has one per record and column of masks: where a mask is in its shard.
+
+    ``length`` is 0 where there is none. A mask has one channel and the extent of its image.
+    """
+    fields = [("offset", "<i8"), ("length", "<i8"), ("chunks", "<i4"), ("crc32", "<u4"), ("sha256", "u1", 16)]
+    return np.dtype([*fields, ("dtype", "<u4")])
+
+
 class StoreFolder:
     """Paths inside a store."""
 
@@ -76,6 +85,8 @@ class StoreFolder:
         self.label = self.index / "label.bin"
         self.name_ends = self.index / "name_ends.bin"
         self.names = self.index / "names.bin"
+        self.masks = self.index / "masks.bin"
+        self.annotations = self.index / "annotations.arrow"
         self.shards = self.root / "shards"
         self.skipped = self.root / "skipped.csv"
         self.damaged = self.root / "damaged.csv"

@@ -22,6 +22,7 @@ from frepa.files import write_text
 from frepa.images.anonymity import SECRET, key_check, key_file
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
+from frepa.images.store.labels import Labels
 from frepa.images.store.layout import StoreFolder, dump, read_facts
 from frepa.images.store.records import pack_scan
 from frepa.images.store.shards import RESERVE_BYTES, DiskFull, Shard, Stopped, full_disk, write_shard
@@ -56,6 +57,7 @@ class _Shared:
     done: Any
     stop: Any
     parent: int
+    labels: Labels | None
 
 
 _shared: _Shared | None = None
@@ -65,6 +67,7 @@ def pack_source(
     source: Source,
     out: str | Path,
     *,
+    labels: Labels | None = None,
     quantize: bool = False,
     keep_names: bool = False,
     num_workers: int = 0,
@@ -72,6 +75,16 @@ def pack_source(
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Pack every record of ``source`` into a store at ``out``; continue one that was begun with the same options.
+
+    Args:
+        source: what is packed.
+        out: folder of the store.
+        labels: what is known of the records, which the store keeps with them.
+        quantize: as in `frepa.images.store.records.pack_scan`.
+        keep_names: keep the records' names within the source.
+        num_workers: processes; they never change the bytes.
+        overwrite: replace a store that is there.
+        quiet: no progress bar.
 
     Returns:
         What ``store.json`` says.
@@ -81,7 +94,7 @@ def pack_source(
         WorkerLost: the system ended a worker, usually for want of memory.
     """
     folder = StoreFolder(out)
-    plan = _plan(source, quantize=quantize, keep_names=keep_names)
+    plan = _plan(source, labels, quantize=quantize, keep_names=keep_names)
     if _is_complete(folder, plan, source, overwrite):
         tell(f"The store {folder.root} is complete; nothing is left to do.")
         _clean(folder)
@@ -94,8 +107,9 @@ def pack_source(
             _check_room(folder, source, shards, remaining)
             done = len(source) - sum(remaining.values())
             with progress_bar("prepare", len(source), done, quiet=quiet) as bar:
-                _write_shards(source, folder, [s for s in shards if s.number in remaining], quantize, num_workers, bar)
-            facts = write_index(folder, source, shards, plan, keep_names=keep_names)
+                unwritten = [shard for shard in shards if shard.number in remaining]
+                _write_shards(source, labels, folder, unwritten, quantize, num_workers, bar)
+            facts = write_index(folder, source, shards, plan, keep_names=keep_names, labels=labels)
     except PermissionError as error:
         raise InputError(
             f"--out {folder.root}: it cannot be written there ({error.strerror}). Name another folder."
@@ -121,9 +135,10 @@ def pack_source(
     return facts
 
 
-def _plan(source: Source, *, quantize: bool, keep_names: bool) -> dict[str, Any]:
+def _plan(source: Source, labels: Labels | None = None, *, quantize: bool, keep_names: bool) -> dict[str, Any]:
     """What decides the bytes of a store: an attempt with another plan is not continued."""
-    return {"source": source.fingerprint, "dims": source.dims, "quantize": quantize, "keep_names": keep_names}
+    plan = {"source": source.fingerprint, "dims": source.dims, "quantize": quantize, "keep_names": keep_names}
+    return plan if labels is None else plan | {"annotations": labels.fingerprint}
 
 
 def _clean(folder: StoreFolder) -> None:
@@ -163,10 +178,14 @@ def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, over
         if not folder.is_finished():
             _check_key(folder)
         return folder.is_finished()
-    differs = [name for name in plan if found.get(name) != plan[name]]
+    differs = [name for name in {**plan, **found} if found.get(name) != plan.get(name)]
     state = "holds a store" if folder.is_finished() else "holds an unfinished store"
-    cause = "from another source, or its files have changed" if "source" in differs else "with other options: "
-    cause += "" if "source" in differs else ", ".join(f"{name} was {found.get(name)}" for name in differs)
+    if "source" in differs:
+        cause = "from another source, or its files have changed"
+    elif "annotations" in differs:
+        cause = "with other annotations (classes, masks, boxes, parts)"
+    else:
+        cause = "with other options: " + ", ".join(f"{name} was {found.get(name)}" for name in differs)
     raise InputError(f"--out {root}: it {state} made {cause}. Add --overwrite to replace it, or name another folder.")
 
 
@@ -263,17 +282,24 @@ def _check_room(folder: StoreFolder, source: Source, shards: list[Shard], remain
 
 
 def _write_shards(
-    source: Source, folder: StoreFolder, shards: list[Shard], quantize: bool, num_workers: int, bar: tqdm
+    source: Source,
+    labels: Labels | None,
+    folder: StoreFolder,
+    shards: list[Shard],
+    quantize: bool,
+    num_workers: int,
+    bar: tqdm,
 ) -> None:
     """Write shards here, or spread them over processes; the bytes are the same."""
     workers = min(num_workers, len(shards))
     if workers <= 1:
         for shard in shards:
-            write_shard(source, folder, shard, quantize=quantize, progress=bar.update, go_on=lambda: True)
+            options: dict[str, Any] = {"quantize": quantize, "labels": labels}
+            write_shard(source, folder, shard, progress=bar.update, go_on=lambda: True, **options)
         return
     context = multiprocessing.get_context()
     done, stop = context.Value("q", 0), context.Value("b", 0, lock=False)
-    shared = _Shared(source, folder, quantize, done, stop, os.getpid())
+    shared = _Shared(source, folder, quantize, done, stop, os.getpid(), labels)
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
     pending: set[Future[None]] = set()
     shown = 0
@@ -312,7 +338,8 @@ def _work(shard: Shard) -> None:
         return not shared.stop.value and os.getppid() == shared.parent
 
     with contextlib.suppress(Stopped):
-        write_shard(shared.source, shared.folder, shard, quantize=shared.quantize, progress=progress, go_on=go_on)
+        options: dict[str, Any] = {"quantize": shared.quantize, "labels": shared.labels}
+        write_shard(shared.source, shared.folder, shard, progress=progress, go_on=go_on, **options)
 
 
 def progress_bar(what: str, total: int, done: int = 0, *, quiet: bool) -> tqdm:

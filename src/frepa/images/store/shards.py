@@ -16,6 +16,7 @@ from frepa import files
 from frepa.files import sync_to_disk
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
+from frepa.images.store.labels import Labels, pack_masks, pieces
 from frepa.images.store.layout import StoreFolder
 from frepa.images.store.records import anonymous_id, pack_scan
 
@@ -48,6 +49,7 @@ def write_shard(
     quantize: bool,
     progress: Callable[[int], None],
     go_on: Callable[[], bool],
+    labels: Labels | None = None,
 ) -> None:
     """Write a shard, or what is missing of it.
 
@@ -58,6 +60,7 @@ def write_shard(
         quantize: as in `frepa.images.store.records.pack_scan`.
         progress: called with the number of records done since the last call.
         go_on: asked before each record.
+        labels: whose masks are written behind each image.
 
     Raises:
         DiskFull: the file system has no room, or would have none left for anything else.
@@ -75,7 +78,7 @@ def write_shard(
             for index in range(shard.first + done, shard.last):
                 if not go_on():
                     raise Stopped
-                packed, line = _record(source, index, quantize)
+                packed, line = _record(source, index, quantize, labels)
                 _check_space(folder.root, len(packed))
                 _write(data.fileno(), packed)
                 _write(journal, (json.dumps(line) + "\n").encode())
@@ -103,11 +106,12 @@ def full_disk(error: BaseException) -> bool:
     return isinstance(error, DiskFull) or files.full_disk(error)
 
 
-def _record(source: Source, index: int, quantize: bool) -> tuple[bytes, dict[str, Any]]:
+def _record(source: Source, index: int, quantize: bool, labels: Labels | None) -> tuple[bytes, dict[str, Any]]:
     """Bytes and journal line of a record; no bytes and the reason for one that cannot be used."""
     try:
         scan = source.read(index)
         packed, facts = pack_scan(scan, quantize=quantize)
+        masks = pack_masks(labels, index, scan)
     except UnreadableScan as error:
         return b"", {"record": index, "skipped": error.reason, "id": anonymous_id(source.name(index))}
     except MemoryError:
@@ -116,6 +120,9 @@ def _record(source: Source, index: int, quantize: bool) -> tuple[bytes, dict[str
         # One odd file must not end a job of days; what a library said may hold a name, so only its kind is kept
         reason = f"could not be packed ({type(error).__name__})"
         return b"", {"record": index, "skipped": reason, "id": anonymous_id(source.name(index))}
+    if masks:
+        packed = b"".join([packed, *(mask.data for _, mask in masks)])
+        facts["masks"] = {column: mask.facts for column, mask in masks}
     return packed, {"record": index, **facts}
 
 
@@ -135,11 +142,14 @@ def _continue(part: Path, journal: int, shard: Shard) -> tuple[int, int]:
                 line = None
             if line is None or line.get("record") != shard.first + done:
                 break
-            if "skipped" not in line:
-                packed = data.read(line["length"])
-                if hashlib.sha256(packed).hexdigest()[:32] != line["sha256"]:
-                    break
-                end += len(packed)
+            lengths = [
+                length
+                for length, sha256 in pieces(line)
+                if hashlib.sha256(data.read(length)).hexdigest()[:32] == sha256
+            ]
+            if len(lengths) < len(list(pieces(line))):
+                break
+            end += sum(lengths)
             done += 1
             journal_end += len(text)
     os.ftruncate(journal, journal_end)

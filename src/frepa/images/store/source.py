@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from frepa.errors import InputError
 from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
 from frepa.images.source import Source
 from frepa.images.store.files import Column, ShardFiles
 from frepa.images.store.frames import DamagedRecord, unpack, unpack_crop
-from frepa.images.store.layout import DTYPES, HAS_GROUP, IS_QUANTIZED, StoreFolder, read_facts, row_type
+from frepa.images.store.layout import DTYPES, HAS_GROUP, IS_QUANTIZED, StoreFolder, mask_type, read_facts, row_type
 from frepa.images.store.records import described, restored
 
 
@@ -97,6 +99,28 @@ class StoreSource(Source):
             raise self._unreadable(index, row, error) from None
         return self._scan(row, array)
 
+    def read_mask(self, index: int, target: str) -> Scan | None:
+        """The mask of a target, ``(1, *S)`` in its stored type, on the grid of its image; None where there is none.
+
+        ``target`` "" is what the column ``mask`` of the annotations holds. Raises `UnreadableScan`.
+        """
+        columns = self._facts.get("masks", [])
+        column = f"mask_{target}" if f"mask_{target}" in columns else "mask"
+        if column not in columns or (column == "mask" and target not in ("", self._main_target)):
+            return None
+        row, place = self.row(index), self._masks.array[index][columns.index(column)]
+        if place["length"] == 0:
+            return None
+        shape = (1, *_shape(row)[1:])
+        try:
+            data = self._shards.read(int(row["shard"]), int(place["offset"]), int(place["length"]))
+            if zlib.crc32(data) != place["crc32"]:
+                raise DamagedRecord("the bytes of its mask do not match their checksum")
+            array = unpack(data, int(place["chunks"]), shape, np.dtype(DTYPES[place["dtype"]]))
+        except DamagedRecord as error:
+            raise self._unreadable(index, row, error) from None
+        return Scan(array, affine=described(row, self.modalities).affine, spacing=described(row, ()).spacing)
+
     def read_crop(self, index: int, start: Sequence[int], size: Sequence[int]) -> Scan:
         """As in `Source`; of a volume only the chunks that the crop touches are read and checked."""
         row = self.row(index)
@@ -112,6 +136,29 @@ class StoreSource(Source):
         except DamagedRecord as error:
             raise self._unreadable(index, row, error) from None
         return self._scan(row, array)
+
+    @cached_property
+    def annotations(self) -> pa.Table | None:  # type: ignore[override]
+        """What is known of each record, mapped; None where the source knew of nothing."""
+        if not self._has(self._folder.annotations):
+            return None
+        with pa.memory_map(str(self._folder.annotations)) as file:
+            return pa.ipc.open_file(file).read_all()
+
+    @property
+    def holds_masks(self) -> bool:  # type: ignore[override]
+        """Whether masks lie in the store itself."""
+        return bool(self._facts.get("masks"))
+
+    @cached_property
+    def _main_target(self) -> str:
+        metadata = (self.annotations.schema.metadata if self.annotations is not None else None) or {}
+        return str(json.loads(metadata.get(b"target", b'""')) or "")
+
+    @cached_property
+    def _masks(self) -> Column:
+        kind = np.dtype((mask_type(), (len(self._facts["masks"]),)))
+        return Column(self._folder.masks, kind, self._length)
 
     @property
     def fingerprint(self) -> str:
@@ -142,6 +189,11 @@ class StoreSource(Source):
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of a store with {self._length}")
         return self._rows.array[index]
+
+    def mask_places(self, index: int) -> list[np.ndarray]:
+        """Where the masks of a record are, see `frepa.images.store.layout.mask_type`."""
+        places = self._masks.array[index] if self.holds_masks else ()
+        return [place for place in places if place["length"]]
 
     def _scan(self, row: np.ndarray, array: np.ndarray) -> Scan:
         if int(row["has"]) & IS_QUANTIZED:

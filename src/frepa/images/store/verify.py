@@ -69,11 +69,15 @@ def _damaged(source: StoreSource, folder: StoreFolder, records: range) -> Iterat
     for record in records:
         row = source.row(record)
         reason = None
-        try:
-            data = shards.read(int(row["shard"]), int(row["offset"]), int(row["length"]))
-            if not np.array_equal(np.frombuffer(hashlib.sha256(data).digest()[:16], np.uint8), row["sha256"]):
-                reason = "its bytes do not match their hash"
-        except DamagedRecord as error:
-            reason = str(error)
+        for what, place in (
+            ("its bytes do", row),
+            *(("the bytes of its mask do", mask) for mask in source.mask_places(record)),
+        ):
+            try:
+                data = shards.read(int(row["shard"]), int(place["offset"]), int(place["length"]))
+                if not np.array_equal(np.frombuffer(hashlib.sha256(data).digest()[:16], np.uint8), place["sha256"]):
+                    reason = reason or f"{what} not match their hash"
+            except DamagedRecord as error:
+                reason = reason or str(error)
         if reason is not None:
             yield Damage(record, source.name(record), folder.shard(int(row["shard"])).name, reason)
