@@ -70,7 +70,7 @@ def _quietly(words: list[str]) -> list[str]:
 PAGES = {
     "scans.md": 4,
     "datasets.md": 1,
-    "pretraining.md": 3,
+    "pretraining.md": 6,
     "corruption.md": 1,
     "volumes.md": 2,
     "segmentation.md": 1,

@@ -19,10 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
+import frepa
 from frepa.checkpoints import Checkpoints
 from frepa.encoders.files import find_weights, load_encoder, read_description
 from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
+from frepa.pretraining.journal import Journal
 from processes import Command
 
 _OPTIONS = [
@@ -192,3 +194,39 @@ def test_two_processes_see_the_same_samples_and_agree(images, untouched, tmp_pat
         for name in ("rmse", "gradient", "hfl", "consistency"):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=2e-3), (a["step"], name)
+
+
+_VIT, _CONVNEXT = "timm:test_vit,image_size=32", "timm:test_convnext"
+_VIT3D = "vit3d_tiny,image_size=16,depth=1,patch_size=8"
+
+
+@pytest.mark.parametrize(
+    ("dims", "method", "encoder"),
+    [
+        (2, "mae", _VIT), (2, "simmim", _CONVNEXT), (2, "mfm", _CONVNEXT), (2, "clip", _VIT),
+        (3, "mae", _VIT3D), (3, "simmim", _VIT3D), (3, "mfm", _VIT3D),
+    ],
+)  # fmt: skip
+def test_every_method_goes_on_as_if_it_had_not_been_broken_off(sources, tmp_path, monkeypatch, dims, method, encoder):
+    """Within this process, for time; what a kill leaves is told above."""
+    rows = [f"{path},{'ab'[place % 2]}" for place, path in enumerate(sorted(sources[dims].iterdir()))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    options = {
+        "dims": dims, "method": method, "encoder": encoder, "image_size": 32 if dims == 2 else 16, "batch_size": 2,
+        "max_steps": 3, "checkpoint_every": 2, "val_images": 0, "num_workers": 0, "quiet": True,
+    }  # fmt: skip
+    whole = frepa.pretrain(str(tmp_path / "list.csv"), out=str(tmp_path / "whole"), **options)
+    step = Journal.step
+
+    def broken(self, number, *args, **kwargs):
+        if number == 3:
+            raise KeyboardInterrupt
+        step(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(Journal, "step", broken)
+    with pytest.raises(KeyboardInterrupt):
+        frepa.pretrain(str(tmp_path / "list.csv"), out=str(tmp_path / "run"), **options)
+    monkeypatch.undo()
+    run = frepa.pretrain(str(tmp_path / "list.csv"), out=str(tmp_path / "run"), resume=True, **options)
+    for name in ("encoder.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()

@@ -9,7 +9,7 @@ the encoder has channels is the null: what any map of that size keeps without ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,26 @@ from torch import Tensor
 
 from frepa.corruption.spectrum import half_shape, signed_frequencies, to_spectrum
 from frepa.encoders.contract import per_axis
-from frepa.heads.ridge import Ridge, RidgePath, RidgeSums, blocks_of, choose_by_leaving_out, rows_of, unblocked
+from frepa.heads.ridge import (
+    Ridge,
+    RidgePath,
+    RidgeSums,
+    blocks_of,
+    choose_by_leaving_out,
+    leaving_out,
+    rows_of,
+    unblocked,
+)
 
 #: Rings between 0 and 0.5 cycles per pixel.
 RINGS = 25
 #: Bands by radial frequency in cycles per pixel (Frepa Eq. 15, which gives no numbers); beyond 0.5 lie the corners.
 BANDS = {"low": (0.0, 0.1), "medium": (0.1, 0.3), "high": (0.3, math.inf)}
 _FOLDS = 4
+# Positions that a cross-fitted regression sees of each feature, at least; of finer maps not all are looked at.
+_ROWS_PER_FEATURE = 40
+# From next to none to so much that the mean is all that is left.
+_FEW_PENALTIES = (1e-4, 1e-2, 1.0, 100.0)
 
 #: Images (B, C, *S) in [0, 1] to the features of every position, (B, K, *(S / stride)).
 FeatureMap = Callable[[Tensor], Tensor]
@@ -86,6 +99,41 @@ def recovery(
 
 
 @torch.no_grad()
+def cross_bands(maps: Sequence[Tensor], images: Sequence[Tensor], stride: int | tuple[int, ...]) -> dict[str, float]:
+    """R^2 of each band of `BANDS`, of few images: each is told by what is fitted to the others, in four folds.
+
+    Args:
+        maps: (1, K, *s) of each image.
+        images: (1, C, *S) in [0, 1], S as many whole positions as the map has. At least two.
+        stride: pixels per position.
+
+    Of a few penalties each band has the one that recovers most of it: of few images one penalty for all would be that
+    of the low frequencies, which have the energy, and lose the high ones to what it fits of chance.
+    """
+    count = min(_FOLDS, len(images))
+    if count < 2:
+        raise ValueError("at least two images are needed, to fit to some and look at others")
+    folds: list[RidgeSums] = []
+    rows = [rows_of(own.float()) for own in maps]
+    for number, (own, image) in enumerate(zip(rows, images)):
+        blocks = blocks_of(image, stride)
+        if len(folds) < count:
+            folds.append(RidgeSums(own.shape[1], blocks.shape[1], own.device))
+        # A position in so many is enough for a fine map, and a fine map is large.
+        step = max(1, len(own) * len(rows) // (_ROWS_PER_FEATURE * own.shape[1]))
+        folds[number % count].add(own[::step], blocks[::step])
+    paths = leaving_out(folds)
+    best = dict.fromkeys(BANDS, math.nan)
+    for penalty in _FEW_PENALTIES:
+        ridges, seen = [path.at(penalty) for path in paths], Comparison()
+        for number, (own, image) in enumerate(zip(rows, images)):
+            seen.add(image, own, paths[number % count], ridges[number % count], stride)
+        for name, share in seen.result(penalty).bands.items():
+            best[name] = share if math.isnan(best[name]) else max(best[name], share)
+    return best
+
+
+@torch.no_grad()
 def random_projection(channels: int, stride: int | tuple[int, ...], seed: int = 0) -> FeatureMap:
     """The null: each block of pixels, over all image channels, projected by one fixed Gaussian matrix."""
 
@@ -116,14 +164,28 @@ def _compare(
     penalty: float,
     test: Iterable[Tensor],
 ) -> Recovery:
-    error, energy = torch.zeros(RINGS + 1, dtype=torch.float64), torch.zeros(RINGS + 1, dtype=torch.float64)
-    band_error = dict.fromkeys(BANDS, 0.0)
-    band_energy = dict.fromkeys(BANDS, 0.0)
-    similarity: dict[str, list[Tensor]] = {name: [] for name in BANDS}
-    outputs = 0
+    seen = Comparison()
     for images in test:
-        rows, blocks = _rows(features, images, stride)
-        outputs = blocks.shape[1]
+        rows, _ = _rows(features, images, stride)
+        seen.add(images, rows, path, ridge, stride)
+    if not seen.outputs:
+        raise ValueError("no images to test")
+    return seen.result(penalty)
+
+
+class Comparison:
+    """What ridge regressions told of images, compared with them over any number of batches."""
+
+    def __init__(self) -> None:
+        self.channels = self.outputs = 0
+        self._error, self._energy = (torch.zeros(RINGS + 1, dtype=torch.float64) for _ in range(2))
+        self._band_error, self._band_energy = dict.fromkeys(BANDS, 0.0), dict.fromkeys(BANDS, 0.0)
+        self._similarity: dict[str, list[Tensor]] = {name: [] for name in BANDS}
+
+    def add(self, images: Tensor, rows: Tensor, path: RidgePath, ridge: Ridge, stride: int | tuple[int, ...]) -> None:
+        """Take in images (B, C, *S) and what is told of them from rows (B * positions, K)."""
+        blocks = blocks_of(images, stride)
+        self.channels, self.outputs = rows.shape[1], blocks.shape[1]
         scale = torch.where(path.std > 0, 1 / path.std, 0.0)
         # The residual is filtered, as everything here is linear: never prediction and image apart.
         residual = ((rows.double() - path.mean) * scale) @ ridge.weight + ridge.bias - blocks.double()
@@ -135,29 +197,31 @@ def _compare(
         off, whole = (to_spectrum(x).abs().square().double() * weight for x in (residual, images))
         ring = (radius / 0.5 * RINGS).long().clamp(max=RINGS)
         ring[radius == 0] = RINGS  # the mean counts in no ring
-        for total, values in ((error, off), (energy, whole)):
+        for total, values in ((self._error, off), (self._energy, whole)):
             total.index_add_(0, ring.flatten().cpu(), values.sum((0, 1)).flatten().cpu())
         for name, (low, high) in BANDS.items():
             inside = (radius >= low) & (radius < high)
             counted = inside & (radius > 0)
-            band_error[name] += float(off[..., counted].sum())
-            band_energy[name] += float(whole[..., counted].sum())
+            self._band_error[name] += float(off[..., counted].sum())
+            self._band_energy[name] += float(whole[..., counted].sum())
             # Parseval: the RMSE of the filtered residual, from its spectrum
             mean_square = off[..., inside].sum((1, 2)) / (math.prod(shape) ** 2 * images.shape[1])
-            similarity[name].append(1 - mean_square.sqrt().cpu())
-    if not outputs:
-        raise ValueError("no images to test")
-    total_energy = float(energy[:RINGS].sum())
-    return Recovery(
-        frequency=tuple((torch.arange(RINGS) + 0.5).div(RINGS).mul(0.5).tolist()),
-        share=tuple((1 - error / energy)[:RINGS].where(energy[:RINGS] > 0, math.nan).tolist()),
-        energy=tuple((energy[:RINGS] / total_energy if total_energy else energy[:RINGS]).tolist()),
-        bands={n: 1 - band_error[n] / band_energy[n] if band_energy[n] else math.nan for n in BANDS},
-        similarity={name: float(torch.cat(values).mean()) for name, values in similarity.items()},
-        penalty=penalty,
-        channels=len(path.mean),
-        outputs=outputs,
-    )
+            self._similarity[name].append(1 - mean_square.sqrt().cpu())
+
+    def result(self, penalty: float) -> Recovery:
+        """All of it together."""
+        error, energy = self._error, self._energy
+        total = float(energy[:RINGS].sum())
+        return Recovery(
+            frequency=tuple((torch.arange(RINGS) + 0.5).div(RINGS).mul(0.5).tolist()),
+            share=tuple((1 - error / energy)[:RINGS].where(energy[:RINGS] > 0, math.nan).tolist()),
+            energy=tuple((energy[:RINGS] / total if total else energy[:RINGS]).tolist()),
+            bands={n: 1 - self._band_error[n] / e if e else math.nan for n, e in self._band_energy.items()},
+            similarity={name: float(torch.cat(values).mean()) for name, values in self._similarity.items()},
+            penalty=penalty,
+            channels=self.channels,
+            outputs=self.outputs,
+        )
 
 
 def radial_frequency(shape: tuple[int, ...]) -> Tensor:

@@ -52,3 +52,16 @@ def hidden(embedding: PatchEmbedding, mask: Tensor, token: Tensor) -> Iterator[N
 def pick(tokens: Tensor, keep: Tensor) -> Tensor:
     """Of (B, N, C) the rows ``keep`` (B, K): (B, K, C)."""
     return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def embedded(convolution: Any, x: Tensor, keep: Tensor) -> Tensor:
+    """Vectors (B, K, channels) of the patches ``keep`` (B, K) of (B, C, *S), the others not looked at.
+
+    ``convolution``: a patch embedding whose kernel is its stride, which divides S.
+    """
+    weight, axes = convolution.weight, x.ndim - 2
+    for axis, step in enumerate(weight.shape[2:]):
+        x = x.unflatten(2 + 2 * axis, (-1, step))
+    order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    patches = x.permute(order).flatten(1 + axes).flatten(1, axes)
+    return F.linear(pick(patches, keep), weight.flatten(1), convolution.bias)

@@ -101,7 +101,7 @@ def find_weights(source: str | Path) -> Path:
     if path.is_dir():
         weights = path / WEIGHTS
         if not weights.is_file():
-            unfinished = next(path.glob(f"*/{WEIGHTS}"), None)
+            unfinished = next(path.glob(f"checkpoints/{WEIGHTS}"), None)
             raise InputError(
                 f"{path} has no {WEIGHTS}. "
                 + (

@@ -15,7 +15,7 @@ from monai.networks.nets import MedNeXt, SwinUNETR, ViT
 from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters, unguided
-from frepa.encoders.embedding import PatchEmbedding, pick
+from frepa.encoders.embedding import PatchEmbedding, embedded, pick
 from frepa.encoders.registry import register
 from frepa.errors import InputError
 
@@ -126,7 +126,7 @@ class Vit3d(Encoder):
     def _walk(self, x: Tensor, looks: list[int]) -> list[Tensor]:
         """Maps after these blocks, the last block's after the last norm."""
         patches = self.trunk.patch_embedding.patch_embeddings(self.without_unused(x))
-        tokens = (patches + self._positions(patches)).flatten(2).transpose(1, 2)
+        tokens = (patches + self._positions(patches.shape[2:])).flatten(2).transpose(1, 2)
         seen = []
         for number, block in enumerate(self.trunk.blocks):
             tokens = self.run(block, tokens)
@@ -143,20 +143,24 @@ class Vit3d(Encoder):
     def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Vectors (B, K, channels) of the patches ``keep`` of (B, in_channels, D, H, W); see ``Encoder.tokens``."""
         self.check_input(x)
-        patches = self.trunk.patch_embedding.patch_embeddings(self.without_unused(self.padded(x)))
-        tokens = (patches + self._positions(patches)).flatten(2).transpose(1, 2)
-        if keep is not None:
-            tokens = pick(tokens, keep)
+        x, layer = self.without_unused(self.padded(x)), self.trunk.patch_embedding.patch_embeddings
+        if keep is None:
+            patches = layer(x)
+            tokens = (patches + self._positions(patches.shape[2:])).flatten(2).transpose(1, 2)
+        else:  # a patch of a volume is long: embedding one that is not kept costs as much as the blocks do
+            grid = torch.Size(length // step for length, step in zip(x.shape[2:], per_axis(self.stride, 3)))
+            places = self._positions(grid).flatten(2).transpose(1, 2).expand(len(x), -1, -1)
+            tokens = embedded(layer, x, keep) + pick(places, keep)
         for block in self.trunk.blocks:
             tokens = self.run(block, tokens)
         return self.trunk.norm(tokens)
 
-    def _positions(self, patches: Tensor) -> Tensor:
+    def _positions(self, grid: torch.Size) -> Tensor:
         positions = self.trunk.patch_embedding.position_embeddings
         positions = positions.transpose(1, 2).reshape(1, self.channels, self.grid, self.grid, self.grid)
-        if patches.shape[2:] == positions.shape[2:]:
+        if grid == positions.shape[2:]:
             return positions
-        return F.interpolate(positions, size=patches.shape[2:], mode="trilinear", align_corners=False)
+        return F.interpolate(positions, size=grid, mode="trilinear", align_corners=False)
 
 
 class SwinUnetr3d(Encoder):

@@ -176,6 +176,14 @@ def squared_error(sums: RidgeSums, ridge: Ridge, mean: Tensor, std: Tensor) -> f
     return float(total.sum() / (own.count * own.outputs))
 
 
+def leaving_out(folds: Sequence[RidgeSums]) -> list[RidgePath]:
+    """For each fold the solutions that are fitted to all the others."""
+    total = folds[0]
+    for fold in folds[1:]:
+        total = total.plus(fold)
+    return [RidgePath(total.minus(fold)) for fold in folds]
+
+
 def choose_by_leaving_out(folds: Sequence[RidgeSums], penalties: Sequence[float] = PENALTIES) -> float:
     """The penalty with the smallest squared error on folds left out, of the training part alone.
 
@@ -184,12 +192,8 @@ def choose_by_leaving_out(folds: Sequence[RidgeSums], penalties: Sequence[float]
     """
     if len(folds) < 2:
         return max(penalties)
-    total = folds[0]
-    for fold in folds[1:]:
-        total = total.plus(fold)
     errors = dict.fromkeys(sorted(penalties, reverse=True), 0.0)
-    for fold in folds:
-        path = RidgePath(total.minus(fold))
+    for fold, path in zip(folds, leaving_out(folds)):
         for penalty in errors:
             errors[penalty] += fold.count * squared_error(fold, path.at(penalty), path.mean, path.std)
     return min(errors, key=lambda penalty: errors[penalty])

@@ -59,6 +59,8 @@ class Journal:
         self._steps: int | None = None
         self._told = False
         self._bar: tqdm | None = None
+        self._looked: dict[str, str] = {}
+        self._looking, self._from = 0.0, time.perf_counter()
         self._board = _tensorboard(run) if fabric.is_global_zero else None
 
     def tell(self, sentence: str) -> None:
@@ -78,6 +80,7 @@ class Journal:
     def begin(self, step: int, steps: int) -> None:
         self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
         self._steps = steps
+        self._looking, self._from = 0.0, self._since
         if self.fabric.is_global_zero and not self.quiet:
             terminal = sys.stderr.isatty()
             # In a log file a line every 30 s is enough; on a terminal the bar redraws itself.
@@ -176,8 +179,22 @@ class Journal:
         if self.fabric.is_global_zero:
             self.run.append(self.run.metrics, [row])
 
+    def looked(self, row: dict[str, Any], found: Mapping[str, float], seconds: float) -> None:
+        """Write what a look at the encoder found, show it in the progress line, and count the time it took."""
+        self.record(row)
+        self._looking += seconds
+        self._looked |= {name: f"{value:.3g}" for name, value in found.items()}
+        if self.fabric.is_global_zero:
+            self.run.append(self.run.speed, [{"step": row["step"], "looking_seconds": round(seconds, 3)}])
+            if self._board is not None:
+                for name, value in found.items():
+                    self._board.add_scalar(f"health/{name}", value, row["step"])
+
     def end(self) -> None:
         self.flush()
+        if self._looking:
+            share = self._looking / max(time.perf_counter() - self._from, 1e-9)
+            self.tell(f"Looking at the encoder took {100 * share:.1f} % of the time.")
         if self._bar is not None:
             self._bar.close()
         if self._board is not None:
@@ -215,6 +232,7 @@ class Journal:
             shown = {name: f"{row[name]:.4f}" for name in [n for n in row if n not in ("step", "lr")][:_SHOWN]}
             self._bar.set_postfix(
                 shown
+                | self._looked
                 | {"img/s": f"{speed['images_per_second']:.1f}", "wait": f"{speed['waiting_share']:.0%}"}
                 | {"mem": gigabytes(speed["memory_bytes"])},
                 refresh=False,

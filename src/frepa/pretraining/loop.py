@@ -17,6 +17,7 @@ from frepa.machine import adam
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.contract import Batch, Method
 from frepa.pretraining.run_folder import RunFolder
+from frepa.pretraining.watching import Watch
 from frepa.stopping import StopRequest
 
 #: Labels and texts of a loaded batch, as `frepa.pretraining.methods.contract.Batch` has them.
@@ -55,8 +56,9 @@ def fit(
     checkpoint_every: int = 500,
     on_epoch: Callable[[Method, int, int], None] | None = None,
     on_checkpoint: Callable[[Method, int], None] | None = None,
+    watch: Watch | None = None,
     stop: StopRequest | None = None,
-) -> bool:
+) -> int | None:
     """Train ``method`` by ``plan``; continue from the newest sound checkpoint in ``run`` if there is one.
 
     Nothing random lives between steps: corruption and augmentation are keyed by a sample's position in the stream,
@@ -69,10 +71,12 @@ def fit(
         on_epoch: called on rank 0 after every ``epochs_between`` epochs with the method (EMA weights if used), epoch
             and step; the ranks wait for each other around it, so it is given to all of them or to none.
         on_checkpoint: called on rank 0 after a state was saved with the method (EMA weights if used) and step.
+        watch: looks at the encoder (EMA weights if used) and may end the run before its time; given to all ranks, and
+            part of the state.
         stop: asked after every step; when it says so the state is saved and the loop ends.
 
     Returns:
-        Whether the run is complete (False: stopped on request, to be resumed).
+        Steps taken by a run that is complete, None for one that was stopped on request, to be resumed.
 
     Raises:
         TrainingDiverged: the loss is not finite; names the step and the rank.
@@ -86,7 +90,7 @@ def fit(
     ema = AveragedModel(method, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay)) if plan.ema_decay else None
     judged = method if ema is None else cast(Method, ema.module)
     states: dict[str, Any] = {"method": method, "optimizer": optimizer, "ema": ema, "scaler": _scaler(fabric)}
-    states |= method.states()
+    states |= {"watch": watch, **method.states()}
     step = _restore(run, states, journal)
     trained, optimizer = fabric.setup(method, optimizer)
     method.setup(fabric)
@@ -96,7 +100,19 @@ def fit(
 
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
-    while step < steps:
+    def look(epoch: int) -> bool:
+        """Whether the run is at its end, the same on every rank."""
+        if watch is None or not watch.due(step, steps):
+            return False
+        journal.flush()
+        if fabric.is_global_zero:
+            watch(judged, epoch, step, steps)
+        return bool(fabric.broadcast(watch.enough))
+
+    ended = watch.enough if watch is not None else False
+    if not step:
+        look(0)
+    while step < steps and not ended:
         rate = float(plan.rates[step])
         for group, scale in zip(optimizer.param_groups, scales):
             group["lr"] = rate * scale
@@ -135,8 +151,9 @@ def fit(
             if fabric.is_global_zero:
                 on_epoch(judged, epoch, step)
             fabric.barrier()
+        ended = look(epoch)
         stopping = stop is not None and stop.agreed(fabric, step)
-        if step % checkpoint_every == 0 or step == steps or stopping:
+        if step % checkpoint_every == 0 or step == steps or stopping or ended:
             journal.flush()  # the metrics up to a state are on disk before the state is
             if fabric.is_global_zero:
                 run.checkpoints.save(step, _capture(states, step))
@@ -146,9 +163,10 @@ def fit(
         if stopping:
             break
     journal.end()
-    if ema is not None and step == steps:
+    complete = step == steps or ended
+    if ema is not None and complete:
         method.load_state_dict(judged.state_dict())
-    return step == steps
+    return step if complete else None
 
 
 def _for_method(

@@ -104,6 +104,28 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class Watching:
+    """How the encoder is watched while it trains.
+
+    Args:
+        watch_every: steps between looks at what the encoder keeps of the held-out images, besides one before the first
+            step and one after the last; 0 for none. By default as often as a hundredth of the run's time affords, by
+            the number of images that pass through the encoder, and at most every 100 steps.
+        probe: a small labelled set (masks, or classes), read by a linear probe at some of the looks.
+        keep: best keeps the best encoder of all looks in the folder best, beside the last one.
+        best_by: what the best is decided by: rank, variance, low, medium, high or probe, all of them better when
+            higher. By default probe where there is one, else high.
+        patience: end the run after so many looks without a better one, by the same name; 0 for never.
+    """
+
+    watch_every: int | None = None
+    probe: str | None = None
+    keep: Literal["last", "best"] = "last"
+    best_by: Literal["rank", "variance", "low", "medium", "high", "probe"] | None = None
+    patience: int = 0
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that decides a run. ``method`` is the method's own options, ``method_name`` what it is called."""
 
@@ -117,6 +139,7 @@ class Settings:
     guide_as: str
     data: Data
     optimisation: Optimisation
+    watching: Watching
     execution: Execution
 
     @property
@@ -133,6 +156,7 @@ class Settings:
             "guide_as": self.guide_as,
             **asdict(self.data),
             **asdict(self.optimisation),
+            **asdict(self.watching),
             **run,
         }
 
@@ -153,7 +177,11 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         lambda value: value >= 1,
     ),
     (("lr", "epochs"), "a number above 0", lambda value: 0 < value < math.inf),
-    (("clip", "val_images", "num_workers"), "0 or more", lambda value: 0 <= value < math.inf),
+    (
+        ("clip", "val_images", "num_workers", "watch_every", "patience"),
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+    ),
     (("max_unreadable",), "a share, a number from 0 to 1", lambda value: 0 <= value <= 1),
     (("foreground",), "the share of the crops, a number from 0 to 1", lambda value: 0 <= value <= 1),
     (("ema_decay",), "0 (none) or a number below 1", lambda value: 0 <= value < 1),
@@ -176,6 +204,9 @@ def resolved(settings: Settings) -> Settings:
         start_from=None if settings.start_from is None else settings.start_from,
         data=replace(_filled(settings.data, defaults), spacing=spacing_in_mm(settings.data.spacing, dims)),
         optimisation=_filled(settings.optimisation, defaults),
+        watching=replace(
+            settings.watching, best_by=settings.watching.best_by or ("probe" if settings.watching.probe else "high")
+        ),
     )
     _check_ranges(settings.config)
     if settings.guide_as == "target" and settings.guide == "none":

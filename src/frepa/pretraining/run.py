@@ -35,6 +35,7 @@ from frepa.pretraining.source_record import check_source
 from frepa.pretraining.starting import starting_encoder
 from frepa.pretraining.training_part import TrainingPart, modality_weights, training_part
 from frepa.pretraining.validation import Validation
+from frepa.pretraining.watching import Instruments, Watch, open_looks
 from frepa.schedules import learning_rates
 from frepa.stopping import StopRequest, workers_starting
 
@@ -42,18 +43,20 @@ _MOST_PICTURES = 100
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def run_pretraining(settings: Settings) -> Path:
+def run_pretraining(settings: Settings, instruments: Instruments) -> Path:
     """Run ``frepa pretrain`` with its settings and return the run folder.
+
+    ``instruments``: what the encoder is looked at with while it trains.
 
     Raises:
         InputError: anything the user can mend.
     """
     with RunFolder(settings.out) as run:
-        _pretrain(resolved(settings), run)
+        _pretrain(resolved(settings), run, instruments)
     return run.root
 
 
-def _pretrain(settings: Settings, run: RunFolder) -> None:
+def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> None:
     precision = training_precision(settings.execution.precision, default_device())
     execution = replace(settings.execution, precision=cast(Any, precision))
     settings = replace(settings, execution=execution)
@@ -70,8 +73,6 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
     check_something_readable(source)
     news: list[str] = []
     method = _build(settings, source, news.append)
-    _on_first_rank(fabric, lambda: _begin(run, settings, source))
-
     shape: dict[str, Any] = {
         "size": data.image_size,
         "mode": data.fit,
@@ -80,6 +81,18 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
         "foreground": data.foreground,
         "seed": seed,
     }
+    held_out = load_images(source, part.held_out.tolist(), **shape)
+    looks = open_looks(
+        settings.watching,
+        instruments,
+        held_out["image"],
+        data.dims,
+        size=cast(int, data.image_size),
+        resized=data.fit == "resize",
+        window=None if data.window == "any" else data.window,
+    )
+    _on_first_rank(fabric, lambda: _begin(run, settings, source))
+
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
     def batches(first: int, last: int) -> Iterator[Batch]:
@@ -109,11 +122,7 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
         journal.skipped |= {item.path: item.reason for item in source.skipped}
     columns = columns_of(source)
     # Every rank gets one, because the ranks wait for each other around it; only the first one does anything.
-    validation = (
-        Validation(load_images(source, part.held_out.tolist(), **shape), fabric, run, journal, columns)
-        if len(part.held_out)
-        else None
-    )
+    validation = Validation(held_out, fabric, run, journal, columns) if len(part.held_out) else None
     journal.tell(_announcement(settings, source, plan, method, fabric, run))
     if fabric.device.type == "cpu":  # a GPU says itself that its memory is full; here the process would be ended
         remedies = [] if execution.recompute else ["--recompute (more time, the same result)"]
@@ -136,8 +145,23 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
         """The encoder as it is now, so that it can be tried downstream while the run goes on."""
         save_encoder(run.checkpoints.folder, trained.encoder, facts(step))
 
+    def keep_best(trained: Method, step: int, found: dict[str, float]) -> None:
+        save_encoder(run.best, trained.encoder, {**facts(step), "best_by": found})
+
+    watch = Watch(
+        looks,
+        settings.watching,
+        fabric,
+        journal,
+        batch_size=plan.batch_size,
+        save_best=keep_best,
+        best_is_there=lambda: (run.best / DESCRIPTION).is_file(),
+    )
+    if watch.announcement():
+        journal.tell(watch.announcement())
+
     with stop:
-        complete = fit(
+        steps = fit(
             fabric,
             method,
             batches,
@@ -148,15 +172,16 @@ def _pretrain(settings: Settings, run: RunFolder) -> None:
             checkpoint_every=execution.checkpoint_every,
             on_epoch=validation,
             on_checkpoint=keep_encoder,
+            watch=watch,
             stop=stop,
         )
-    if not complete:
+    if steps is None:
         fabric.barrier()
         reason = _first_reason(fabric, stop.reason)
         if fabric.is_global_zero:
             raise _stopped(run, reason)
     elif fabric.is_global_zero:
-        save_encoder(run.root, method.encoder, facts(len(plan.rates)))
+        save_encoder(run.root, method.encoder, facts(steps))
         write_report(run, settings.config, method, source)
     fabric.barrier()
 

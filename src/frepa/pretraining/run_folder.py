@@ -27,8 +27,8 @@ class RunFolder:
     ``config.yaml`` every option, resolved; ``metrics.jsonl`` one line per step (the same for every machine speed);
     ``speed.jsonl`` images/s and share of waiting; ``skipped.csv`` files that could not be used; ``source.npz`` what it
     trains on, in hashes; ``reconstructions/``
-    one picture per epoch; ``volumes/`` in 3D, crops of the newest picture as NIfTI; ``checkpoints/``;
-    ``encoder.safetensors`` + ``encoder.json``; ``report.html``.
+    one picture per epoch; ``volumes/`` in 3D, crops of the newest picture as NIfTI; ``checkpoints/``; ``best/`` the
+    best encoder so far, where one is kept; ``encoder.safetensors`` + ``encoder.json``; ``report.html``.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -40,6 +40,7 @@ class RunFolder:
         self.source = self.root / "source.npz"
         self.pictures = self.root / "reconstructions"
         self.volumes = self.root / "volumes"
+        self.best = self.root / "best"
         self.report = self.root / "report.html"
         self.checkpoints = Checkpoints(self.root / "checkpoints")
         self.resumed = False
@@ -88,9 +89,12 @@ class RunFolder:
             )
 
     def cut_logs(self, step: int) -> None:
-        """Drop the lines of ``metrics.jsonl`` and ``speed.jsonl`` after ``step``: they will be written again."""
+        """Drop the lines of ``metrics.jsonl`` and ``speed.jsonl`` after ``step``: they will be written again.
+
+        After step 0, all of them: what is looked at before the first step belongs to no state.
+        """
         for path in (self.metrics, self.speed):
-            keep_lines(path, lambda row: row["step"] <= step)
+            keep_lines(path, lambda row: step > 0 and row["step"] <= step)
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows as JSON lines."""

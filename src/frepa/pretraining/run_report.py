@@ -15,7 +15,8 @@ import yaml
 from frepa.images.source import Source
 from frepa.pretraining.methods.contract import Method
 from frepa.pretraining.run_folder import RunFolder
-from frepa.report.figures import loss_curves
+from frepa.pretraining.watching import PREFIX
+from frepa.report.figures import loss_curves, panels
 from frepa.report.page import Page
 
 _VERSIONS = ("frepa", "torch", "timm", "monai", "lightning-fabric", "numpy")
@@ -26,7 +27,9 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
     rows = read_lines(run.metrics)
     trained = [row for row in rows if "loss" in row]
     validated = [row for row in rows if "val_loss" in row]
-    speed = read_lines(run.speed)
+    looked = [row for row in rows if any(name.startswith(PREFIX) for name in row)]
+    timed = read_lines(run.speed)
+    speed = [row for row in timed if "images_per_second" in row]
     skipped = run.skipped.read_text().splitlines()[1:] if run.skipped.is_file() else []
     kind, size = ("images", f"{config['image_size']} px") if source.dims == 2 else ("volumes", voxels(config))
     page = Page(f"Pretraining of {config['encoder']}", f"{config['method']['name']} on {len(source):,} {kind}")
@@ -59,6 +62,8 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
         loss_curves(curves, log=True, smooth=max(1, len(trained) // 50)),
         "What is minimised (loss) and its terms, unweighted.",
     )
+    if looked:
+        _health(page, looked, config, sum(row.get("looking_seconds", 0.0) for row in timed))
     if skipped:
         page.code(f"{len(skipped)} files skipped", "\n".join(skipped[:200]))
     page.section("How it was made")
@@ -68,6 +73,40 @@ def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, sour
         f"Device: {torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'}."
     )
     return page.save(run.report)
+
+
+def _health(page: Page, rows: list[dict[str, Any]], config: Mapping[str, Any], seconds: float) -> None:
+    """Curves of what was looked at, and which step was best."""
+
+    def curve(name: str) -> tuple[list[float], list[float]]:
+        own = [row for row in rows if PREFIX + name in row]
+        return [row["step"] for row in own], [row[PREFIX + name] for row in own]
+
+    groups = {
+        "Effective rank": {"rank": curve("rank")},
+        "Variance": {"variance": curve("variance")},
+        "Recovered beyond chance": {name: curve(name) for name in ("low", "medium", "high")},
+        "Linear probe": {"probe": curve("probe")},
+    }
+    groups = {title: {n: c for n, c in curves.items() if c[0]} for title, curves in groups.items()}
+    groups = {title: curves for title, curves in groups.items() if curves}
+    by = str(config["best_by"])
+    steps, values = curve(by)
+    marks = {}
+    if values and (config["keep"] == "best" or config["patience"]):
+        best = max(range(len(values)), key=lambda place: values[place])
+        marks = {title: (steps[best], values[best]) for title, curves in groups.items() if by in curves}
+    page.section("What the encoder keeps")
+    page.figure(
+        panels(groups, marks=marks),
+        "Of the held-out images, clean: effective rank of the features and their variance, over all positions; the "
+        "share of each band of frequencies (low below 0.1, high above 0.3 cycles per pixel) that a ridge regression "
+        "recovers from them, less what it recovers from a random projection of the same size"
+        + ("; and the score of a linear probe on the validation part of the labelled set." if config["probe"] else ".")
+        + (" The ring is the best." if marks else "")
+        + f" Looking took {seconds:.0f} s in all.",
+        wide=True,
+    )
 
 
 def voxels(config: Mapping[str, Any]) -> str:

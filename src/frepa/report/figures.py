@@ -64,6 +64,30 @@ def loss_curves(
     return figure
 
 
+def panels(
+    groups: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    xlabel: str = "step",
+    marks: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Curves in panels side by side, for numbers of different units over the same course.
+
+    Args:
+        groups: title of each panel -> name of the curve -> ``(x, y)``, each of any length.
+        marks: title of a panel -> a point of it to ring.
+    """
+    figure = new_figure(max(3.6, 3.2 * len(groups)), 3.0)
+    for axes, (title, curves) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups.items()):
+        for (name, (x, y)), colour in zip(curves.items(), _cycle(len(curves))):
+            axes.plot(x, y, color=colour, linewidth=1.7, label=name, marker="o", markersize=3)
+        if marks and title in marks:
+            axes.plot(*marks[title], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
+        axes.set_title(shown(title), fontsize=9, color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        dress(axes, xlabel, "", legend=len(curves) > 1)
+    return figure
+
+
 def bar_chart(
     groups: Mapping[str, Mapping[str, tuple[float, float]]], *, ylabel: str = "", low: float | None = None
 ) -> Figure:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from frepa.errors import InputError, nearest
 from frepa.options import grouped
 from frepa.pretraining.methods.registry import MethodChoice
-from frepa.pretraining.options import Data, Execution, Optimisation, Settings
+from frepa.pretraining.options import Data, Execution, Optimisation, Settings, Watching
 
 _METHODS = MethodChoice()
 
@@ -41,15 +41,17 @@ def pretrain(
     guide_as: Literal["input", "target"] = "input",
     data: Data,
     optimisation: Optimisation,
+    watching: Watching,
     execution: Execution,
 ) -> Path:
     """Pretrain an encoder on unlabelled images or volumes, so that fine detail survives.
 
     Writes a run folder: encoder.safetensors and encoder.json, config.yaml, metrics.jsonl, speed.jsonl, skipped.csv, a
     picture of reconstructions per epoch (100 in a run at most; of volumes crops as NIfTI too), checkpoints, and
-    report.html. A run that was killed continues with the same command and --resume, and ends with the same weights as
-    one that was not. Ctrl-C or SIGTERM saves the state after the step under way and ends with exit code 3. In Python
-    a method's options are an object, method=frepa.methods.Frepa(mask_ratio=0.6).
+    report.html; with --keep best also the best encoder of the run, in best. A run that was killed continues with the
+    same command and --resume, and ends with the same weights as one that was not. Ctrl-C or SIGTERM saves the state
+    after the step under way and ends with exit code 3. In Python a method's options are an object,
+    method=frepa.methods.Frepa(mask_ratio=0.6).
 
     Args:
         source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
@@ -68,7 +70,10 @@ def pretrain(
         guide_as: input: the encoder sees the guide beside the image; target: it sees the image alone and the decoder
             tells the guide too, so that the encoder keeps plain image channels.
     """
+    from frepa.analysis.health import Health
+    from frepa.downstream.monitoring import open_monitor
     from frepa.pretraining.run import run_pretraining
+    from frepa.pretraining.watching import Instruments
 
     name, options = _METHODS.build(method)
     return run_pretraining(
@@ -83,6 +88,9 @@ def pretrain(
             guide_as,
             data=data,
             optimisation=optimisation,
+            watching=watching,
             execution=execution,
-        )
+        ),
+        # What a run is watched with lies in rooms below it, and is handed in.
+        Instruments(Health, open_monitor),
     )

@@ -89,6 +89,39 @@ def test_it_learns_to_tell_stripes_from_none():
     assert result.loss < 1.7  # log 4 and a bit is all that 4 positives of 8 allow
 
 
+@pytest.mark.parametrize("kind", ["bert", "clip"])
+def test_a_text_model_of_a_local_folder_gives_the_vectors(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "an", "image", "of", "benign", "malignant"]
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    if kind == "bert":
+        model = transformers.BertModel(transformers.BertConfig(vocab_size=6, **small))
+    else:
+        text, vision = small | {"vocab_size": 6, "eos_token_id": 5}, small | {"image_size": 32, "patch_size": 16}
+        model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    model.eval().save_pretrained(tmp_path)
+    method = _method(prompt="an image of {label}", text_encoder=str(tmp_path))
+    found = method.text([1, 0])
+    with torch.no_grad():
+        for row, name in enumerate(("malignant", "benign")):  # one by one, so that nothing is padded
+            ids = torch.tensor([[words.index(word) for word in ("an", "image", "of", name)]])
+            if kind == "bert":
+                expected = model(input_ids=ids).last_hidden_state.mean(1)
+            else:
+                expected = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+            assert torch.allclose(found[row], expected[0], atol=1e-5)
+    assert method(_batch([0, 1, 1])).loss.isfinite()
+    assert not [name for name, _ in method.named_parameters() if name.startswith("text.")]  # it stays as it is
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no text model can be opened there"):
+        _method(text_encoder=str(tmp_path / "empty"))
+
+
 def test_what_cannot_be_is_said(tmp_path):
     with pytest.raises(InputError, match="labels of two classes or more"):
         _method(classes=("benign",))

@@ -141,4 +141,10 @@ def test_what_cannot_be_is_said():
         MAE(mask_ratio=0.0)
     with pytest.raises(InputError, match="multiple of 32"):
         MAE(decoder_width=33)
-    assert MAE().decoder_shape(768) == (512, 8)  # as published for ViT-B
+
+
+def test_the_decoder_is_as_published_with_vit_b_and_small_beside_small_encoders():
+    assert MAE().decoder_shape(768, 86_600_000) == (512, 8)
+    assert MAE().decoder_shape(192, 5_500_000) == (128, 4)
+    assert MAE().decoder_shape(1024, 32_000_000) == (672, 1)  # the paper's 3D ViT: four blocks
+    assert MAE(decoder_depth=2).decoder_shape(1024, 32_000_000) == (672, 2)

@@ -23,6 +23,8 @@ from frepa.pretraining.methods.registry import register_method
 
 # Of a patch's variance where it is normalised, so that empty patches do not blow up.
 _LEAST_VARIANCE = 1e-6
+# Of the encoder's weights that the decoder may have: 8 blocks of 512 are as many of ViT-B's.
+_DECODER_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class MAE:
         mask_ratio: share of the patches dropped, between 0 and 1.
         normalise_target: tell each patch less its mean and over its standard deviation, as published.
         decoder_width: channels of the decoder; "auto" is two thirds of the encoder's, the published 512 for ViT-B.
-        decoder_depth: blocks of the decoder; "auto" is the published 8, and 4 where its width is below 256.
+        decoder_depth: blocks of the decoder; "auto" is the published 8, 4 where its width is below 512, and no more
+            than three tenths of the encoder's weights, as published with ViT-B.
     """
 
     augment: bool = True
@@ -52,11 +55,13 @@ class MAE:
         if self.decoder_width != "auto" and self.decoder_width % 32:
             raise InputError(f"--method.decoder-width {self.decoder_width}: expected a multiple of 32.")
 
-    def decoder_shape(self, channels: int) -> tuple[int, int]:
-        """Width and depth of the decoder of an encoder with so many channels."""
+    def decoder_shape(self, channels: int, parameters: int) -> tuple[int, int]:
+        """Width and depth of the decoder of an encoder with so many channels and parameters."""
         width = max(32, round(channels * 2 / 3 / 32) * 32) if self.decoder_width == "auto" else self.decoder_width
-        depth = (8 if width >= 256 else 4) if self.decoder_depth == "auto" else self.decoder_depth
-        return width, depth
+        if self.decoder_depth != "auto":
+            return width, self.decoder_depth
+        block = 12 * width**2
+        return width, min(8 if width >= 512 else 4, max(1, int(_DECODER_SHARE * parameters / block)))
 
 
 @register_method("mae", MAE)
@@ -75,7 +80,7 @@ class MAEMethod(Reconstructing):
             )
         self.options = options
         self.stride = per_axis(encoder.stride, encoder.dims)
-        width, depth = options.decoder_shape(encoder.channels)
+        width, depth = options.decoder_shape(encoder.channels, sum(p.numel() for p in encoder.parameters()))
         self.decoder = TokenDecoder(encoder.channels, self.outputs * math.prod(self.stride), width=width, depth=depth)
 
     def forward(self, batch: Batch) -> StepResult:
