@@ -17,6 +17,7 @@ from frepa.images.geometry import resize_pad
 from frepa.images.intensity import to_unit
 from frepa.images.loading import Batch, PositionBatches, load_images, make_loader
 from frepa.images.sampling import SampleStream
+from frepa.images.scan import replace_scan
 from frepa.images.source import Source
 
 RNG = np.random.default_rng(6)
@@ -203,3 +204,26 @@ def test_real_images(shared_data: Path, where: str, channels: int) -> None:
     assert batch["image"].min() == 0
     assert batch["image"].max() == 1
     assert batch["image"].flatten(1).std(dim=1).min() > 0.01
+
+
+@pytest.mark.parametrize("mode", ["resize", "crop"])
+def test_what_was_not_recorded_is_told_where_it_is_asked_for(tmp_path, mode):
+    """The frame around a scan, and its padding value; and it is the same pixels that are zero."""
+    values = np.random.default_rng(0).integers(50, 200, (12, 40), np.uint8)
+    Image.fromarray(values).save(tmp_path / "wide.png")
+    source = open_source(str(tmp_path), dims=2)
+    batch = load_images(source, [0], size=32, mode=mode, inside=True)
+    rows = 10 if mode == "resize" else 12
+    expected = np.zeros((32, 32), bool)
+    expected[(32 - rows) // 2 : (32 - rows) // 2 + rows] = True
+    assert np.array_equal(batch["inside"][0, 0].numpy(), expected)
+    assert not batch["image"][0, 0].numpy()[~expected].any()
+    assert load_images(source, [0], size=32, mode=mode)["inside"] is None
+    scan = source.read(0)
+    padded = np.where(np.arange(40) < 8, 7, scan.array)
+    source.read = lambda index: replace_scan(scan, array=padded, padding=7)
+    source.describe = lambda index: None
+    found = load_images(source, [0], size=32, mode=mode, inside=True)["inside"][0, 0].numpy()
+    left = found[16]
+    assert left.sum() == (26 if mode == "resize" else 28)  # 8 of 40 columns; the middle 32 begin at the fourth
+    assert not (found & ~expected).any()

@@ -50,7 +50,7 @@ class _One(Source):
 
 
 def _prepared(scan: Scan, size: Any, position: int = 0, **how: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    return Preparation(_One(scan), size, mode="crop", window=FOUR_NUMBERS, channels=1, **how).one(0, position)
+    return Preparation(_One(scan), size, mode="crop", window=FOUR_NUMBERS, channels=1, **how).one(0, position)[:2]
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 73), (73, 40), (9, 90), (90, 9), (31, 30), (1, 7), (7, 1)])
@@ -181,8 +181,8 @@ def test_a_store_reads_only_what_the_crop_needs(volumes: Path, tmp_path: Path, m
     how = {"mode": "crop", "spacing": spacing, "foreground": 0.5, "seed": 1}
     from_store, from_files = (Preparation(source, 32, **how) for source in (store, files))
     for position in range(12):
-        unit, affine = from_store.one(position % 2, position)
-        expected, same = from_files.one(position % 2, position)
+        unit, affine, _ = from_store.one(position % 2, position)
+        expected, same, _ = from_files.one(position % 2, position)
         assert np.array_equal(unit, expected)
         assert affine is not None
         assert same is not None

@@ -197,14 +197,15 @@ def test_two_processes_see_the_same_samples_and_agree(images, untouched, tmp_pat
 
 
 _VIT, _CONVNEXT = "timm:test_vit,image_size=32", "timm:test_convnext"
+_TEACHER = {"name": "frepa", "teacher": True, "fov": "lit", "adaptive": True}
 _VIT3D = "vit3d_tiny,image_size=16,depth=1,patch_size=8"
 
 
 @pytest.mark.parametrize(
     ("dims", "method", "encoder"),
     [
-        (2, "mae", _VIT), (2, "simmim", _CONVNEXT), (2, "mfm", _CONVNEXT), (2, "clip", _VIT),
-        (3, "mae", _VIT3D), (3, "simmim", _VIT3D), (3, "mfm", _VIT3D),
+        (2, _TEACHER, _CONVNEXT), (2, "mae", _VIT), (2, "simmim", _CONVNEXT), (2, "mfm", _CONVNEXT), (2, "clip", _VIT),
+        (3, _TEACHER, _VIT3D), (3, "mae", _VIT3D), (3, "simmim", _VIT3D), (3, "mfm", _VIT3D),
     ],
 )  # fmt: skip
 def test_every_method_goes_on_as_if_it_had_not_been_broken_off(sources, tmp_path, monkeypatch, dims, method, encoder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Batch(TypedDict):
     position: place of each row in the run's sample stream.
     index: record of the source of each row.
     affine: ``(4, 4)`` of each row, indices of the row's own axes to RAS millimetres, or None where the file has none.
+    inside: ``(B, 1, *size)`` bool, False where nothing was recorded: what was added around a record to fill the frame,
+        and its padding value; None unless asked for.
     skipped: records that would have been in this batch, with the reason.
     """
 
@@ -48,7 +50,18 @@ class Batch(TypedDict):
     position: list[int]
     index: list[int]
     affine: list[np.ndarray | None]
+    inside: torch.Tensor | None
     skipped: list[Skipped]
+
+
+class Row(NamedTuple):
+    """A record as it is seen: ``unit (1 | 3, *size)`` float32 in [0, 1], one channel where it is grey; its affine or
+    None; and ``inside (1, *size)`` bool as in `Batch`, or None.
+    """
+
+    unit: np.ndarray
+    affine: np.ndarray | None
+    inside: np.ndarray | None
 
 
 class Preparation:
@@ -68,6 +81,7 @@ class Preparation:
             `frepa.images.placing`). For "resize" it decides the proportions alone, and there is one resampling. A
             scan whose own spacing is unknown is left out.
         foreground: share of the crops centred on a foreground voxel, see `frepa.images.placing.crop_first`.
+        inside: tell of each pixel whether it was recorded.
     """
 
     def __init__(
@@ -83,6 +97,7 @@ class Preparation:
         centre: bool = False,
         spacing: float | Sequence[float] | None = None,
         foreground: float = 0.0,
+        inside: bool = False,
     ) -> None:
         if mode not in MODES:
             raise InputError(f"Unknown mode {mode!r} for fitting images to a size. {nearest(mode, MODES)}")
@@ -101,16 +116,14 @@ class Preparation:
         self.seed, self.centre = int(seed), centre
         self.spacing = None if spacing is None else per_axis(spacing, source.dims)
         self.foreground = 0.0 if centre else foreground
+        self.inside = inside
 
-    def one(self, index: int, position: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """``(1 | 3, *size)`` float32 in [0, 1], one channel for a grey record, and its affine or None.
-
-        Raises `UnreadableScan`.
-        """
+    def one(self, index: int, position: int) -> Row:
+        """The record at ``index`` as it is seen at a position of the run. Raises `UnreadableScan`."""
         draw = float(uniform(self.seed, position, _WINDOW_STREAM))
         return self._crop(index, position, draw) if self.mode == "crop" else self._whole(index, draw)
 
-    def _whole(self, index: int, draw: float) -> tuple[np.ndarray, np.ndarray | None]:
+    def _whole(self, index: int, draw: float) -> Row:
         scan = self.source.read(index)
         grid = self._grid(scan, index)
         unit = self._unit(scan, bounds(scan, draw=draw, **self.scaling))
@@ -119,9 +132,12 @@ class Preparation:
             place = placement(grid, self.size)
             affine = resampled_affine(affine, scan.size, place.inner)
             affine = shifted_affine(affine, [-first for first in place.offset])
-        return resize_pad(unit, self.size, proportions=grid), affine
+        inside = None
+        if self.inside:
+            inside = resize_pad(_recorded(scan), self.size, "nearest", proportions=grid) > 0
+        return Row(resize_pad(unit, self.size, proportions=grid), affine, inside)
 
-    def _crop(self, index: int, position: int, draw: float) -> tuple[np.ndarray, np.ndarray | None]:
+    def _crop(self, index: int, position: int, draw: float) -> Row:
         """Only what the crop needs is read, where that is enough to know the bounds of the whole record."""
         known = self.source.describe(index)
         scan = None
@@ -148,8 +164,11 @@ class Preparation:
         crop = make_crop(known.size, grid, self.size, first)
         part = replace_scan(known, array=read(crop.start, crop.size))
         # What lies outside the scan is added after scaling, so that it stays 0
-        unit = crop_at(crop.resample(self._unit(part, limits)), self.size, (0.5,) * len(self.size))
-        return unit, None if known.affine is None else crop.affine(known.affine, self.size)
+        middle = (0.5,) * len(self.size)
+        unit = crop_at(crop.resample(self._unit(part, limits)), self.size, middle)
+        affine = None if known.affine is None else crop.affine(known.affine, self.size)
+        inside = crop_at(crop.resample(_recorded(part)) > 0.5, self.size, middle) if self.inside else None
+        return Row(unit, affine, inside)
 
     def _unit(self, scan: Scan, limits: tuple[float, float]) -> np.ndarray:
         unit = scale(scan.array, limits, padding=scan.padding)
@@ -174,14 +193,17 @@ class Preparation:
         kept: list[int] = []
         grey: list[bool] = []
         affines: list[np.ndarray | None] = []
+        inside = torch.empty(len(indices), 1, *self.size, dtype=torch.bool) if self.inside else None
         skipped: list[Skipped] = []
         for place, (index, position) in enumerate(zip(indices, positions)):
             try:
-                unit, affine = self.one(index, position)
+                unit, affine, recorded = self.one(index, position)
             except UnreadableScan as error:
                 skipped.append(error.skipped(self.source.name(index)))
                 continue
             rows[len(kept)] = unit  # one channel is repeated by broadcasting
+            if inside is not None and recorded is not None:
+                inside[len(kept)] = torch.from_numpy(recorded)
             grey.append(unit.shape[0] == 1)
             affines.append(affine)
             kept.append(place)
@@ -191,8 +213,16 @@ class Preparation:
             position=[int(positions[place]) for place in kept],
             index=[int(indices[place]) for place in kept],
             affine=affines,
+            inside=None if inside is None else inside[: len(kept)],
             skipped=skipped,
         )
+
+
+def _recorded(scan: Scan) -> np.ndarray:
+    """``(1, *S)`` float32, 1 where the scan has a value and 0 where it holds its padding value alone."""
+    if scan.padding is None:
+        return np.ones((1, *scan.array.shape[1:]), np.float32)
+    return (scan.array != scan.padding).any(axis=0, keepdims=True).astype(np.float32)
 
 
 class ImageDataset(Dataset[Batch]):

@@ -181,9 +181,11 @@ def _for_method(
     image = loaded["image"]
     labels, texts = columns(loaded) if columns is not None else (None, None)
     if len(image):
-        image = image.to(device, non_blocking=True)
-        batch = Batch(image, loaded["grey"], loaded["position"], step, epoch, labels=labels, texts=texts)
-        return batch, len(image) / share
+        image, inside = image.to(device, non_blocking=True), loaded["inside"]
+        if inside is not None:
+            inside = inside.to(device, non_blocking=True)
+        known: dict[str, Any] = {"labels": labels, "texts": texts, "inside": inside}
+        return Batch(image, loaded["grey"], loaded["position"], step, epoch, **known), len(image) / share
     blank = torch.zeros(1, *image.shape[1:], device=device)
     labels = None if labels is None else torch.full((1,), -1)
     batch = Batch(blank, torch.ones(1, dtype=torch.bool), [0], step, epoch, labels=labels, texts=texts and [""])

@@ -80,6 +80,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
         "spacing": data.spacing,
         "foreground": data.foreground,
         "seed": seed,
+        "inside": method.wants_inside,
     }
     held_out = load_images(source, part.held_out.tolist(), **shape)
     looks = open_looks(

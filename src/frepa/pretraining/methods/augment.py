@@ -69,6 +69,10 @@ class Augmentation:
         """
         return self._move(self._shift_histogram(x, draws), draws)
 
+    def follow(self, mask: Tensor, draws: Draws) -> Tensor:
+        """A mask (B, 1, *S), bool, moved as the images of the same draws are; False outside the image."""
+        return self._move(mask.float(), draws) > 0.5
+
     def matrices(self, shape: Sequence[int], draws: Draws) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is drawn for the geometry of images of spatial ``shape``, each of n axes.
 

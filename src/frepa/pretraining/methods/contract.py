@@ -28,6 +28,8 @@ class Batch(NamedTuple):
     shown: how many images the step's ``pictures`` are to show; 0 for none.
     labels: class of each image, ``(B,)`` int64 on the CPU, -1 where there is none; None where the source has no labels.
     texts: a text for each image; None where the source has none.
+    inside: ``(B, 1, *S)`` bool on the device, False where a scan recorded nothing (`frepa.images.loading.Batch`); None
+        unless the method ``wants_inside``.
     """
 
     images: Tensor
@@ -39,6 +41,7 @@ class Batch(NamedTuple):
     shown: int = 0
     labels: Tensor | None = None
     texts: list[str] | None = None
+    inside: Tensor | None = None
 
 
 class Pictures(NamedTuple):
@@ -97,12 +100,13 @@ class Method(nn.Module, ABC):
     """Base of all methods, built as ``Method(options, setting)``.
 
     ``encoder`` is what the run is for; everything else is dropped afterwards. ``needs`` names the columns of the source
-    that the method cannot do without, "labels" or "texts". ``shows`` says what its pictures are, behind "Held-out
-    images, ".
+    that the method cannot do without, "labels" or "texts". ``wants_inside`` asks for ``Batch.inside``. ``shows`` says
+    what its pictures are, behind "Held-out images, ".
     """
 
     encoder: Encoder
     needs: tuple[str, ...] = ()
+    wants_inside: bool = False
     shows: str = "corrupted the same way each time and reconstructed"
 
     @abstractmethod

@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from frepa.corruption.dual import Corrupted, Corruption
+from frepa.corruption.field import lit
 from frepa.draws import Draws, sample_keys
-from frepa.errors import InputError
+from frepa.errors import InputError, nearest
 from frepa.heads.decoder import ReconstructionDecoder
 from frepa.pretraining.methods.contract import Batch, Pictures, Setting, StepResult
-from frepa.pretraining.methods.objective import ConsistencyReading, Objective
+from frepa.pretraining.methods.objective import ConsistencyReading, Objective, TeacherReading
 from frepa.pretraining.methods.reconstructing import CORRUPT, Reconstructing
 from frepa.pretraining.methods.registry import register_method
+from frepa.pretraining.methods.teaching import Predictor, Teacher
 
 if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
     from frepa.pretraining.methods.adversarial import AdversarialTraining
+
+
+#: Where images may be masked.
+FIELDS = ("whole", "scan", "lit")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Frepa:
         mask_exact: mask exactly that share of the patches of every image, instead of each with that probability.
         mask_noise: what a masked image patch becomes: gaussian (its mean and variance), permute (its own pixels
             shuffled) or zero.
+        fov: where images are masked, perturbed and scored: whole, anywhere; scan, not in what was added around an image
+            to fill the frame; lit, nor in its dark surround, below a tenth of the range. Not in the paper.
         frequency_probability: how often a view is corrupted in the spectrum rather than in the image.
         rmse_weight: weight of the RMSE.
         gradient_weight: weight of the gradient loss.
@@ -58,6 +66,10 @@ class Frepa:
         consistency_temperature: divides the embeddings before the softmax.
         consistency_standardise: give every channel of the embeddings mean 0 and variance 1 over the batch first.
         consistency_start_epoch: epochs without the consistency at the start, in which an image needs one view only.
+        teacher: let the consistency be the agreement of the one corrupted view with what an average of the encoder sees
+            of the clean image, told by a predictor; reduction, temperature and standardise are then not asked. Not in
+            the paper.
+        teacher_decay: of that average, at each step.
         focal_frequency_weight: weight of the focal frequency loss, for comparison.
         adversarial_weight: weight of an optional patch discriminator.
         adversarial_start_epoch: epochs before the discriminator takes part.
@@ -77,6 +89,7 @@ class Frepa:
     mask_ratio: float = 0.7
     mask_exact: bool = False
     mask_noise: Literal["gaussian", "permute", "zero"] = "gaussian"
+    fov: Literal["whole", "scan", "lit"] = "whole"
     frequency_probability: float = 0.5
     rmse_weight: float = 1.0
     gradient_weight: float = 1.0
@@ -86,6 +99,8 @@ class Frepa:
     consistency_temperature: float = 1.0
     consistency_standardise: bool = False
     consistency_start_epoch: int = 0
+    teacher: bool = False
+    teacher_decay: float = 0.996
     focal_frequency_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start_epoch: int = 5
@@ -118,6 +133,10 @@ class Frepa:
     def __post_init__(self) -> None:
         if self.adversarial_start_epoch < 0:
             raise InputError(f"--method.adversarial-start-epoch {self.adversarial_start_epoch}: expected 0 or more.")
+        if self.fov not in FIELDS:
+            raise InputError(f"--method.fov {self.fov}: not known. {nearest(self.fov, FIELDS)}")
+        if self.teacher and not self.consistency_weight:
+            raise InputError("--method.teacher: with --method.consistency-weight 0 there is nothing to agree on.")
 
     def corruption(self, fit: str) -> Corruption:
         """Both strategies, of images that came to their size by ``fit``. Raises InputError for options out of range."""
@@ -149,7 +168,9 @@ class Frepa:
             consistency=self.consistency_weight,
             focal_frequency=self.focal_frequency_weight,
             adversarial=self.adversarial_weight,
-            reading=ConsistencyReading(
+            reading=TeacherReading(start_epoch=self.consistency_start_epoch)
+            if self.teacher
+            else ConsistencyReading(
                 reduction=self.consistency_reduction,
                 temperature=self.consistency_temperature,
                 standardise=self.consistency_standardise,
@@ -170,7 +191,11 @@ class FrepaMethod(Reconstructing):
         self.decoder = ReconstructionDecoder(encoder.channels, encoder.stride, self.outputs, encoder.dims)
         self.corruption = options.corruption(setting.fit)
         self.corruption.check_size(setting.shape)
+        self.fov = options.fov
+        self.wants_inside = options.fov != "whole"
         self.objective = options.objective
+        self.teacher = Teacher(encoder, options.teacher_decay) if options.teacher else None
+        self.predictor = Predictor(encoder.embedding_channels) if options.teacher else None
         self.beside: AdversarialTraining | None = None
         if options.adversarial_weight:
             from frepa.pretraining.methods.adversarial import AdversarialTraining
@@ -185,15 +210,21 @@ class FrepaMethod(Reconstructing):
         objective = self.objective.at(batch.epoch)
         views = objective.views
         with torch.no_grad():
-            made = [self._corrupt(image, batch.grey, batch.positions, view) for view in range(views)]
+            field = self._field(image, batch)
+            made = [self._corrupt(image, batch.grey, batch.positions, view, field) for view in range(views)]
             corrupted, mask, is_frequency = (torch.cat(parts) for parts in zip(*made))
             inputs = self.encoder.prepare_input(corrupted, guide.repeat(views, *[1] * (guide.ndim - 1)))
         features = self.encoder(inputs)
         whole = self.decoder(features.dense, tuple(image.shape[2:]))
         prediction = whole[:, : self.channels]
         pair = (features.embedding[:count], features.embedding[count:]) if views == 2 else None
+        if self.teacher is not None and self.predictor is not None:
+            # Asked before the term begins too: in distributed training every parameter takes part in every step.
+            pair = self.predictor(features.embedding), self.teacher(self.encoder.prepare_input(image, guide))
         judged = self.beside.of_generator(batch.epoch) if self.beside is not None and self.training else None
         loss, terms = objective(prediction, image, mask, pair, judged)
+        if pair is not None and not objective.consistency:
+            loss = loss + 0 * pair[0].sum()
         loss, terms = self.with_guide(loss, terms, whole, guide)
         if self.beside is not None and judged is not None:
             self.beside.remember(image.repeat(views, *[1] * (image.ndim - 1)), prediction.detach())
@@ -201,19 +232,24 @@ class FrepaMethod(Reconstructing):
         return StepResult(loss, terms, pictures)
 
     def to(self, *args: Any, **kwargs: Any) -> FrepaMethod:
-        """As of any module; the discriminator goes along."""
+        """As of any module; discriminator and teacher go along."""
+        if self.teacher is not None:
+            self.teacher.average.to(*args, **kwargs)
         if self.beside is not None:
             self.beside.adversary.to(*args, **kwargs)
         return super().to(*args, **kwargs)
 
     def states(self) -> Mapping[str, Any]:
-        return {} if self.beside is None else self.beside.states()
+        own = {} if self.teacher is None else self.teacher.states()
+        return own if self.beside is None else own | self.beside.states()
 
     def setup(self, fabric: lightning_fabric.Fabric) -> None:
         if self.beside is not None:
             self.beside.setup(fabric)
 
     def after_step(self, step: int, lr: float) -> dict[str, Tensor]:
+        if self.teacher is not None:
+            self.teacher.follow(self.encoder)
         return {} if self.beside is None else self.beside.train(lr)
 
     def positions_to_show(self, start: int, count: int) -> list[int]:
@@ -228,11 +264,20 @@ class FrepaMethod(Reconstructing):
                     return chosen
         return super().positions_to_show(start, count)
 
-    def _corrupt(self, image: Tensor, grey: Tensor, positions: list[int], view: int) -> Corrupted:
+    def _field(self, image: Tensor, batch: Batch) -> Tensor | None:
+        """Where an augmented batch may be masked; None for everywhere."""
+        if batch.inside is None:
+            return None
+        inside = batch.inside
+        if batch.augment and self.augmentation is not None:
+            inside = self.augmentation.follow(inside, self.augmenting(batch))
+        return inside & lit(image) if self.fov == "lit" else inside
+
+    def _corrupt(self, image: Tensor, grey: Tensor, positions: list[int], view: int, field: Tensor | None) -> Corrupted:
         """Corrupt every row; grey rows of a colour batch are corrupted once and replicated, as grey images are."""
         draws = Draws(sample_keys(self.seed, positions, CORRUPT + view), image.device)
         if image.shape[1] == 1 or not bool(grey.any()):  # grey lives on the CPU: no device sync
-            return self.corruption(image, draws)
+            return self.corruption(image, draws, field)
         result = Corrupted(
             torch.empty_like(image),
             image.new_empty(image.shape[0], 1, *image.shape[2:]),
@@ -241,7 +286,8 @@ class FrepaMethod(Reconstructing):
         for is_grey in (True, False):
             rows = torch.nonzero(grey == is_grey).flatten().tolist()
             if rows:
-                part = self.corruption(image[rows, :1] if is_grey else image[rows], draws.select(rows))
+                seen = None if field is None else field[rows]
+                part = self.corruption(image[rows, :1] if is_grey else image[rows], draws.select(rows), seen)
                 for whole, piece in zip(result, part):
                     whole[rows] = piece
         return result

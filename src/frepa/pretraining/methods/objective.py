@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from frepa.errors import InputError, nearest
 from frepa.pretraining.methods import terms
+from frepa.pretraining.methods.teaching import disagreement
 
 REDUCTIONS = ("mean", "sum")
 WEIGHTS = ("rmse", "gradient", "hfl", "consistency", "focal_frequency", "adversarial")
@@ -34,6 +36,9 @@ class ConsistencyReading:
     standardise: bool = False
     start_epoch: int = 0
 
+    #: Corrupted views of an image that are compared.
+    views: ClassVar[int] = 2
+
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
             raise InputError(
@@ -41,8 +46,7 @@ class ConsistencyReading:
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"The consistency's temperature is {self.temperature}; give a number above 0.")
-        if self.start_epoch < 0:
-            raise InputError(f"The consistency's start_epoch is {self.start_epoch}; give a number of 0 or more.")
+        _check_start(self.start_epoch)
 
     def __call__(self, embedding_a: Tensor, embedding_b: Tensor) -> Tensor:
         """The divergence of two views' embeddings (B, C, *s): 0-d, float32, not negative."""
@@ -53,6 +57,31 @@ class ConsistencyReading:
             temperature=self.temperature,
             standardise=self.standardise,
         )
+
+
+@dataclass(frozen=True)
+class TeacherReading:
+    """The consistency as agreement with a clean teacher: the student's one view, told by a predictor.
+
+    Args:
+        start_epoch: epochs without the term at the start.
+    """
+
+    start_epoch: int = 0
+
+    views: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check_start(self.start_epoch)
+
+    def __call__(self, embedding_a: Tensor, embedding_b: Tensor) -> Tensor:
+        """`teaching.disagreement` of what is told of the student's view and what the teacher sees."""
+        return disagreement(embedding_a, embedding_b)
+
+
+def _check_start(epoch: int) -> None:
+    if epoch < 0:
+        raise InputError(f"The consistency's start_epoch is {epoch}; give a number of 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +99,7 @@ class Objective:
     consistency: float = 0.5
     focal_frequency: float = 0.0
     adversarial: float = 0.0
-    reading: ConsistencyReading = ConsistencyReading()
+    reading: ConsistencyReading | TeacherReading = ConsistencyReading()
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in WEIGHTS}
@@ -92,8 +121,8 @@ class Objective:
 
     @property
     def views(self) -> int:
-        """Views that an image needs: 2 for the consistency, else 1, which costs half as much."""
-        return 2 if self.consistency > 0 else 1
+        """Views that an image needs: 2 for a consistency between them, else 1, which costs half as much."""
+        return self.reading.views if self.consistency > 0 else 1
 
     def __call__(
         self,
@@ -107,7 +136,7 @@ class Objective:
 
         ``prediction``: (V*B, C, *S), the V views one after the other. ``target``: (B, C, *S), shared by the views, or
         (V*B, C, *S); both in [0, 1] units. ``mask``: (V*B, 1, *S), nonzero where the RMSE counts, or None for
-        everywhere. ``embeddings``: the two views' (B, Ce, *s), or None where there is one view, which has no
+        everywhere. ``embeddings``: the two that are to agree, (B, Ce, *s) each, or None for no
         consistency term. ``generator_loss``: the adversary's, or None while it is not active. The reconstruction
         terms are averaged over views. Nothing waits for the device.
         """

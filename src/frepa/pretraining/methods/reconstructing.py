@@ -36,9 +36,13 @@ class Reconstructing(Method):
         """The images as they are to be reconstructed, ``(B, C, *S)``, and their guide ``(B, 1, *S)``."""
         image = batch.images
         if batch.augment and self.augmentation is not None:
-            image = self.augmentation(image, Draws(sample_keys(self.seed, batch.positions, AUGMENT), image.device))
+            image = self.augmentation(image, self.augmenting(batch))
         kind = self.encoder.guide if self.guide_target == "none" else self.guide_target
         return image, hessian_guide(image, kind=kind)
+
+    def augmenting(self, batch: Batch) -> Draws:
+        """Random numbers of each image's augmentation."""
+        return Draws(sample_keys(self.seed, batch.positions, AUGMENT), batch.images.device)
 
     def draws(self, batch: Batch, view: int = 0) -> Draws:
         """Random numbers of each image's corruption."""
