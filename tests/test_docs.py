@@ -36,6 +36,8 @@ def _write_images(folder: Path) -> None:
         for kind, factor in (("bright", 255), ("dark", 100)):
             (folder / "lesions" / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * factor).astype(np.uint8)).save(folder / "lesions" / kind / f"{number}.png")
+    listed = [f"lesions/{kind}/{number}.png,{kind}" for kind in ("bright", "dark") for number in range(10)]
+    (folder / "lesions.csv").write_text("\n".join(["path,label", *listed]) + "\n")
     (folder / "cells").mkdir()
     rows = ["path,x_min,y_min,x_max,y_max"]
     for number in range(12):

@@ -17,10 +17,17 @@ from frepa.errors import InputError
 from frepa.images.angiograms import angiogram
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.options import Watching
+from frepa.pretraining.validation import Validation
 from frepa.pretraining.watching import Instruments, Watch, open_looks
 
 TINY = {"encoder": "timm:test_convnext", "image_size": 32, "batch_size": 4, "num_workers": 0, "quiet": True,
         "val_images": 3}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch) -> None:
+    """They take longer than the training."""
+    monkeypatch.setattr(Validation, "_draw", lambda *args: None)
 
 
 class Scripted:
@@ -183,7 +190,7 @@ def test_a_run_that_is_broken_off_goes_on_with_its_best_and_its_patience(sources
         monkeypatch.setattr(Journal, "step", broken)
         with pytest.raises(KeyboardInterrupt):
             frepa.pretrain(str(sources / "images"), out=str(tmp_path / "run"), resume=True, **options)
-    monkeypatch.undo()
+    monkeypatch.setattr(Journal, "step", step)
     run = frepa.pretrain(str(sources / "images"), out=str(tmp_path / "run"), resume=True, **options)
     for name in ("encoder.safetensors", "metrics.jsonl", "best/encoder.safetensors"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name

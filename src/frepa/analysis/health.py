@@ -55,16 +55,16 @@ class Health:
         """What is left in the features of an encoder in evaluation mode."""
         if not len(self.images):
             return {}
-        maps, seen = [], []
-        for image in self.images:
-            own, shown = self._look(encoder, image[None].to(next(encoder.parameters()).device))
-            maps.append(own)
-            seen.append(shown)
-        found = spread(torch.cat([rows_of(own) for own in maps]))
-        if len(maps) > 1:
-            bands = cross_bands(maps, seen, encoder.stride)
-            null = self._of_chance(seen, encoder)
-            found |= {name: bands[name] - null[name] for name in bands if math.isfinite(bands[name] - null[name])}
+        device = next(encoder.parameters()).device
+        looked = [self._look(encoder, image[None].to(device)) for image in self.images]
+        maps, seen = [own for own, _ in looked], [image for _, image in looked]
+        with torch.autocast(
+            device.type, enabled=False
+        ):  # the encoder may compute in less, what is asked of it does not
+            found = spread(torch.cat([rows_of(own) for own in maps]))
+            if len(maps) > 1:
+                bands, null = cross_bands(maps, seen, encoder.stride), self._of_chance(seen, encoder)
+                found |= {name: bands[name] - null[name] for name in bands if math.isfinite(bands[name] - null[name])}
         return found
 
     def _look(self, encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:

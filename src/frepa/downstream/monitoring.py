@@ -56,10 +56,10 @@ class Monitor:
         """The score in [0, 1]; nothing where it is not defined on the validation part."""
         if self._encoder is None:
             self._encoder = copy.deepcopy(encoder).eval()
-            self._encoder.set_grad_checkpointing(False)
             self._build(self._encoder, next(encoder.parameters()).device)
         self._encoder.load_state_dict(encoder.state_dict())
-        score = self._score()
+        with torch.autocast(next(encoder.parameters()).device.type, enabled=False):  # whatever the run computes in
+            score = self._score()
         return {"probe": score} if math.isfinite(score) else {}
 
     def _build(self, encoder: Encoder, device: torch.device) -> None:
