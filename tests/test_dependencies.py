@@ -12,7 +12,6 @@ import frepa
 ROOT = Path(frepa.__file__).parent
 #: Required though no file imports them: what asks for them does not install them, or finds them by itself.
 FOUND_BY_OTHERS = {
-    "torchvision": "timm imports it",
     "einops": "MONAI's transformers import it",
     "pylibjpeg": "pydicom finds its decoders", "pylibjpeg-openjpeg": "pydicom", "pylibjpeg-rle": "pydicom",
     "pyjpegls": "pydicom",

@@ -19,13 +19,17 @@ from frepa.errors import InputError, nearest
 
 # Imported on first use, so that 2D work does not pay for the import of MONAI.
 _MODULES = {
-    2: ("frepa.encoders.timm_2d",),
+    2: ("frepa.encoders.timm_2d", "frepa.encoders.sam_2d", "frepa.encoders.swin_2d", "frepa.encoders.hf"),
     3: ("frepa.encoders.monai_3d", "frepa.encoders.nnunet_3d", "frepa.encoders.slice_transfer"),
 }
 _SCHEME_MODULES = {
     "random": "frepa.encoders.registry",
     "timm": "frepa.encoders.timm_weights",
     "slices": "frepa.encoders.slice_transfer",
+    "hf": "frepa.encoders.hf",
+    "medsam": "frepa.encoders.published",
+    "sam": "frepa.encoders.published",
+    "frepa": "frepa.encoders.published",
 }
 _DEFAULT_IMAGE_CHANNELS = {2: 3, 3: 1}
 

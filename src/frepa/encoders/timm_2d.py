@@ -52,6 +52,7 @@ class TimmEncoder(Encoder):
         patch_size: side of a patch in pixels (ViT and Swin); None is the trunk's own.
         output_stride: pixels per position of the map, 8, 16 or 32, by dilation (ConvNeXt, ResNet); None is the trunk's.
         drop_path_rate: stochastic depth while training.
+        final_norm: False leaves out the norm after the last stage, for trunks that were trained without one.
         neck: channels of a neck after the trunk (a 1 x 1 and a 3 x 3 convolution, each with a layer norm over the
             channels), whose map is then ``dense`` and ``embedding``; None is none. The authors' ViT-B has one of 128.
         uses_guide: False for a trunk trained elsewhere: it has no input for the guide, and drops that channel.
@@ -74,6 +75,7 @@ class TimmEncoder(Encoder):
         output_stride: int | None = None,
         drop_path_rate: float = 0.0,
         neck: int | None = None,
+        final_norm: bool = True,
         uses_guide: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -93,6 +95,8 @@ class TimmEncoder(Encoder):
                 "drop_path_rate": drop_path_rate,
             },
         )
+        if not final_norm:
+            _drop_norm(name, model)
         channels, stride = _last_stage(name, model)
         # What this project lists is held by tests; any other timm trunk is tried once, to say early what it cannot do.
         any_size, norm = True, True
@@ -101,6 +105,8 @@ class TimmEncoder(Encoder):
                 name, model, image_channels + uses_guide, image_size, channels, stride
             )
         options: dict[str, Any] = {"image_size": image_size, "drop_path_rate": drop_path_rate, **asked}
+        if not final_norm:
+            options["final_norm"] = False
         trunk_channels = channels
         if neck is not None:
             options["neck"] = channels = neck
@@ -115,7 +121,7 @@ class TimmEncoder(Encoder):
             size_multiple=stride,
             options=options,
         )
-        self._looks, self._stage_shapes = _all_stages(model, channels, stride)
+        self._looks, self._stage_shapes = _all_stages(model, channels, stride, norm)
         self.uses_guide = uses_guide
         self.input = TrunkInput(
             name, image_channels, 2, uses_guide=uses_guide, mean=mean, std=std, size=None if any_size else image_size
@@ -178,6 +184,16 @@ class TimmEncoder(Encoder):
         self.trunk.set_grad_checkpointing(enable)
 
 
+def _drop_norm(name: str, model: Any) -> None:
+    """Take away the norm after the last stage. Raises InputError where there is none."""
+    head = getattr(model, "head", None)
+    for place, attribute in ((head, "norm"), (model, "norm"), (model, "fc_norm")):
+        if isinstance(getattr(place, attribute, None), nn.LayerNorm | LayerNorm2d | nn.GroupNorm):
+            setattr(place, attribute, nn.Identity())
+            return
+    raise InputError(f"encoder {name} has no norm after its last stage: leave out final_norm.")
+
+
 def _neck(channels: int, out: int) -> nn.Sequential:
     """From the trunk's channels to ``out``; the norms take the place of biases."""
     return nn.Sequential(
@@ -226,9 +242,11 @@ def _declared(model: Any) -> list[dict[str, Any]]:
     return info if isinstance(info, list) else info.get_dicts()
 
 
-def _all_stages(model: nn.Module, channels: int, stride: int) -> tuple[list[int], tuple[StageShape, ...]]:
+def _all_stages(model: nn.Module, channels: int, stride: int, norm: bool) -> tuple[list[int], tuple[StageShape, ...]]:
     """Which of the trunk's maps ``stages`` gives, and their shapes; ``channels`` and ``stride`` are the last one's."""
-    found = [(int(item["num_chs"]), int(item["reduction"])) for item in _declared(model)]
+    # In some trunks the norm is a neck, which changes the number of channels
+    key = "num_chs_norm" if norm else "num_chs"
+    found = [(int(item.get(key, item["num_chs"])), int(item["reduction"])) for item in _declared(model)]
     plain = len({reduction for _, reduction in found}) == 1
     looks = quarters(len(found)) if plain else list(range(len(found)))
     shapes = [StageShape(found[look][0], (found[look][1],) * 2) for look in looks[:-1]]

@@ -71,6 +71,7 @@ def _download(name: str) -> dict[str, Tensor]:
 def _match(state: dict[str, Tensor], trunk: Any) -> dict[str, Tensor]:
     """Rename a state dict's keys to the trunk's, and resample its positions to the trunk's grid."""
     own = set(trunk.state_dict())
+    state = _from_efficientnet(state)
 
     def inside(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -84,6 +85,40 @@ def _match(state: dict[str, Tensor], trunk: Any) -> dict[str, Tensor]:
         return state
     converted = convert(state, trunk)
     return converted if isinstance(converted, dict) else dict(converted)
+
+
+def _from_efficientnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet's tensors under timm's names, from those of the packages efficientnet-pytorch and -lite-pytorch.
+
+    Other states come back as they are. Blocks are numbered through there and by stages in timm: a stage begins where a
+    block changes its channels. Norms are numbered from 0, or from 1 in blocks that do not widen.
+    """
+    if "_conv_stem.weight" not in state or "_blocks.0._project_conv.weight" not in state:
+        return state
+    places: list[tuple[int, int]] = []
+    widths = {}
+    for block in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("_blocks."))):
+        widths[block] = len(state[f"_blocks.{block}._project_conv.weight"])
+        same = block > 0 and widths[block] == widths[block - 1]
+        stage, row = places[-1] if places else (-1, 0)
+        places.append((stage, row + 1) if same else (stage + 1, 0))
+    whole = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3", "_se_reduce": "se.conv_reduce",
+            "_se_expand": "se.conv_expand"}  # fmt: skip
+    narrow = {**wide, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    renamed = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            block = int(parts[1])
+            names = wide if f"_blocks.{block}._expand_conv.weight" in state else narrow
+            stage, row = places[block]
+            parts = ["blocks", str(stage), str(row), names.get(parts[2], parts[2]), *parts[3:]]
+        else:
+            parts[0] = whole.get(parts[0], parts[0])
+        renamed[".".join(parts)] = value
+    return renamed
 
 
 def _input_options(where: str, inputs: int, trunk: Any, options: dict[str, Any]) -> dict[str, Any]:
