@@ -27,7 +27,7 @@ def _small_pictures() -> Iterator[None]:
     from frepa.report import figures
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures.png_bytes, "__defaults__", (60,))
+        patch.setattr(figures.png_bytes, "__defaults__", (80,))
         yield
 
 
