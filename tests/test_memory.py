@@ -13,7 +13,7 @@ from torch import nn
 
 from frepa import memory
 from frepa.errors import InputError
-from frepa.memory import StepMemory, check_room, gigabytes, measure_step
+from frepa.memory import StepMemory, check_room, gigabytes, measure_step, within_room
 
 
 def test_what_a_linear_layer_and_a_product_keep_is_counted_once() -> None:
@@ -108,3 +108,20 @@ def test_times_for_a_person() -> None:
     assert [memory.duration(s) for s in (40, 119, 720, 12_000, 187_200)] == [
         "40 s", "2 min", "12 min", "3 h 20 min", "2 days 4 h",
     ]  # fmt: skip
+
+
+def test_a_step_that_keeps_more_than_is_free_is_refused_before_it_is_done(monkeypatch) -> None:
+    """Two layers keep 4 (1000 + 500) bytes of a row, by hand: a hundred rows, 600 kB, do not fit into 500 kB."""
+    layer, x = nn.Linear(1000, 500, bias=False), torch.randn(100, 1000)
+
+    def forward() -> torch.Tensor:
+        h = layer(x)
+        return (h * h).sum()
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(620_000 / memory._MARGIN))
+    with within_room("cpu", "fewer rows"):
+        inside = forward()
+    assert torch.equal(inside, forward())
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(500_000 / memory._MARGIN))
+    with pytest.raises(InputError, match="What helps: fewer rows"), within_room("cpu", "fewer rows"):
+        forward()

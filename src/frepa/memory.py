@@ -6,8 +6,9 @@ backward pass is counted on a single sample instead, and multiplied.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,38 @@ def check_room(
         f"A step on {once} images at once needs about {gigabytes(needed)} of {where}, and {gigabytes(room)} are free. "
         f"What helps: {'; '.join(advice)}."
     )
+
+
+@contextlib.contextmanager
+def within_room(device: torch.device | str, remedies: str) -> Iterator[None]:
+    """Refuse what is computed inside as soon as it keeps more for its backward pass than was free at the start.
+
+    The operating system would end the process without a word. Nothing is computed twice, and results do not change.
+
+    Args:
+        device: where it is computed.
+        remedies: options that would help, for the message.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    room, kept = int(_MARGIN * free_memory(device)), dict[int, int]()
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        total += size - kept.get(place, 0)
+        kept[place] = size
+        if total > room:
+            where = "the GPU's memory" if torch.device(device).type == "cuda" else "memory"
+            found = f"A training step needs more than the {gigabytes(room)} of {where} that were free."
+            raise InputError(f"{found} What helps: {remedies}.")
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        yield
 
 
 def gigabytes(count: float) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frepa.report import figures
+from frepa.report import figures, spectra
 from frepa.report.overlays import mark_errors, segmentation_overlay
 
 
@@ -25,6 +25,10 @@ def test_loss_curves_smooth_and_leave_out_what_a_log_axis_cannot_show() -> None:
     figure = figures.loss_curves({"rmse": (x, [1, 2, 3, 4, 5]), "con": (x, [1, 0, 1, 1, np.nan])}, log=True, smooth=3)
     axes = figure.axes[0]
     assert axes.get_yscale() == "log"
+    decode(figure)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert "1" in labels
+    assert not any("math" in label or "$" in label for label in labels)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["rmse", "con"]
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [1.5, 2, 3, 4, 4.5])
     np.testing.assert_allclose(axes.lines[2].get_ydata(), [1, np.nan, 1, 1, np.nan])
@@ -152,3 +156,17 @@ def test_names_of_any_characters_stand_in_a_figure(name: str) -> None:
         b"\x89PNG"
     )
     assert figures.png_bytes(figures.bar_chart({name: {name: (1.0, 0.1)}})).startswith(b"\x89PNG")
+
+
+def test_share_curves_end_at_half_a_cycle_and_draw_the_null_apart() -> None:
+    x = np.linspace(0, 0.5, 6)
+    figure = spectra.share_curves(
+        {"encoder": (x, [1, 0.9, 0.5, 0.2, np.nan, 0]), "null": (x, x * 0)},
+        bands={"low": (0, 0.1), "high": (0.1, np.inf)}, null="null",
+    )  # fmt: skip
+    axes = figure.axes[0]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
+    assert np.array_equal(axes.lines[0].get_ydata(), [1, 0.9, 0.5, 0.2, np.nan, 0], equal_nan=True)
+    assert axes.get_xlim() == (0, 0.5)
+    assert {text.get_text() for text in axes.texts} == {"low", "high"}
+    decode(figure)

@@ -12,22 +12,33 @@ from frepa.errors import InputError
 
 
 def test_the_page_tells_what_the_runs_measured(tmp_path, monkeypatch):
-    from frepa.verbs import _demo
+    from frepa.verbs import _demo, _demo_page
 
-    small = {"_STEPS": 4, "_HEAD_STEPS": 4, "_SIZE": 64, "_UNLABELLED": 8, "_ENCODER": "timm:test_convnext"}
+    small = {
+        "STEPS": 4, "HEAD_STEPS": 2, "SIZE": 64, "UNLABELLED": 8, "ENCODER": "timm:test_vit,patch_size=8",
+        "LABELLED": {"train": 4, "val": 1, "test": 2},
+    }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(_demo, name, value)
+    monkeypatch.setattr(_demo_page, "_BATCH", 4)
     out = frepa.demo(out=str(tmp_path / "demo"), quiet=True)
     page = (out / "report.html").read_text()
     assert not re.search(r"""(src|href)\s*=\s*["']https?://""", page)
-    guides = []
-    for number in (1, 2, 3):
-        result = json.loads((out / f"segmentation-{number}" / "results.json").read_text())
-        score = next(iter(result["sets"].values()))["test"]["dsc"]
-        guides.append(result["guide"])
-        assert f"{100 * score['mean']:.2f}" in page
-        assert score["cases"] == 6
-    assert guides == ["frangi", "frangi", "none"]
+    for kind, head in (("probe", "linear"), ("segmentation", "conv")):
+        guides = []
+        for number in (1, 2, 3):
+            result = json.loads((out / f"{kind}-{number}" / "results.json").read_text())
+            score = next(iter(result["sets"].values()))["test"]["dsc"]
+            guides.append(result["guide"])
+            assert result["head"] == head
+            assert f"{100 * score['mean']:.2f}" in page
+            assert score["cases"] == 2
+        assert guides == ["frangi_dark", "frangi_dark", "none"]
+    kept = json.loads((out / "frequencies.json").read_text())
+    assert list(kept)[-1] == _demo_page.NULL
+    assert len(kept) == 4
+    for one in kept.values():
+        assert f"{one['bands']['medium']:.2f}" in page
     with pytest.raises(InputError, match="--overwrite"):
         frepa.demo(out=str(out), quiet=True)
 

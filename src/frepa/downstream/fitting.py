@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,12 +23,16 @@ from frepa.downstream.options import FitOptions
 from frepa.downstream.resuming import HeadState
 from frepa.files import append_json_lines
 from frepa.machine import deterministic
+from frepa.memory import duration, gigabytes, memory_in_use, within_room
 from frepa.schedules import learning_rates
 
 _LOG_EVERY = 10
 _VALIDATIONS = 20
 # A training pass costs more than two passes forward with all that a validation does; that may take a tenth of training.
 _BACKWARD, _SHARE = 2, 0.1
+# Steps after which the time left is told; the first one is no measure.
+_TOLD_AFTER = 10
+_REMEDIES = "a smaller --batch-size, a smaller --crop-size or --image-size, or --features last"
 # Fewer choices than this choose badly: rather than that, fewer cases are looked at.
 _FEWEST_VALIDATIONS = 5
 
@@ -188,7 +193,7 @@ def fit(
         state.validated(found)
         state.validating += time.perf_counter() - since
 
-    words = training_words(marks)
+    words, taken, second = training_words(marks), 0, start
     bar = tqdm(total=steps, initial=state.step, unit="step", desc=words, disable=quiet, dynamic_ncols=True)
     waits = states.stop.deferred() if states is not None else contextlib.nullcontext()
     with bar, waits, deterministic(model.device):
@@ -199,7 +204,8 @@ def fit(
             for group in state.optimizer.param_groups:
                 group["lr"] = float(rates[state.step - 1])
             model.train()
-            terms = loss_at(state.step)
+            with contextlib.nullcontext() if taken else within_room(model.device, _REMEDIES):
+                terms = loss_at(state.step)
             state.optimizer.zero_grad()
             terms["loss"].backward()
             state.optimizer.step()
@@ -212,7 +218,16 @@ def fit(
                 look()
             bar.set_postfix(shown, refresh=False)
             bar.update()
+            taken += 1
             state.seconds = time.perf_counter() - start
+            if taken == _TOLD_AFTER and not last:
+                # Of these steps alone: the first one reads images and finds its memory, and validations come rarely.
+                left = (steps - state.step) * (time.perf_counter() - second) / (taken - 1)
+                held = gigabytes(memory_in_use(model.device))
+                told = f"{words}: step {state.step} of {steps:,}, {held} of memory in use, about {duration(left)} left."
+                tqdm.write(told, file=sys.stderr)
+            elif taken == 1:
+                second = time.perf_counter()
             if states is not None:
                 states.after_step(state, due=due or last)
     if state.weights:

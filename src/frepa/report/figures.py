@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from frepa.names import shown
 from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, planes
@@ -59,6 +59,8 @@ def loss_curves(
         axes.plot(xs, ys, color=colour, linewidth=1.7, label=name, marker=marker, markersize=4)
     if log:
         axes.set_yscale("log")
+        # Powers of ten are written as mathematics otherwise, which no text of a figure is read as.
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     dress(axes, xlabel, ylabel, legend=len(series) > 1)
     return figure
