@@ -11,15 +11,18 @@ import sys
 import tempfile
 import traceback
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import frepa
+from frepa import config_files
 from frepa.errors import InputError, nearest
 from frepa.names import shown
 from frepa.options import REQUIRED, Group, Option, choices, defaults_of, groups, instead
 from frepa.stopping import terminated_like_interrupted
+
+# PyTorch says so on a CPU in an error of no kind of its own
+_NO_MEMORY = r"can't allocate memory|not enough memory"
 
 #: Environment variable that lets a traceback through.
 DEBUG = "FREPA_DEBUG"
@@ -85,7 +88,7 @@ def unforeseen(error: Exception) -> str:
         where = f"Set {DEBUG}=1 to see the whole account."
     said = shown(str(error).strip().partition("\n")[0])[:300]
     kind = type(error).__name__
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or re.search(_NO_MEMORY, str(error)):
         return f"Memory ran out. A smaller --batch-size or --image-size takes less. {where}"
     if isinstance(error, OSError) and error.strerror:
         name = f"{shown(str(error.filename))}: " if error.filename else ""
@@ -126,11 +129,14 @@ def read_words(command: str, verb: Callable[..., Any], words: Sequence[str]) -> 
     Raises:
         InputError: an option that is not known, a value of another type, something missing.
     """
-    filed = _read_configs(_values(words, "--config"))
+    filed = config_files.read_files(_values(words, "--config"))
     chosen = {}
     for name in choices(verb):
         typed = _values(words, f"--{name}")
-        value = typed[-1] if typed else _name_in(filed.get(name))
+        value = typed[-1] if typed else config_files.name_in(filed.get(name))
+        given = filed.get(name)
+        if value is None and given is not None and (not isinstance(given, dict) or "name" in given):
+            raise InputError(f"--config: the value of --{name} in the file: expected a name.")
         if value:
             chosen[name] = value
     found = groups(verb, chosen)
@@ -139,18 +145,23 @@ def read_words(command: str, verb: Callable[..., Any], words: Sequence[str]) -> 
         print(build_parser(command, verb, chosen).format_help(), end="")
         return None
     named, positional = _split(words, known, lambda name: instead(verb, name, chosen))
-    for name, value in _flat(filed, choices(verb)).items():
+    from_file = {name: value for name, value in config_files.flat(filed, choices(verb)).items() if name not in named}
+    for number, (name, value) in enumerate(from_file.items(), start=1):
         if name not in known:
-            raise InputError(f"{name}: not an option of this command. {instead(verb, name, chosen)}")
-        named.setdefault(name, _as_word(value))
-    values = _typed(build_parser(command, verb, chosen), found, named, positional)
+            what = config_files.entry(name, number)
+            raise InputError(f"--config: {what} is not an option of this command. {instead(verb, name, chosen)}")
+        named[name] = config_files.as_word(value)
+    values = _typed(build_parser(command, verb, chosen, from_file), found, named, positional)
     return _nested(values, defaults_of(verb) | chosen)
 
 
-def build_parser(command: str, verb: Callable[..., Any], chosen: Mapping[str, str] | None = None) -> Any:
+def build_parser(
+    command: str, verb: Callable[..., Any], chosen: Mapping[str, str] | None = None, unseen: Container[str] = ()
+) -> Any:
     """A jsonargparse parser for ``verb``, with the options of what is chosen (``{"method": "mae"}``).
 
-    Its positional parameters are arguments, its keyword-only ones options.
+    Its positional parameters are arguments, its keyword-only ones options. Values of the options ``unseen`` are not
+    shown in messages: they come from a file, which may be another one than was meant.
     """
     from docstring_parser import parse as parse_docstring
     from jsonargparse import ArgumentParser
@@ -160,7 +171,7 @@ def build_parser(command: str, verb: Callable[..., Any], chosen: Mapping[str, st
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise InputError(_plain(message, hints))
+            raise InputError(_plain(message, hints, unseen))
 
         def format_help(self, *args: Any, **kwargs: Any) -> str:
             return _dashed(super().format_help(*args, **kwargs))
@@ -225,6 +236,8 @@ def _split(
             if not rest or re.match(r"--[A-Za-z]", rest[0]):
                 raise InputError(f"--{spelled} needs a value after it.")
             value = rest.pop(0)
+        if name == "config" and not value:
+            raise InputError("--config is empty. Give a file such as RUN/config.yaml.")
         if name != "config":
             named[name] = value
     return named, positional
@@ -282,56 +295,14 @@ def _is_word(word: str, option: str) -> bool:
     return word == option or word.startswith(f"{option}=")
 
 
-def _read_configs(files: Sequence[str]) -> dict[str, Any]:
-    """The options in YAML files.
-
-    Raises:
-        InputError: not there, or no mapping of options in YAML. Nothing of the file is shown: it may be another one.
-    """
-    import yaml
-
-    options: dict[str, Any] = {}
-    for file in files:
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not YAML"
-            raise InputError(
-                f"--config {file}: cannot be read ({reason}). Give a file such as RUN/config.yaml."
-            ) from None
-        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise InputError(f"--config {file}: this file holds no options, one per line as in RUN/config.yaml.")
-        options |= content
-    return options
-
-
-def _flat(options: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, Any]:
-    """``method: {name: mae, mask_ratio: 0.5}`` as ``method`` and ``method.mask_ratio``."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        name = key.replace("-", "_")
-        if name in chosen and isinstance(value, dict):
-            inside = {f"{name}.{str(field).replace('-', '_')}": v for field, v in value.items() if field != "name"}
-            flat |= ({name: value["name"]} if "name" in value else {}) | inside
-        else:
-            flat[name] = value
-    return flat
-
-
-def _name_in(value: Any) -> str | None:
-    return value.get("name") if isinstance(value, dict) else value if isinstance(value, str) else None
-
-
-def _as_word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _plain(message: str, hints: Mapping[str, Any]) -> str:
+def _plain(message: str, hints: Mapping[str, Any], unseen: Container[str]) -> str:
     """The parser's complaint about a value in plain words."""
     match = re.search(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if match:
         name, value = match.groups()
         hint = hints.get(name.replace("__", "."))
+        if name.replace("__", ".") in unseen:
+            return f"--config: the value of {_dashed(f'--{name}')} in the file: expected {_expected(hint, '')}"
         return f"{_dashed(f'--{name}')} {value.strip()}: expected {_expected(hint, value.strip())}"
     return _dashed(message)
 

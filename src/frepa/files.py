@@ -98,6 +98,18 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 view = view[file.write(view) :]
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none where it does not exist. What is no row of ours is left out."""
+    rows = []
+    if Path(path).is_file():
+        for line in Path(path).read_text("utf-8", "replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
+    return rows
+
+
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the rows of a JSON-lines file that are not to be kept, and a line that a kill cut short."""
     if not Path(path).is_file():

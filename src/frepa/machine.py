@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from frepa.errors import InputError, nearest
+from frepa.processors import processors
 
 _VERSIONS = ("frepa", "torch", "timm", "monai", "numpy")
 
@@ -24,6 +25,34 @@ def default_device() -> torch.device:
 def device_name(device: torch.device) -> str:
     """In words, for results."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or "CPU")
+
+
+def training_devices(asked: str) -> list[int] | int | str:
+    """``--devices`` as Fabric takes it: "auto", a number, or the numbers of GPUs.
+
+    Raises:
+        InputError: anything else, or more than the machine has. Nothing is started before that is known.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return "auto" if gpus else 1  # without a GPU one process with all threads beats several
+    parts = asked.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f'--devices {asked}: expected "auto", a number from 1 on, or numbers of GPUs such as 0,3.')
+    numbers = [int(part) for part in parts]
+    if len(parts) > 1:
+        if not gpus:
+            raise InputError(
+                f"--devices {asked}: these are numbers of GPUs, and no GPU is found here. Give --devices "
+                f"{len(parts)} for as many processes on the CPU, or leave it out."
+            )
+        if max(numbers) >= gpus or len(set(numbers)) < len(numbers):
+            raise InputError(f"--devices {asked}: expected different numbers from 0 to {gpus - 1}, one per GPU.")
+        return numbers
+    most, what = (gpus, "GPUs are found here") if gpus else (max(2, processors()), "processes have a processor here")
+    if not 1 <= numbers[0] <= most:
+        raise InputError(f'--devices {asked}: expected "auto" or a number from 1 to {most}: so many {what}.')
+    return numbers[0]
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -155,6 +155,16 @@ def within_room(device: torch.device | str, remedies: str) -> Iterator[None]:
         yield
 
 
+def check_batch(batch: int, numbers: int, device: torch.device | str) -> None:
+    """Raise InputError where a batch cannot be held, whatever is made of it: ``numbers`` float32 for each sample."""
+    room, needed = int(_MARGIN * free_memory(device)), 4 * batch * numbers
+    if needed > room:
+        raise InputError(
+            f"--batch-size {batch}: what is put into the network needs {gigabytes(needed)} of memory by itself, and "
+            f"{gigabytes(room)} are free. Give at most {max(1, room // (8 * numbers))}."
+        )
+
+
 def gigabytes(count: float) -> str:
     """Bytes for a person: ``3.4 GB``, ``120 MB``."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

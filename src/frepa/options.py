@@ -18,6 +18,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 from frepa.errors import InputError, nearest
 
+#: Every generator there is takes seeds up to this one.
+MOST_SEED = 2**32 - 1
 #: The default of an option that has to be given.
 REQUIRED = inspect.Parameter.empty
 
@@ -214,3 +216,9 @@ def instead(
 
 def _inner(verb: Callable[..., Any]) -> Callable[..., Any]:
     return inspect.unwrap(verb)
+
+
+def check_seed(seed: int, count: int = 1) -> None:
+    """Raise InputError unless ``--seed``, and the ``count - 1`` numbers after it, are seeds."""
+    if not 0 <= seed <= MOST_SEED - (count - 1):
+        raise InputError(f"--seed {seed}: expected a whole number from 0 to {MOST_SEED - (count - 1)}.")

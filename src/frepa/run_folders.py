@@ -23,7 +23,7 @@ import yaml
 from frepa.errors import InputError, RunEnded
 from frepa.files import announce, clean_temporaries, full_disk, listening, write_text
 from frepa.locks import Lock
-from frepa.user_paths import inputs_near
+from frepa.user_paths import inputs_near, named_folder
 
 MARK, LOCK, CONFIG = ".frepa-run.jsonl", ".frepa-lock", "config.yaml"
 FORMAT, VERSION = "frepa-run", 1
@@ -82,8 +82,8 @@ class OutFolder:
     def _replace(self, mark: Mark) -> None:
         kept = remove_written(self.root, mark)
         if kept:
-            shown = ", ".join(kept[:_SHOWN]) + (f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else "")
-            self._tell(f"{self.root} also holds what no run wrote, and it stays: {shown}.")
+            names = ", ".join(kept[:_SHOWN]) + (f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else "")
+            self._tell(f"{self.root} also holds what no run wrote, and it stays: {names}.")
 
 
 @contextlib.contextmanager
@@ -114,7 +114,7 @@ def out_folder(
         InputError: the folder is something else, holds a run, is in use, or holds what the run reads.
         RunEnded: the disk is full; the sentence says how to go on.
     """
-    root = Path(out)
+    root = named_folder(out)
     mark = check_out(root, kind, overwrite=overwrite, resume=resume, can_resume=can_resume, inputs=inputs)
     made = _make(root)
     try:
@@ -361,9 +361,16 @@ def _plain_words(root: Path, go_on: str) -> Iterator[None]:
                     f"The disk of {root} is full ({free:.1f} MB left): {error.strerror}. What was saved before is as "
                     f"it was. {go_on}"
                 ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _is_inside(error.filename, root):
+        if not _is_inside(error.filename, root):
+            raise
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(
                 f"--out {root}: it cannot be written there ({error.strerror}). Name another folder."
+            ) from None
+        if error.errno == errno.ENOENT and not os.path.lexists(os.path.dirname(error.filename)):
+            raise RunEnded(
+                f"--out {root}: a folder in which this run was writing was removed or renamed meanwhile "
+                f"({os.path.dirname(error.filename)}). What was in it is gone; give the command again."
             ) from None
         raise
 

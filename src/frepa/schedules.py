@@ -8,6 +8,8 @@ import numpy as np
 
 from frepa.errors import InputError, nearest
 
+MOST_STEPS = 10**8
+
 
 def _constant(progress: np.ndarray) -> np.ndarray:
     return np.ones_like(progress)
@@ -42,6 +44,10 @@ def learning_rates(kind: str, *, peak: float, steps: int, warmup_steps: int = 0)
     """
     if kind not in SCHEDULES:
         raise InputError(f"--schedule {kind}: not a schedule. {nearest(kind, SCHEDULES)}")
+    if steps > MOST_STEPS:
+        raise InputError(
+            f"{steps:,} steps are more than a run can have ({MOST_STEPS:,}). Lower --max-steps or --epochs."
+        )
     if not 0 <= warmup_steps <= steps:
         raise InputError(f"--warmup-steps {warmup_steps}: expected 0 to {steps}, the number of steps of the run.")
     rates = np.empty(steps)

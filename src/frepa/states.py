@@ -51,6 +51,8 @@ def load_tree(path: Path) -> Any:
     try:
         expected = hash_path(path).read_text().split()[0]
         found = file_digest(path)
+    except UnicodeDecodeError:
+        raise DamagedFile(f"{hash_path(path)}: no hash of a file, but bytes") from None
     except (OSError, IndexError) as error:
         raise DamagedFile(f"{path}: {error}") from error
     if expected != found:
@@ -61,7 +63,9 @@ def load_tree(path: Path) -> Any:
             if metadata.get("format") != _FORMAT:
                 raise DamagedFile(f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}")
             return _unpack(json.loads(metadata["tree"]), file)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, DamagedFile):
+            raise
         raise DamagedFile(f"{path}: {error}") from error
 
 

@@ -118,8 +118,11 @@ def terminated_like_interrupted() -> Iterator[None]:
 def workers_starting() -> Iterator[None]:
     """While inside, the signals wait: a worker that is just being started has not yet said that it does not hear them.
 
-    Workers started inside call `end_with_parent` first.
+    Workers started inside call `end_with_parent` first. PyTorch sets a handler that raises an error wherever the
+    program is when one of them ends; it is taken back, so that a lost worker is met where its batch is waited for.
     """
+    main = threading.current_thread() is threading.main_thread()
+    child = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - not a POSIX system
         yield
         return
@@ -128,6 +131,8 @@ def workers_starting() -> Iterator[None]:
     try:
         yield
     finally:
+        if child is not None:
+            signal.signal(signal.SIGCHLD, child)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

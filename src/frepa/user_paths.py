@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from frepa.errors import InputError
+from frepa.names import shown
+
 _GLOB = re.compile(r"[*?\[]")
 _TABLES = (".csv", ".parquet")
+
+
+def named_folder(out: str | Path) -> Path:
+    """The path of ``--out``; nothing is asked of the disk but whether a folder may have such a name.
+
+    Raises:
+        InputError: it is empty, or no name that the system takes.
+    """
+    if not str(out).strip():
+        raise InputError("--out is empty. Name a folder, such as runs/first.")
+    try:
+        os.lstat(out)
+    except ValueError:
+        raise InputError(f"--out {shown(out)}: no folder can have this name. Name another one.") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            name = f"{str(out)[:40]}..." if len(str(out)) > 80 else str(out)
+            reason = "longer than the system allows" if error.errno == errno.ENAMETOOLONG else error.strerror
+            raise InputError(f"--out {shown(name)}: the name is {reason}. Name another folder.") from None
+    return Path(out)
+
+
+def check_source_name(text: str) -> None:
+    """Raise InputError where no file or folder can be meant by ``text``, whatever kind of source it is."""
+    if not text.strip():
+        raise InputError("The source is empty. Give a folder, a file, a glob pattern or a manifest.")
+    try:
+        os.lstat(text)
+    except ValueError:
+        raise InputError(f"{shown(text)}: no file or folder can have this name.") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{shown(text[:40])}...: the name is longer than the system allows.") from None
 
 
 def paths_in(text: str) -> Iterator[Path]:
@@ -80,7 +117,7 @@ def _listed(table: Path) -> Iterator[str]:
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             continue
         for cell in column.unique().to_pylist():
-            if cell and len(cell) < 4096:
+            if cell and len(cell) < 4096 and "\0" not in cell:
                 path = os.path.join(table.parent, cell)
                 if os.path.dirname(path) not in folders:
                     folders.add(os.path.dirname(path))

@@ -103,8 +103,9 @@ def _compare(items: Sequence[Item], measure: _Measure) -> Iterable[Finding]:
             yield from _odd(peers, folder, measure)
             values = np.median([peer.values for peer in peers], axis=0)
             peers = [_Peer(f"{folder}/", peers[0].record, values, sum(peer.count for peer in peers))]
-        if folder:
-            waiting.setdefault(posixpath.dirname(folder), []).extend(peers)
+        above = posixpath.dirname(folder)
+        if above != folder:  # the top is "", or "/" where a manifest names files absolutely
+            waiting.setdefault(above, []).extend(peers)
 
 
 def _odd(peers: Sequence[_Peer], folder: str, measure: _Measure) -> Iterable[Finding]:

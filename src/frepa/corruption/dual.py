@@ -89,7 +89,7 @@ class Corruption:
     noise: Literal["gaussian", "permute", "zero"] = "gaussian"
 
     def __post_init__(self) -> None:
-        sizes.check_side("frequency_patch", self.frequency_patch)
+        sizes.check_side("frequency_patch=", self.frequency_patch)
         frequency.check_options(self.frequency_patch, self.cutoff, self.sigma, self.perturbation)
         histogram.check_options(self.patch, self.mask_ratio, self.noise, self.fit)
         if not 0 <= self.frequency_probability <= 1:

@@ -101,7 +101,7 @@ def frequency_corrupt(
 
 def check_options(patch: Side, cutoff: float, sigma: float, perturbation: str = "real") -> None:
     """Raise InputError for options of `frequency_corrupt` that are out of range."""
-    sizes.check_side("patch", patch)
+    sizes.check_side("patch=", patch)
     if not 0 < cutoff < math.inf or not 0 <= sigma < math.inf:
         raise InputError(
             f"frequency masking: found cutoff={cutoff}, sigma={sigma}; "

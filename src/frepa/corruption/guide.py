@@ -19,6 +19,8 @@ from frepa.images.readers.pixels import LUMINANCE
 GUIDES = ("frangi", "frangi_dark", "frangi_bright", "hessian", "hessian_dark", "hessian_bright", "none")
 # Scales in pixels of a guide that names none.
 SIGMAS = (0.5, 1.0, 1.5)
+# A filter's kernel is several times as wide, and no ridge of an image is.
+_MOST_SIGMA = 128
 # `skimage.filters.hessian` sets the strength at which a structure counts to 15 of 255 grey levels.
 _HESSIAN_GAMMA = 15 / 255
 # No gamma goes below this share of the intensity range (a step of one in 16-bit images gives 1.5e-5): an image that is
@@ -50,9 +52,10 @@ def parse_guide(name: str) -> Guide:
         sigmas = tuple(float(scale) for scale in scales.split("-")) if colon else SIGMAS
     except ValueError:
         sigmas = ()
-    if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas) or (colon and kind == "none"):
+    if not sigmas or not all(0 < sigma <= _MOST_SIGMA for sigma in sigmas) or (colon and kind == "none"):
         raise InputError(
-            f"guide {name!r}: expected a kind of guide other than none, a colon and scales in pixels above 0 with - "
+            f"guide {name!r}: expected a kind of guide other than none, a colon and scales in pixels from above 0 to "
+            f"{_MOST_SIGMA} with - "
             'between them, for instance "frangi_dark:1-2-3".'
         )
     measure, _, ridges = kind.partition("_")

@@ -75,7 +75,7 @@ def check_options(patch: Side | None, mask_ratio: float, noise: str, fit: str | 
     """Raise InputError for options of `histogram_mask` that are unknown or out of range."""
     if noise not in _FILLS:
         raise InputError(f"noise={noise!r} is not known. {nearest(noise, _FILLS)}")
-    sizes.check_side("patch", patch)
+    sizes.check_side("patch=", patch)
     sizes.check_fit(fit)
     check_ratio(mask_ratio)
 

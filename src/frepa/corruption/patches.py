@@ -78,7 +78,7 @@ def patch_mask(
 
 def check_options(patch: Side | None, mask_ratio: float, fill: str) -> None:
     """Raise InputError for options of `patch_mask` that are unknown or out of range."""
-    sizes.check_side("patch", patch)
+    sizes.check_side("patch=", patch)
     check_ratio(mask_ratio)
     if fill not in FILLS:
         raise InputError(f"fill={fill!r} is not known. {nearest(fill, FILLS)}")

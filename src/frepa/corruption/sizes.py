@@ -72,11 +72,11 @@ def noise_scale(shape: Sequence[int]) -> float:
 
 
 def check_side(name: str, side: Side | None) -> None:
-    """Raise InputError unless ``side`` is "auto", None or a whole number of at least 1."""
+    """Raise InputError unless ``side`` is "auto", None or a whole number from 1 on; ``name`` ends in a blank or =."""
     if side is None or side == "auto":
         return
     if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-        raise InputError(f'{name}={side}: expected "auto" or a whole number of at least 1.')
+        raise InputError(f'{name}{side}: expected "auto" or a whole number of at least 1.')
 
 
 def check_fit(fit: str | None) -> None:

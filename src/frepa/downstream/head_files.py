@@ -124,8 +124,10 @@ def read_head(run: str | Path, task: str | None) -> tuple[Path, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {}).get("frepa", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable head file ({error}).") from None
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+        raise InputError(f"{path}: its header describes no head of this program.")
     if "task" not in description or task not in (None, description["task"]):
         raise InputError(f"{path}: holds no {task or 'trained'} head of this program.")
     if description["format"] < FORMAT:

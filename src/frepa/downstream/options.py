@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from frepa.downstream.division import check_rule
 from frepa.errors import InputError
 from frepa.images.intensity import check_window
+from frepa.images.readers.pixels import check_extent
+from frepa.options import check_seed
+from frepa.user_paths import check_source_name
 
 #: Options that never change a result: they are not kept with a run.
 _PASSING = ("resume", "overwrite", "quiet")
@@ -34,8 +38,10 @@ class DataOptions:
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
+        for text in [self.source] if isinstance(self.source, str) else self.source:
+            check_source_name(text)
         check_rule(self.split)
-        check_least(1, image_size=self.image_size)
+        check_extent("image_size", self.image_size, 2)
         if self.folds is not None and self.folds < 2:
             raise InputError(f"--folds {self.folds}: expected 2 or more; leave it out for one split.")
         check_window(self.window)
@@ -67,7 +73,7 @@ class FitOptions:
         check_least(1, batch_size=self.batch_size, max_steps=self.max_steps, val_every=self.val_every)
         check_least(0, warmup_steps=self.warmup_steps)
         for name in ("lr", "epochs"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a number above 0.")
 
 
@@ -98,6 +104,7 @@ class RunOptions:
     def check(self) -> None:
         """Raise InputError for values out of range."""
         check_least(1, seeds=self.seeds)
+        check_seed(self.seed, self.seeds)
         check_least(0, num_workers=self.num_workers)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.files import read_json_lines
 from frepa.report.figures import loss_curves
 from frepa.report.page import MeanStd, Page
 from frepa.run_folders import CONFIG
@@ -78,7 +79,7 @@ class RunPage(Page):
         for sentence in dict.fromkeys(solved):
             self.text(sentence)
         path = self.root / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        lines = read_json_lines(path)
         if losses := courses(lines, "loss"):
             longest = max(len(steps) for steps, _ in losses.values())
             self.figure(loss_curves(losses, smooth=max(1, longest // 50)), loss)

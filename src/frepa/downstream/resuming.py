@@ -29,7 +29,7 @@ from frepa.states import DamagedFile, hash_path, load_tree, save_tree
 from frepa.stopping import StopRequest
 
 #: What may differ between the command that began a run and the one that continues it.
-MAY_CHANGE_ON_RESUME = frozenset({"resume", "overwrite", "quiet", "num_workers", "config", "feature_cache"})
+MAY_CHANGE_ON_RESUME = frozenset({"out", "resume", "overwrite", "quiet", "num_workers", "config", "feature_cache"})
 STATES = "checkpoints"
 #: Seconds after which a state is saved although no validation is due.
 _LONG = 120.0

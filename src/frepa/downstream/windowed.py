@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.frozen import HeadOnFrozen
-from frepa.downstream.options import TaskOptions, check_least, check_share
+from frepa.downstream.options import TaskOptions, check_share
 from frepa.encoders.contract import Encoder, pad_to_multiple, per_axis
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.slice_transfer import SliceTransfer
@@ -20,6 +20,8 @@ from frepa.errors import InputError
 from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.geometry import placement
 from frepa.images.intensity import Window
+from frepa.images.readers.pixels import check_extent
+from frepa.memory import check_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class WindowOptions(TaskOptions):
     def check(self) -> None:
         """Raise InputError for values out of range."""
         super().check()
-        check_least(1, crop_size=self.crop_size)
+        check_extent("crop_size", self.crop_size, 2)
         check_share(foreground=self.foreground)
         check_share(overlap=self.overlap, whole=False)
 
@@ -99,6 +101,12 @@ class WindowedHead(HeadOnFrozen):
         self.autocast = autocast
         self.cache: FeatureCache | None = None
         self.eval()
+
+    def check_batch(self, batch: int) -> None:
+        """Raise InputError where so many windows and their maps cannot be held at once."""
+        crop, encoder = self.settings.crop, self.encoder
+        maps = math.prod(-(-side // step) for side, step in zip(crop, per_axis(encoder.stride, encoder.dims)))
+        check_batch(batch, math.prod(crop) * encoder.in_channels + maps * encoder.channels, self.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the head answers to a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it."""

@@ -7,6 +7,7 @@ the file alone is enough. ``encoder.json`` is that description for people and ot
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from frepa.encoders.contract import Encoder
 from frepa.encoders.options import split_name, split_options
-from frepa.encoders.registry import build_encoder, find_scheme
+from frepa.encoders.registry import Scheme, build_encoder, find_scheme
 from frepa.errors import InputError
 from frepa.files import write_tensors, write_text
+from frepa.names import shown
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
@@ -61,7 +63,7 @@ def load_encoder(source: str | Path) -> Encoder:
     """
     scheme, rest = find_scheme(str(source))
     if scheme is not None:
-        return scheme.load(*split_options(rest)).eval()
+        return _by_scheme(str(source), scheme, rest).eval()
     path = find_weights(source)
     description = read_description(path)
     encoder = _build(path, description)
@@ -70,7 +72,7 @@ def load_encoder(source: str | Path) -> Encoder:
         names = _first_names(encoder.state_dict())
         shared = {key: weights[first] for key, first in names.items() if first in weights}
         encoder.load_state_dict(weights | shared)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the weights in {path} do not fit the encoder it describes ({encoder.name}): {_first_line(error)} "
             "Save the encoder again with save_encoder."
@@ -92,13 +94,18 @@ def method_of(source: str) -> str | None:
     scheme, rest = find_scheme(source)
     if scheme is not None:
         return scheme.origin(split_name(rest)[0])
-    return read_description(find_weights(source)).get("extra", {}).get("method")
+    method = read_description(find_weights(source)).get("extra", {}).get("method")
+    return method if isinstance(method, str) else None
 
 
 def find_weights(source: str | Path) -> Path:
     """The ``encoder.safetensors`` that a run folder, a folder or a file path means; InputError where there is none."""
+    if not str(source).strip():
+        raise InputError(
+            "The encoder is empty. Give a run folder, an encoder file, random:NAME or timm:NAME@CHECKPOINT."
+        )
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # which, unlike Path.is_dir, takes any name
         weights = path / WEIGHTS
         if not weights.is_file():
             unfinished = next(path.glob(f"checkpoints/{WEIGHTS}"), None)
@@ -111,9 +118,9 @@ def find_weights(source: str | Path) -> Path:
                 )
             )
         return weights
-    if not path.exists():
+    if not os.path.isfile(path):
         raise InputError(
-            f"encoder {source} was not found. "
+            f"encoder {shown(source)} was not found. "
             f"Give a run folder, an {WEIGHTS} file, random:NAME or timm:NAME@CHECKPOINT."
         )
     return path
@@ -134,12 +141,29 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} is a safetensors file, but no encoder of this program: it does not say how to build the network. "
             f"Give weights trained elsewhere as timm:NAME@{path}."
         )
-    description = json.loads(metadata["frepa"])
+    description = _parsed(path, metadata["frepa"])
     if description.get("format", 0) > FORMAT:
         raise InputError(
             f"{path} is in encoder format {description['format']}, and this version of frepa reads up to {FORMAT}. "
             "Install a newer frepa."
         )
+    return description
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """The description as it is written, of the kinds of values that it is read with. Others may have made the file."""
+    try:
+        description = json.loads(text)
+        kinds = {"format": int, "encoder": dict, "extra": dict}
+        if not all(isinstance(description.get(key, kind()), kind) for key, kind in kinds.items()):
+            raise ValueError("its entries are of other kinds")
+        if not isinstance(description["encoder"]["name"], str):
+            raise ValueError("its name is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: the description in its header is damaged, so the network cannot be built "
+            f"({type(error).__name__}: {shown(str(error))[:80]}). Save the encoder again with save_encoder."
+        ) from None
     return description
 
 
@@ -170,8 +194,21 @@ def _build(path: Path, description: dict[str, Any]) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         try:
             return build_encoder(**description["encoder"])
-        except (InputError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be built by this version of frepa: {error}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the values of a file make of an architecture
+            raise InputError(f"{path} cannot be built by this version of frepa: {shown(_first_line(error))}") from None
+
+
+def _by_scheme(source: str, scheme: Scheme, rest: str) -> Encoder:
+    name, options = split_options(rest)
+    try:
+        return scheme.load(name, options)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # options and files that nobody foresaw: what they name is the user's
+        reason = f"{type(error).__name__}: {shown(_first_line(error))}"
+        raise InputError(f"encoder {shown(source)} cannot be opened ({reason}).") from error
 
 
 def _first_line(error: Exception) -> str:

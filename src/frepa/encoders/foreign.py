@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frepa.errors import InputError
+from frepa.names import shown
 
 # Names under which training programs keep the network inside a checkpoint, and what they put before its keys.
 _NESTS = ("state_dict", "model", "model_state", "model_ema", "teacher", "network_weights")
@@ -72,8 +73,8 @@ class TrunkInput(nn.Module):
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a local .safetensors file or torch checkpoint, taken out of what training programs wrap them in."""
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} was not found.")
+    if not os.path.isfile(path):
+        raise InputError(f"checkpoint {shown(path)} was not found.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -83,12 +84,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} holds Python objects beside its tensors, and running them is not safe. Where you trust "
             "it, load it in Python and write its state dict with safetensors.torch.save_file."
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"checkpoint {path} cannot be read: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # the formats before zip files fail in as many ways as there are bytes
+        raise InputError(f"checkpoint {path} cannot be read: {shown(str(error)[:200])}") from None
     for nest in _NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} if content else {}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"checkpoint {path} holds no state dict (a dictionary of named tensors).")
     return tensors

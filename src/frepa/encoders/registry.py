@@ -16,6 +16,8 @@ import torch
 
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
+from frepa.names import shown
+from frepa.options import check_seed
 
 # Imported on first use, so that 2D work does not pay for the import of MONAI.
 _MODULES = {
@@ -80,7 +82,7 @@ def build_encoder(
         if builder is not None:
             channels = _DEFAULT_IMAGE_CHANNELS[axes] if image_channels is None else image_channels
             _check_options(name, builder, options)
-            return builder(name, image_channels=channels, guide=guide, **options)
+            return _built(name, builder, options, image_channels=channels, guide=guide)
     other = [axes for axes in (2, 3) if axes not in candidates and _find(name, axes) is not None]
     if other:
         raise InputError(
@@ -89,6 +91,20 @@ def build_encoder(
         )
     known = [known for axes in candidates for known in encoder_names(axes)]
     raise InputError(f"encoder {name!r} is not known. {nearest(name, known)} Any timm name is taken as timm:NAME (2D).")
+
+
+def _built(name: str, builder: Builder, options: dict[str, Any], **contract: Any) -> Encoder:
+    try:
+        return builder(name, **contract, **options)
+    except InputError:
+        raise
+    # What libraries say of values they cannot take; without options it would be a defect of this program
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not options and ":" not in name:
+            raise
+        given = ", ".join(f"{key}={value}" for key, value in options.items()) or "its own options"
+        reason = str(error).strip().partition("\n")[0][:200] or "the library it comes from refuses them"
+        raise InputError(f"encoder {name} cannot be built with {shown(given)}: {shown(reason)}.") from None
 
 
 def _import_all(dims: int) -> None:
@@ -143,6 +159,9 @@ def find_scheme(text: str) -> tuple[Scheme | None, str]:
 def _load_random(name: str, options: dict[str, Any]) -> Encoder:
     """``random:NAME``: untrained weights, the same for the same ``seed`` (0 unless given)."""
     seed = options.pop("seed", 0)
+    if not isinstance(seed, int):
+        raise InputError(f"random:{name}: seed={seed}; give a whole number.")
+    check_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_encoder(name, **options)

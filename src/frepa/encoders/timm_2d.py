@@ -39,6 +39,9 @@ TRUNKS = {
     "convnext_base": "convnext_base",
 }
 
+_STRIDES = (8, 16, 32)
+_MOST = 16384  # a side of the largest image, and more channels than any trunk has
+
 
 class TimmEncoder(Encoder):
     """A timm trunk without its classifier. ``dense`` and ``embedding`` are the last feature map after the final norm.
@@ -80,8 +83,9 @@ class TimmEncoder(Encoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if neck is not None and neck < 1:
-            raise InputError(f"encoder {name}: neck={neck} channels; give a number of 1 or more.")
+        for option, value in (("neck", neck), ("patch_size", patch_size), ("image_size", image_size)):
+            if value is not None and not (isinstance(value, int) and 1 <= value <= _MOST):
+                raise InputError(f"encoder {name}: {option}={value}; give a whole number from 1 to {_MOST}.")
         asked = {"patch_size": patch_size, "output_stride": output_stride}
         asked = {option: value for option, value in asked.items() if value is not None}
         model = create_trunk(
@@ -226,6 +230,14 @@ def create_trunk(name: str, *, required: dict[str, Any], flexible: dict[str, Any
                 raise InputError(f"encoder {name} has no option {refused[0]!r}.") from None
             if not any(flexible.pop(option, None) is not None for option in unknown):
                 raise
+        except AssertionError as error:
+            stride = required.get("output_stride", _STRIDES[0])
+            if stride in _STRIDES:
+                raise
+            raise InputError(
+                f"encoder {name}: output_stride={stride}; {', '.join(map(str, _STRIDES))} are possible, by dilation. "
+                "For a finer map give an encoder with smaller patches, such as vit_tiny,patch_size=8."
+            ) from error
 
 
 def _last_stage(name: str, model: nn.Module) -> tuple[int, int]:

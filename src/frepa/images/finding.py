@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, csv, parquet
+from pyarrow import compute, csv
 
 from frepa.errors import InputError, near_names
 from frepa.images.guards import not_a_file, why
 from frepa.images.readers.registry import may_be_dicom, reader_at, reader_for
 from frepa.images.scan import Note, Trouble
+from frepa.images.tables import check_columns, read_parquet
 from frepa.names import shown
 
 _CHUNK = 65536
@@ -82,6 +83,11 @@ def find_files(text: str, dims: int) -> tuple[Path, Iterator[Found]]:
         return _glob(path, text, dims)
     if hash_sign and not os.path.exists(file):
         path = Path(file)
+    if os.path.islink(path):
+        raise InputError(
+            f"{shown(path)} is a link that leads to itself or to nothing. Give a folder, a file, a glob pattern or a "
+            "manifest."
+        )
     raise InputError(
         f"{shown(path)} does not exist.{_suggestion(path)} Give a folder, a file, a glob pattern or a manifest."
     )
@@ -254,14 +260,18 @@ def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found], dict[st
 def _table(path: Path) -> pa.Table:
     try:
         if path.suffix.lower() == ".parquet":
-            return parquet.read_table(path)
-        strings = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=False)
-        return csv.read_csv(path, convert_options=strings)
+            table = read_parquet(path)
+        else:
+            strings = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=False)
+            table = csv.read_csv(path, convert_options=strings)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shown(" ".join(str(error).split())[:200])
         raise InputError(
-            f"The manifest {path} cannot be read: {reason}. Expected a .csv or .parquet table with a column 'path'."
+            f"The manifest {shown(path)} cannot be read: {reason}. Expected a .csv or .parquet table with a column "
+            "'path'."
         ) from None
+    check_columns(path, table, _COLUMNS)
+    return table
 
 
 def _wanted_rows(table: pa.Table, dims: int) -> np.ndarray:

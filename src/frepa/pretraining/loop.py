@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from frepa.errors import RunEnded
 from frepa.images.loading import Batch as Loaded
 from frepa.machine import adam
-from frepa.pretraining.journal import Journal
+from frepa.pretraining.journal import Journal, TrainingDiverged
 from frepa.pretraining.methods.contract import Batch, Method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.watching import Watch
@@ -100,6 +101,25 @@ def fit(
 
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
+    def save() -> None:
+        journal.flush()  # the metrics up to a state are on disk before the state is
+        if fabric.is_global_zero:
+            run.checkpoints.save(step, _capture(states, step))
+            if on_checkpoint is not None:
+                on_checkpoint(judged, step)
+
+    def lost(error: RuntimeError) -> RunEnded:
+        """Save where one process alone can, and say how to go on: between two batches nothing is half done."""
+        saved = step > 0 and fabric.world_size == 1
+        if saved:
+            save()
+        state = f"The state after step {step} is saved" if saved else "What was saved before is as it was"
+        return RunEnded(
+            "A process that reads images was ended from outside, most likely for want of memory "
+            f"({str(error).strip()[:100]}). {state}: continue with the same command and --resume, with fewer "
+            "--num-workers if it happens again."
+        )
+
     def look(epoch: int) -> bool:
         """Whether the run is at its end, the same on every rank."""
         if watch is None or not watch.due(step, steps):
@@ -123,7 +143,7 @@ def fit(
         weights = 0.0
         for micro in range(plan.accumulate):
             with journal.waiting():
-                loaded = next(batches)
+                loaded = _loaded(batches, lost)
             batch, weight = _for_method(loaded, fabric.device, step, epoch_before, columns, share)
             weights += weight
             with fabric.no_backward_sync(trained, enabled=micro < plan.accumulate - 1):
@@ -133,7 +153,7 @@ def fit(
                 terms[name] = terms.get(name, 0.0) + value * weight / plan.accumulate
             journal.saw(loaded)
         if plan.clip:
-            norm = fabric.clip_gradients(trained, optimizer, max_norm=plan.clip)
+            norm = _clipped(fabric, trained, optimizer, plan.clip, step)
             if norm is not None:
                 whole["gradient_norm"] = norm
         optimizer.step()
@@ -154,11 +174,7 @@ def fit(
         ended = look(epoch)
         stopping = stop is not None and stop.agreed(fabric, step)
         if step % checkpoint_every == 0 or step == steps or stopping or ended:
-            journal.flush()  # the metrics up to a state are on disk before the state is
-            if fabric.is_global_zero:
-                run.checkpoints.save(step, _capture(states, step))
-                if on_checkpoint is not None:
-                    on_checkpoint(judged, step)
+            save()
             fabric.barrier()
         if stopping:
             break
@@ -167,6 +183,29 @@ def fit(
     if ema is not None and complete:
         method.load_state_dict(judged.state_dict())
     return step if complete else None
+
+
+def _loaded(batches: Iterator[Loaded], lost: Callable[[RuntimeError], RunEnded]) -> Loaded:
+    try:
+        return next(batches)
+    except RuntimeError as error:  # PyTorch has no error of its own for it
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise lost(error) from None
+
+
+def _clipped(fabric: lightning_fabric.Fabric, trained: Any, optimizer: Any, most: float, step: int) -> Tensor | None:
+    """The gradient's norm, brought to ``most`` where it is larger. In fp16 the loss scaler sees to what overflowed."""
+    scaled = _scaler(fabric) is not None
+    try:
+        return fabric.clip_gradients(trained, optimizer, max_norm=most, error_if_nonfinite=not scaled)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise TrainingDiverged(
+            f"The gradient became infinite or not a number at step {step + 1}. The newest checkpoint is from before "
+            "it. Lower --lr, add --warmup-steps, or use --precision fp32."
+        ) from None
 
 
 def _for_method(

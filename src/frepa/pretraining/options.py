@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from frepa.errors import InputError
+from frepa.options import check_seed
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "1 or more",
         lambda value: value >= 1,
     ),
+    (("num_nodes", "num_workers"), "10,000 at most", lambda value: value <= 10_000),
     (("lr", "epochs"), "a number above 0", lambda value: 0 < value < math.inf),
     (
         ("clip", "val_images", "num_workers", "watch_every", "patience"),
@@ -194,6 +196,8 @@ def resolved(settings: Settings) -> Settings:
     Raises:
         InputError: one that is out of its range, or two that contradict each other.
     """
+    from frepa.images.readers.pixels import check_extent  # the command's help does without numpy
+
     dims = settings.data.dims
     if dims not in _BY_DIMS:
         raise InputError(f"--dims {dims}: expected 2 for images or 3 for volumes.")
@@ -209,6 +213,8 @@ def resolved(settings: Settings) -> Settings:
         ),
     )
     _check_ranges(settings.config)
+    check_extent("image_size", settings.data.image_size, dims)
+    check_seed(settings.optimisation.seed)
     if settings.guide_as == "target" and settings.guide == "none":
         raise InputError("--guide-as target: there is no guide to tell with --guide none. Leave one of them out.")
     data = settings.data

@@ -18,7 +18,7 @@ from frepa.encoders.files import DESCRIPTION, save_encoder
 from frepa.errors import InputError, RunEnded, Stopped
 from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
-from frepa.machine import default_device, training_precision
+from frepa.machine import default_device, training_devices, training_precision
 from frepa.memory import StepMemory, check_room, measure_step
 from frepa.pretraining.columns import classes_of, columns_of
 from frepa.pretraining.journal import Journal
@@ -63,7 +63,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
     data, seed = settings.data, settings.optimisation.seed
     fabric = lightning_fabric.Fabric(
         accelerator="auto",
-        devices=_devices(execution.devices),
+        devices=training_devices(execution.devices),
         num_nodes=execution.num_nodes,
         precision=_PRECISIONS[execution.precision],  # type: ignore[arg-type]
         strategy="auto",
@@ -292,16 +292,6 @@ def _build(settings: Settings, source: Source, tell: Callable[[str], None]) -> M
         guide_target=settings.guide if as_target else "none",
     )
     return build_method(settings.method_name, settings.method, setting)
-
-
-def _devices(asked: str) -> Any:
-    if asked == "auto":
-        # On a machine without a GPU one process with all threads beats several.
-        return "auto" if torch.cuda.is_available() else 1
-    try:
-        return [int(part) for part in asked.split(",")] if "," in asked else int(asked)
-    except ValueError:
-        raise InputError(f'--devices {asked}: expected "auto", a number, or numbers such as 0,3.') from None
 
 
 def _on_first_rank(fabric: lightning_fabric.Fabric, act: Callable[[], None]) -> None:

@@ -12,11 +12,22 @@ from frepa.checkpoints import Checkpoints
 from frepa.errors import InputError
 from frepa.files import append_json_lines, clean_temporaries, keep_lines, write_csv
 from frepa.run_folders import check_same_options, out_folder
-from frepa.user_paths import inputs_near
+from frepa.user_paths import inputs_near, named_folder
 
 # What a resumed run may change: how it is executed and how long it is. Everything else decides the result.
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"resume", "overwrite", "quiet", "num_workers", "devices", "num_nodes", "checkpoint_every", "config", "recompute"}
+    {
+        "out",
+        "resume",
+        "overwrite",
+        "quiet",
+        "num_workers",
+        "devices",
+        "num_nodes",
+        "checkpoint_every",
+        "config",
+        "recompute",
+    }
     | {"accept_changed_source", "max_unreadable"}
 )
 
@@ -32,7 +43,7 @@ class RunFolder:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = named_folder(root)
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
         self.speed = self.root / "speed.jsonl"

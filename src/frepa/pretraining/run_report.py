@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from frepa.files import read_json_lines
 from frepa.images.source import Source
 from frepa.pretraining.methods.contract import Method
 from frepa.pretraining.run_folder import RunFolder
@@ -24,13 +24,13 @@ _VERSIONS = ("frepa", "torch", "timm", "monai", "lightning-fabric", "numpy")
 
 def write_report(run: RunFolder, config: Mapping[str, Any], method: Method, source: Source) -> Path:
     """Write ``report.html`` from what the run has left in its folder."""
-    rows = read_lines(run.metrics)
+    rows = read_json_lines(run.metrics)
     trained = [row for row in rows if "loss" in row]
     validated = [row for row in rows if "val_loss" in row]
     looked = [row for row in rows if any(name.startswith(PREFIX) for name in row)]
-    timed = read_lines(run.speed)
+    timed = read_json_lines(run.speed)
     speed = [row for row in timed if "images_per_second" in row]
-    skipped = run.skipped.read_text().splitlines()[1:] if run.skipped.is_file() else []
+    skipped = run.skipped.read_text("utf-8", "replace").splitlines()[1:] if run.skipped.is_file() else []
     kind, size = ("images", f"{config['image_size']} px") if source.dims == 2 else ("volumes", voxels(config))
     page = Page(f"Pretraining of {config['encoder']}", f"{config['method']['name']} on {len(source):,} {kind}")
     page.facts(
@@ -116,11 +116,6 @@ def voxels(config: Mapping[str, Any]) -> str:
         return size
     steps = [spacing] if isinstance(spacing, float) else spacing
     return f"{size} of {' x '.join(f'{step:g}' for step in steps)} mm"
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _median(values: list[float]) -> float | None:

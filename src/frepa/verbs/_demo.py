@@ -12,6 +12,7 @@ from PIL import Image
 from frepa.errors import Stopped
 from frepa.files import write_atomically
 from frepa.images.angiograms import angiogram
+from frepa.options import check_seed
 from frepa.run_folders import out_folder
 
 # 16 x 16 pixels become one position: the encoder has to choose what to keep, as the paper's encoders have to.
@@ -31,6 +32,7 @@ _LABELLED_SEEDS = 1_000_000
 
 def run_demo(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool) -> Path:
     """Run ``frepa demo``; returns its folder."""
+    check_seed(seed)
     with out_folder(out, "demo", overwrite=overwrite) as folder:
         folder.start()
         try:

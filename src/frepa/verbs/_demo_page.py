@@ -51,7 +51,7 @@ def write_page(
 
     All encoders of ``runs`` are of one ``architecture``.
     """
-    from frepa.pretraining.run_report import read_lines
+    from frepa.files import read_json_lines
 
     kept = frequencies({name: run.encoder for name, run in runs.items()}, unlabelled, labelled / "test" / "images")
     seconds = time.perf_counter() - start
@@ -122,7 +122,7 @@ def write_page(
     page.section("What it learnt to reconstruct")
     pictures = sorted((pretrained / "reconstructions").glob("epoch-*.png"))
     page.figure(pictures[-1].read_bytes(), "Held-out images, corrupted in the spectrum or in the image.", wide=True)
-    rows = [row for row in read_lines(pretrained / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in read_json_lines(pretrained / "metrics.jsonl") if "loss" in row]
     terms = [name for name in ("loss", "rmse", "gradient", "hfl", "consistency") if name in rows[0]]
     steps = [row["step"] for row in rows]
     page.figure(

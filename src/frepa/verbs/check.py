@@ -39,13 +39,11 @@ def check(
         overwrite: replace the report in --out.
         quiet: no progress bar.
     """
-    import os
-
     from frepa.errors import InputError
+    from frepa.processors import processors
 
     if num_workers is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+        num_workers = processors()
     if num_workers < 0:
         raise InputError(f"--num-workers {num_workers}: expected 0 or more.")
 
@@ -56,9 +54,10 @@ def check(
     from frepa.checks.run import Checked, check_source
     from frepa.datasets.opening import open_source
     from frepa.run_folders import check_out, out_folder
+    from frepa.user_paths import named_folder
 
     if out is not None:
-        check_out(Path(out), "check", overwrite=overwrite, inputs={"the source": source})
+        check_out(named_folder(out), "check", overwrite=overwrite, inputs={"the source": source})
     opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
 
     def measure() -> Checked:

@@ -26,6 +26,7 @@ def demo(
         overwrite: replace an earlier demo in --out.
         quiet: no progress bars.
     """
+    from frepa.user_paths import named_folder
     from frepa.verbs._demo import run_demo
 
-    return run_demo(Path(out), seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet)
+    return run_demo(named_folder(out), seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet)

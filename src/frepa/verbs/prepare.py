@@ -50,13 +50,11 @@ def prepare(
         overwrite: replace the store in --out.
         quiet: no progress bar.
     """
-    import os
-
     from frepa.errors import InputError
+    from frepa.processors import processors
 
     if num_workers is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+        num_workers = processors()
     if num_workers < 0:
         raise InputError(f"--num-workers {num_workers}: expected 0 or more.")
     if verify:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from frepa.errors import InputError
@@ -12,23 +12,32 @@ from frepa.errors import InputError
 Row = dict[str, str]
 
 
-def read_rows(path: Path, separator: str | None = None, header: int = 0) -> list[Row]:
+def read_rows(
+    path: Path,
+    separator: str | None = None,
+    header: int = 0,
+    check: Callable[[Sequence[str]], object] = lambda names: None,
+) -> list[Row]:
     """Every row as column name -> text. Column names and cells lose outer blanks; an unnamed column is left out.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.txt``, each also with ``.gz``, or ``.xlsx``.
         separator: between cells of a text table; found from the header line by default.
         header: number of lines above the header.
+        check: called with the names of all columns; of names that occur again the last column counts.
 
     Raises:
-        InputError: the file cannot be read as a table.
+        InputError: the file cannot be read as a table, or what ``check`` raises.
     """
     try:
         cells = _excel(path) if path.suffix.lower() in (".xlsx", ".xlsm") else _text(path, separator)
         for _ in range(header):
             next(cells, None)
         names = [name.strip() for name in next(cells, [])]
+        check(names)
         return [{name: cell.strip() for name, cell in zip(names, row) if name} for row in cells if any(row)]
+    except InputError:
+        raise
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table ({error}).") from error
 

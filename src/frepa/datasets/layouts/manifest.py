@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from frepa.datasets.annotations import SPLITS, Case
+from frepa.datasets.catalogue.tables import read_rows
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.layouts.registry import Listing, layout
 from frepa.errors import InputError, nearest
+from frepa.images.tables import check_columns, check_once, read_parquet
 
 _SUFFIXES = (".csv", ".parquet")
 _REQUIRED, _OPTIONAL = ("image", "mask"), ("fov", "split", "group", "name")
+_COLUMNS = (*_REQUIRED, *_OPTIONAL)
 _SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -40,7 +42,7 @@ def read_manifest(path: Path, dims: int) -> Listing:
 
 
 def _case(path: Path, number: int, row: dict[str, Any]) -> Case:
-    values = {name: str(row.get(name) or "").strip() for name in (*_REQUIRED, *_OPTIONAL)}
+    values = {name: str(row.get(name) or "").strip() for name in _COLUMNS}
     files: dict[str, Path | None] = {}
     for name in ("image", "mask", "fov"):
         if not values[name] and name != "fov":
@@ -63,9 +65,9 @@ def _case(path: Path, number: int, row: dict[str, Any]) -> Case:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    if path.suffix.lower() != ".parquet":
+        return list(read_rows(path, check=lambda names: check_once(path, names, _COLUMNS)))
+    table = read_parquet(path)
+    check_columns(path, table, _COLUMNS)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows

@@ -13,6 +13,7 @@ from frepa.datasets.labelled import PARTS
 from frepa.datasets.layouts.box_registry import FINDING, BoxedSource, Findings, Request, box_layout
 from frepa.datasets.layouts.listed import Locator, open_listed, wrong_axes
 from frepa.errors import InputError
+from frepa.images.tables import check_columns, check_once, read_parquet
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _FILES = ("path", "image", "file", "seriesuid")
@@ -21,6 +22,8 @@ _MASK = "mask"
 # elsewhere i often means the row.
 _LETTERS = {2: ("xy",), 3: ("xyz", "ijk")}
 _SPHERE = ("coordx", "coordy", "coordz", "diametermm")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax", "zmin", "zmax", "imin", "jmin", "kmin", "imax", "jmax", "kmax")
+_USED = (*_FILES, _MASK, *_CORNERS, *_SPHERE, "label", "split", "group", "fold", "ignored")
 _YES = frozenset({"1", "1.0", "true", "yes"})
 EXPECTS = (
     "a CSV or parquet file with a row per box: path, x_min, y_min, x_max, y_max (for volumes z_min and z_max too, or "
@@ -83,16 +86,14 @@ def read_table(request: Request) -> BoxedSource:
 def _read(path: Path) -> tuple[dict[str, str], list[_Row]]:
     """Plain column name -> as written, and every row by plain column names."""
     if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet
-
-        try:
-            found = pyarrow.parquet.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read as a table ({error}).") from None
+        table = read_parquet(path)
+        used = [name for name in table.column_names if _plain(name) in _USED]
+        check_columns(path, table, used)
+        check_once(path, [_plain(name) for name in used], _USED)
+        found = table.to_pylist()
         rows = [{name: "" if cell is None else str(cell).strip() for name, cell in row.items()} for row in found]
     else:
-        rows = read_rows(path)
+        rows = read_rows(path, check=lambda names: check_once(path, [_plain(name) for name in names], _USED))
     if not rows:
         raise InputError(f"{path}: has no rows. Expected {EXPECTS}.")
     columns = {_plain(name): name for name in rows[0]}

@@ -29,6 +29,7 @@ from frepa.heads.logistic import choose_logistic
 from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.sampling import SampleStream
 from frepa.machine import autocast_dtype
+from frepa.memory import check_batch
 
 _BATCH, _BATCH_OF_STACKS = 64, 8
 _FLIPS = 1  # view number of the draws
@@ -243,6 +244,10 @@ def plan_training(
     """Batch size, learning rates and validations. An epoch is as many images as the training part has."""
     stacks = isinstance(classifier.encoder, SliceTransfer)
     size = options.fit.batch_size or (_BATCH_OF_STACKS if stacks else _BATCH)
+    encoder = classifier.encoder
+    whole = stacks or options.fit.augment  # images are encoded anew for every batch
+    pixels = classifier.settings.image_size**encoder.dims * encoder.in_channels
+    check_batch(size, pixels if whole else encoder.embedding_channels, classifier.device)
     return ClassifierPlan(planned_steps(options.fit, len(data.rows("train")), size), size, options.fit.val_every, seed)
 
 

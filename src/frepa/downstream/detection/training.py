@@ -283,6 +283,7 @@ def plan_training(
     crop = detector.settings.crop
     sizes = [detector.working_size(data.shapes[row]) for row in data.rows("train").tolist()]
     stream = CropStream(sizes, crop, seed)
+    detector.check_batch(options.batch_size)
     rates = planned_steps(options.fit, stream.length, options.batch_size)
     crops = CropPlan(crop, seed, options.foreground, options.fit.augment)
     return stream, DetectorPlan(rates, options.batch_size, options.fit.val_every, crops)

@@ -235,6 +235,7 @@ def plan_training(
     crop = segmenter.settings.crop
     sizes = [segmenter.working_size(data.sizes[item.case.image]) for item in data.part("train")]
     stream = CropStream(sizes, crop, seed)
+    segmenter.check_batch(options.batch_size)
     rates = planned_steps(options.fit, stream.length, options.batch_size)
     crops = CropPlan(crop, seed, options.foreground, options.fit.augment)
     return stream, HeadPlan(rates, options.batch_size, options.fit.val_every, options.loss, crops)

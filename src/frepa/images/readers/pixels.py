@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from frepa.errors import InputError
 from frepa.images.scan import UnreadableScan
 
 #: Positions (pixels or voxels) above which a file is refused before memory is asked for: 16384 x 16384 in 2D,
@@ -16,6 +17,13 @@ MAX_PIXELS = {2: 2**28, 3: 2**30}
 #: Shares of red, green and blue in luminance: Rec. 709, the primaries of sRGB, as in `skimage.color.rgb2gray`.
 LUMINANCE = (0.2125, 0.7154, 0.0721)
 _ROWS = 64
+
+
+def check_extent(option: str, side: int | None, dims: int) -> None:
+    """Raise InputError where an option asks for images with more positions than a file may have."""
+    most = round(MAX_PIXELS[dims] ** (1 / dims))
+    if side is not None and not 1 <= side <= most:
+        raise InputError(f"--{option.replace('_', '-')} {side}: expected a number from 1 to {most}.")
 
 
 def check_size(path: Path, size: Sequence[int], max_pixels: int) -> None:

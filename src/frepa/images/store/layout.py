@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,11 @@ class StoreFolder:
 
     def exists(self) -> bool:
         """Whether this is a store, finished or not, or the remains of one."""
-        if not self.root.is_dir():
-            return False
-        if self.plan.is_file() or (self.shards.is_dir() and self.index.is_dir()):
+        # These, unlike Path's, take a folder that may not be read for an empty one
+        is_dir, is_file = os.path.isdir, os.path.isfile
+        if is_file(self.plan) or (is_dir(self.shards) and is_dir(self.index)):
             return True
-        return self.facts.is_file() and (self.shards.is_dir() or FORMAT.encode() in _head(self.facts))
+        return is_file(self.facts) and (is_dir(self.shards) or FORMAT.encode() in _head(self.facts))
 
     def is_finished(self) -> bool:
         return self.facts.is_file()
@@ -174,8 +174,10 @@ def read_facts(folder: StoreFolder) -> dict[str, Any]:
         facts = json.loads(folder.facts.read_text("utf-8"))
         if not isinstance(facts, dict):
             raise ValueError("not an object")
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, UnicodeDecodeError, RecursionError):
         raise InputError(f"{folder.facts} is damaged: it is no JSON text. {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{folder.facts} cannot be read ({error.strerror}).") from None
     if facts.get("format") != FORMAT:
         raise InputError(
             f"{folder.facts} says format {facts.get('format')!r}, expected {FORMAT!r}: this folder was not made by "
@@ -186,10 +188,44 @@ def read_facts(folder: StoreFolder) -> dict[str, Any]:
             f"The store {folder.root} has format version {facts.get('version')!r}, and this frepa reads version "
             f"{VERSION}. Update frepa, or pack the store again with frepa prepare."
         )
-    missing = {"dims", "records", "fingerprint", "affine", "modalities", "channels", "files"} - facts.keys()
+    missing = {
+        "labels",
+        "options",
+        "dims",
+        "records",
+        "fingerprint",
+        "affine",
+        "modalities",
+        "channels",
+        "files",
+    } - facts.keys()
     if missing:
         raise InputError(f"{folder.facts} is damaged: it lacks {', '.join(sorted(missing))}. {remedy}")
+    wrong = [name for name, fits in _FITS.items() if name in facts and not fits(facts[name])]
+    if wrong:
+        raise InputError(f"{folder.facts} is damaged: no store can have these values: {', '.join(wrong)}. {remedy}")
     return facts
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+#: What `read_facts` holds the entries of ``store.json`` to, before anything is mapped by them.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "dims": lambda value: value in (2, 3) and _is_count(value),
+    "records": _is_count,
+    "affine": lambda value: isinstance(value, bool),
+    "channels": lambda value: value in (1, 3) and _is_count(value),
+    "fingerprint": lambda value: isinstance(value, str),
+    "modalities": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "labels": lambda value: value is None or (isinstance(value, list) and all(isinstance(v, int | str) for v in value)),
+    "options": lambda value: isinstance(value, dict),
+    "files": lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(known, dict) and _is_count(known.get("bytes")) for known in value.values())
+    ),
+}
 
 
 def dump(facts: Mapping[str, Any]) -> str:
@@ -198,5 +234,8 @@ def dump(facts: Mapping[str, Any]) -> str:
 
 
 def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(4096)
+    try:
+        with open(path, "rb") as file:
+            return file.read(4096)
+    except OSError:
+        return b""

@@ -30,6 +30,7 @@ from frepa.locks import Lock
 from frepa.names import shown
 from frepa.run_folders import check_inputs
 from frepa.stopping import end_with_parent
+from frepa.user_paths import named_folder
 
 # Raw bytes a shard aims at; fewer records where there are few, so that several processes have something to do
 _SHARD_BYTES, _MANY_SHARDS = 2**28, 64
@@ -93,7 +94,7 @@ def pack_source(
         InputError: ``out`` is something else or another store, nothing can be used, or the disk is full.
         WorkerLost: the system ended a worker, usually for want of memory.
     """
-    folder = StoreFolder(out)
+    folder = StoreFolder(named_folder(out))
     plan = _plan(source, labels, quantize=quantize, keep_names=keep_names)
     if _is_complete(folder, plan, source, overwrite):
         tell(f"The store {folder.root} is complete; nothing is left to do.")
@@ -111,15 +112,18 @@ def pack_source(
                 _write_shards(source, labels, folder, unwritten, quantize, num_workers, bar)
             facts = write_index(folder, source, shards, plan, keep_names=keep_names, labels=labels)
     except PermissionError as error:
-        raise InputError(
-            f"--out {folder.root}: it cannot be written there ({error.strerror}). Name another folder."
-        ) from None
+        raise _unwritable(folder, error) from None
     except MemoryError:
         raise WorkerLost(_OUT_OF_MEMORY.format("Memory ran out", num_workers)) from None
     except BrokenProcessPool:
         cause = "The system ended a worker process, most likely for want of memory"
         raise WorkerLost(_OUT_OF_MEMORY.format(cause, num_workers)) from None
     except (OSError, DiskFull) as error:
+        if not folder.root.is_dir():
+            raise RunEnded(
+                f"--out {folder.root}: the folder was removed or renamed while it was written. What was packed in it "
+                "is gone; give the command again."
+            ) from None
         if not full_disk(error):
             raise
         free = shutil.disk_usage(folder.root).free
@@ -189,6 +193,10 @@ def _is_complete(folder: StoreFolder, plan: dict[str, Any], source: Source, over
     raise InputError(f"--out {root}: it {state} made {cause}. Add --overwrite to replace it, or name another folder.")
 
 
+def _unwritable(folder: StoreFolder, error: OSError) -> InputError:
+    return InputError(f"--out {folder.root}: it cannot be written there ({error.strerror}). Name another folder.")
+
+
 def _read_plan(folder: StoreFolder) -> dict[str, Any]:
     try:
         plan = json.loads(folder.plan.read_text("utf-8"))
@@ -215,7 +223,12 @@ def _begin(folder: StoreFolder, plan: dict[str, Any], source: Source) -> list[Sh
     if folder.plan.is_file():
         return [Shard(number, *ends) for number, ends in enumerate(_read_plan(folder)["shards"])]
     shards = plan_shards(source)
-    folder.unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.unfinished.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if full_disk(error):
+            raise
+        raise _unwritable(folder, error) from None
     ends = [[shard.first, shard.last] for shard in shards]
     write_text(folder.plan, dump({"options": plan, "shards": ends, "key": key_check()}))
     return shards

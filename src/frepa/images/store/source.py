@@ -220,6 +220,13 @@ class StoreSource(Source):
                     f"The store {self.location} is damaged: {name} has {found} bytes, expected {known['bytes']}. "
                     + _REMEDY
                 )
+        rows = self._facts["files"].get("index/records.bin", {}).get("bytes", 0)
+        width = row_type(self.dims, affine=self._facts["affine"]).itemsize
+        if rows != width * self._facts["records"]:
+            raise InputError(
+                f"The store {self.location} is damaged: its store.json says {self._facts['records']} records, and its "
+                f"index has {rows // width}. " + _REMEDY
+            )
 
 
 _REMEDY = "Copy the store again from where it is whole, or pack it again with frepa prepare and --overwrite."

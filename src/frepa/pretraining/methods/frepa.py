@@ -12,6 +12,7 @@ from torch import Tensor
 
 from frepa.corruption.dual import Corrupted, Corruption
 from frepa.corruption.field import lit
+from frepa.corruption.sizes import check_side
 from frepa.draws import Draws, sample_keys
 from frepa.errors import InputError, nearest
 from frepa.heads.decoder import ReconstructionDecoder
@@ -140,6 +141,8 @@ class Frepa:
 
     def corruption(self, fit: str) -> Corruption:
         """Both strategies, of images that came to their size by ``fit``. Raises InputError for options out of range."""
+        check_side("--method.spectrum-patch ", self.spectrum_patch)
+        check_side("--method.image-patch ", self.image_patch)
         return Corruption(
             frequency_patch=self.spectrum_patch,
             cutoff=self.spectrum_cutoff,

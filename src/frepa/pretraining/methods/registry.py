@@ -61,7 +61,7 @@ def find_method(name: str) -> MethodEntry:
     if colon:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a module of the user's does when it is imported
             raise InputError(f"--method {name}: module {module} cannot be imported ({error}).") from None
         name = own
     elif name in _MODULES:
