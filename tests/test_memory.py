@@ -45,14 +45,14 @@ import re, torch
 from torch import nn
 from frepa.memory import measure_step
 torch.set_num_threads(1)
-net = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(1024, 1024), nn.GELU())])
+net = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.GELU())])
 optimizer = torch.optim.AdamW(net.parameters())
-step = measure_step(net, lambda: net(torch.randn(1, 1024)).square().mean())
+step = measure_step(net, lambda: net(torch.randn(1, 64)).square().mean())
 def peak(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
-net(torch.randn(8, 1024)).square().mean().backward(); optimizer.step(); optimizer.zero_grad()
+net(torch.randn(8, 64)).square().mean().backward(); optimizer.step(); optimizer.zero_grad()
 before = peak()
-net(torch.randn(20000, 1024)).square().mean().backward()
-print(peak() - before, step.of(20000) - step.fixed)
+net(torch.randn(320000, 64)).square().mean().backward()
+print(peak() - before, step.of(320000) - step.fixed)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     taken, foretold = map(int, out)
