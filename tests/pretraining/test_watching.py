@@ -71,14 +71,14 @@ def _method() -> torch.nn.Module:
     return method
 
 
-def test_looks_take_a_hundredth_of_the_passes_and_are_no_more_often_than_every_hundred_steps():
+def test_looks_take_a_hundredth_of_the_passes_and_are_no_more_often_than_every_200_steps():
     dear, _, _ = _watch(Scripted(cost=240.0), batch_size=8)
     ((_, every),) = dear.looks
     assert every == 2000
     assert 0.01 * every * 8 * 1.5 >= 240  # passes of looks against those of training
     assert [step for step in range(0, 5001, 250) if dear.due(step, 5000)] == [0, 2000, 4000, 5000]
     ((_, every),) = _watch(Scripted(cost=1.0))[0].looks
-    assert every == 100
+    assert every == 200
     ((_, every),) = _watch(Scripted(cost=1e9), watch_every=7)[0].looks
     assert every == 7
 

@@ -8,6 +8,7 @@ the encoder has channels is the null: what any map of that size keeps without ha
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def cross_bands(maps: Sequence[Tensor], images: Sequence[Tensor], stride: int | 
 
     Args:
         maps: (1, K, *s) of each image.
-        images: (1, C, *S) in [0, 1], S as many whole positions as the map has. At least two.
+        images: (1, C, *S) in [0, 1], S as many whole positions as the map has. At least two, all of one size.
         stride: pixels per position.
 
     Of a few penalties each band has the one that recovers most of it: of few images one penalty for all would be that
@@ -113,21 +114,22 @@ def cross_bands(maps: Sequence[Tensor], images: Sequence[Tensor], stride: int | 
     count = min(_FOLDS, len(images))
     if count < 2:
         raise ValueError("at least two images are needed, to fit to some and look at others")
+    parts = [torch.cat(tuple(images[number::count])) for number in range(count)]
+    rows = [rows_of(torch.cat(tuple(maps[number::count])).float()) for number in range(count)]
+    total, width = sum(map(len, rows)), rows[0].shape[1]
+    # A position in so many is enough for a fine map, and a fine map is large.
+    step = max(1, total // (_ROWS_PER_FEATURE * width))
     folds: list[RidgeSums] = []
-    rows = [rows_of(own.float()) for own in maps]
-    for number, (own, image) in enumerate(zip(rows, images)):
-        blocks = blocks_of(image, stride)
-        if len(folds) < count:
-            folds.append(RidgeSums(own.shape[1], blocks.shape[1], own.device))
-        # A position in so many is enough for a fine map, and a fine map is large.
-        step = max(1, len(own) * len(rows) // (_ROWS_PER_FEATURE * own.shape[1]))
-        folds[number % count].add(own[::step], blocks[::step])
+    for own, part in zip(rows, parts):
+        blocks = blocks_of(part, stride)
+        folds.append(RidgeSums(width, blocks.shape[1], own.device))
+        folds[-1].add(own[::step], blocks[::step])
     paths = leaving_out(folds)
     best = dict.fromkeys(BANDS, math.nan)
     for penalty in _FEW_PENALTIES:
-        ridges, seen = [path.at(penalty) for path in paths], Comparison()
-        for number, (own, image) in enumerate(zip(rows, images)):
-            seen.add(image, own, paths[number % count], ridges[number % count], stride)
+        seen = Comparison()
+        for own, part, path in zip(rows, parts, paths):
+            seen.add(part, own, path, path.at(penalty), stride)
         for name, share in seen.result(penalty).bands.items():
             best[name] = share if math.isnan(best[name]) else max(best[name], share)
     return best
@@ -224,6 +226,8 @@ class Comparison:
         )
 
 
+@functools.lru_cache(maxsize=16)  # shared: never changed in place
+@torch.inference_mode(False)
 def radial_frequency(shape: tuple[int, ...]) -> Tensor:
     """Radial frequency of each coefficient of the half spectrum in cycles per pixel, float64 (*half)."""
     square = torch.zeros((), dtype=torch.float64)

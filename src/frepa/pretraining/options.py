@@ -111,7 +111,7 @@ class Watching:
     Args:
         watch_every: steps between looks at what the encoder keeps of the held-out images, besides one before the first
             step and one after the last; 0 for none. By default as often as a hundredth of the run's time affords, by
-            the number of images that pass through the encoder, and at most every 100 steps.
+            the number of images that pass through the encoder, and at most every 200 steps.
         probe: a small labelled set (masks, or classes), read by a linear probe at some of the looks.
         keep: best keeps the best encoder of all looks in the folder best, beside the last one.
         best_by: what the best is decided by: rank, variance, low, medium, high or probe, all of them better when

@@ -28,7 +28,7 @@ PREFIX = "health_"
 # cheapest method (three quarters of the patches left out, forward and backward) takes in forward passes per image.
 _SHARE, _PASSES = 0.01, 1.5
 # Beside passes a look takes linear algebra, which does not shrink with small encoders and images.
-_FEWEST_STEPS = 100
+_FEWEST_STEPS = 200
 
 
 class Look(Protocol):
