@@ -100,7 +100,7 @@ def test_two_ranks_list_what_either_could_not_read_and_train_as_one(scans, tmp_p
     rows, skipped = {}, {}
     for devices in (1, 2):
         run = tmp_path / f"run{devices}"
-        words = [*_words(scans, run), f"--devices={devices}"]
+        words = [*_words(scans, run), f"--devices={devices}", "--method.consistency-weight=0.5"]
         words.remove("--max-steps=14")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(

@@ -197,7 +197,7 @@ def test_two_processes_see_the_same_samples_and_agree(images, untouched, tmp_pat
 
 
 _VIT, _CONVNEXT = "timm:test_vit,image_size=32", "timm:test_convnext"
-_TEACHER = {"name": "frepa", "teacher": True, "fov": "lit", "adaptive": True}
+_TEACHER = {"name": "frepa", "teacher": True, "consistency_weight": 0.5, "fov": "lit", "adaptive": True}
 _VIT3D = "vit3d_tiny,image_size=16,depth=1,patch_size=8"
 
 

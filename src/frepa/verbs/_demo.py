@@ -23,7 +23,7 @@ SIZE = 96
 UNLABELLED = 400
 LABELLED = {"train": 24, "val": 4, "test": 8}
 # Enough to see the order of the encoders, few enough for a coffee.
-STEPS = 600
+STEPS = 900
 HEAD_STEPS = 40
 
 # Random draws of the images: unlabelled and labelled ones never share a seed.

@@ -23,7 +23,8 @@ def _method(dims: int = 2, **options) -> FrepaMethod:
     name, own = ("timm:test_convnext", {}) if dims == 2 else ("vit3d_tiny", {"image_size": 32, "depth": 1})
     encoder = build_encoder(name, dims=dims, guide="none", **own)
     setting = Setting(encoder=encoder, channels=1, image_size=32, fit="resize", seed=0)
-    return FrepaMethod(Frepa(**({"augment": False} | options)), setting)
+    weight = {"consistency_weight": 0.5} if options.get("teacher") else {}
+    return FrepaMethod(Frepa(**({"augment": False} | weight | options)), setting)
 
 
 def _batch(dims: int = 2, count: int = 3, **more) -> Batch:
