@@ -29,11 +29,9 @@ def test_a_voc_folder_with_lists(tmp_path: Path) -> None:
     for part, names in {"train": "0\n1\n", "val": "2\n", "test": "3\n5\n", "trainval": "0\n1\n2\n"}.items():
         (lists / f"{part}.txt").write_text(names)
     data = check(open_boxes(str(tmp_path), dims=2))
-    assert by_name(data) == {
-        f"JPEGImages/{i}.jpg": [("a" if i != 1 else None, 2, 1, 8, 9)] for i in range(4)
-    }  # 4 is in no list, 5 has no annotation
+    assert by_name(data) == {f"JPEGImages/{i}.jpg": [("a" if i != 1 else None, 2, 1, 8, 9)] for i in range(4)}
     assert data.parts == ("train", "train", "val", "test")
-    assert data.unlabelled == 1
+    assert data.unlabelled == 2  # 4 is in no list, 5 has no annotation
 
 
 def test_voc_files_beside_images_in_parts(tmp_path: Path) -> None:
@@ -203,7 +201,7 @@ def test_wrong_coco_files_are_explained(tmp_path: Path, change: dict, message: s
 
 def test_coco_files_are_two_dimensional(tmp_path: Path) -> None:
     coco(tmp_path / "a.json", pictures(tmp_path, 4), *COCO_BOXES)
-    with pytest.raises(InputError, match="COCO boxes have two axes"):
+    with pytest.raises(InputError, match="holds 2D images, and the encoder takes volumes"):
         open_boxes(str(tmp_path), dims=3)
 
 

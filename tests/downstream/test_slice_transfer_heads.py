@@ -165,7 +165,7 @@ def test_precision_is_part_of_the_key(tmp_path: Path) -> None:
         ({"encoder": ENCODER, "crop_size": 8}, r"--feature-cache: crops of 6 x 8 x 8 .*Give --crop-size 14 or more"),
         ({"encoder": ENCODER, "augment": True}, "Add --no-augment"),
         ({"encoder": "random:tiny3d_for_tests"}, "tiny3d_for_tests has none"),
-        ({"encoder": "random:tiny_for_tests", "feature_cache": None}, r'holds 4 slices.*"slices:ENCODER"'),
+        ({"encoder": "random:tiny_for_tests", "feature_cache": None}, r'holds many slices.*"slices:ENCODER"'),
     ],
 )
 def test_wrong_requests_are_explained(tmp_path: Path, volumes: Path, options: dict, message: str) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from frepa.datasets.annotations import Case
+from frepa.datasets.cases import Case
 from frepa.datasets.labels import LabelMap
+from frepa.datasets.opening import open_source
 from frepa.datasets.reading import read_case, read_scan
 from frepa.downstream.segmentation.data import check_sets, open_sets
 from frepa.downstream.segmentation.testing import _in_file_axes, write_labels
@@ -36,12 +37,16 @@ def volume(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (100 * mask + rng.integers(0, 20, mask.shape)).astype(np.int16), mask
 
 
+def case_of(image: Path, mask: Path) -> Case:
+    return Case("c", open_source(image, dims=3, canonical=False), 0, mask)
+
+
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "ASL"])
 def test_image_and_mask_meet_whatever_way_their_files_lie(tmp_path: Path, codes: str) -> None:
     image, mask = volume()
     save(tmp_path / "image.nii.gz", image, AFFINE)
     save(tmp_path / "mask.nii.gz", mask, AFFINE, codes)
-    case = Case("c", tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz")
+    case = case_of(tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz")
     labelled = read_case(case, LabelMap((0, 1), 0), 3)
     # Bright voxels are the labelled ones, in every orientation.
     np.testing.assert_array_equal(labelled.classes, labelled.image[0] > 0.5)
@@ -50,10 +55,10 @@ def test_image_and_mask_meet_whatever_way_their_files_lie(tmp_path: Path, codes:
 def test_predictions_have_the_axes_and_place_of_the_image_file(tmp_path: Path) -> None:
     image, mask = volume()
     save(tmp_path / "image.nii.gz", image, AFFINE)
-    case = Case("c", tmp_path / "image.nii.gz", tmp_path / "image.nii.gz")
+    case = case_of(tmp_path / "image.nii.gz", tmp_path / "image.nii.gz")
     canonical = read_scan(case.image, 3)
     found = (canonical.array[0] > 50).astype(np.uint8)
-    path = write_labels(tmp_path / "out", *_in_file_axes(found, case.image))
+    path = write_labels(tmp_path / "out", *_in_file_axes(found, case))
     saved = nibabel.load(path)
     np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(saved.dataobj), mask)

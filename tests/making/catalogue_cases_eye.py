@@ -183,18 +183,36 @@ CASES: dict[str, Case] = {
         CHASEDB1/Image_01L_2ndHO.png
         CHASEDB1/Image_01R.jpg
         CHASEDB1/Image_01R_1stHO.png
-        CHASEDB1/Image_02L.jpg
+        CHASEDB1/Image_11L.jpg
         """,
         {
             "CHASEDB1/Image_01L.jpg": {
+                "split": "train",
                 "group": 1,
                 "mask": "CHASEDB1/Image_01L_1stHO.png",
                 "mask_second_observer": "CHASEDB1/Image_01L_2ndHO.png",
             },
-            "CHASEDB1/Image_01R.jpg": {"group": 1, "mask": "CHASEDB1/Image_01R_1stHO.png"},
-            "CHASEDB1/Image_02L.jpg": {"group": 2},
+            "CHASEDB1/Image_01R.jpg": {"split": "train", "group": 1, "mask": "CHASEDB1/Image_01R_1stHO.png"},
+            "CHASEDB1/Image_11L.jpg": {"split": "test", "group": 11},
         },
         problems=["1 of 3 images have no vessel mask"],
+    ),
+    "stare": Case(
+        """
+        stare-images/im0001.ppm.gz
+        stare-images/im0002.ppm.gz
+        labels-ah/im0001.ah.ppm.gz
+        labels-vk/im0001.vk.ppm.gz
+        """,
+        {
+            "stare-images/im0001.ppm.gz": {
+                "group": 1,
+                "mask": "labels-ah/im0001.ah.ppm.gz",
+                "mask_second_observer": "labels-vk/im0001.vk.ppm.gz",
+            },
+            "stare-images/im0002.ppm.gz": {"group": 2},
+        },
+        problems=["1 of 2 images have no vessel mask"],
     ),
     "octa-500": Case(
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,8 @@ def write(path: Path) -> None:
     ending = path.suffix.lower()
     if ending in _PILLOW:
         Image.fromarray(np.zeros((2, 2), np.uint8)).save(path, _PILLOW[ending])
+    elif path.name.endswith(".ppm.gz"):
+        path.write_bytes(gzip.compress(b"P6 2 2 255\n" + bytes(12)))
     elif path.name.endswith((".nii", ".nii.gz")):
         nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), path)
     elif ending == ".mhd":

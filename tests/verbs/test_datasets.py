@@ -28,15 +28,23 @@ def _ids(text: str) -> set[str]:
 
 def test_list_shows_everything_once() -> None:
     text = datasets_list()
-    assert len(_ids(text)) == 61
+    assert len(_ids(text)) == 62
     line = next(line for line in text.splitlines() if line.startswith("deeplesion"))
     assert line.split() == ["deeplesion", "CT", "2D", "pretraining", "open", "928,020"]
     assert max(map(len, text.splitlines())) <= 100
 
 
 def test_list_filters() -> None:
-    assert _ids(datasets_list(modality="retina")) == {"aptos2019", "chasedb1", "drive", "eyepacs-dr", "hrf", "odir-5k"}
-    assert _ids(datasets_list(modality="FUNDUS", task="segmentation")) == {"chasedb1", "drive", "hrf"}
+    assert _ids(datasets_list(modality="retina")) == {
+        "aptos2019",
+        "chasedb1",
+        "drive",
+        "eyepacs-dr",
+        "hrf",
+        "odir-5k",
+        "stare",
+    }
+    assert _ids(datasets_list(modality="FUNDUS", task="segmentation")) == {"chasedb1", "drive", "hrf", "stare"}
     assert _ids(datasets_list(access="credentialed")) == {"mimic-cxr"}
     assert len(_ids(datasets_list(role="pretraining"))) == 31
     assert len(_ids(datasets_list(role="downstream"))) == 26

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from frepa.checks.findings import Finding
+from frepa.datasets.annotations import Annotations
 from frepa.images.orientation import axis_codes, same_grid, voxel_sizes
+from frepa.images.places import split_place
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import reader_at
 from frepa.images.scan import Header, UnreadableScan
@@ -21,13 +23,10 @@ _FOLDERS += [("images", "labels"), ("images", "masks"), ("image", "mask"), ("ima
 
 
 def label_files(source: Source) -> dict[int, str]:
-    """Record to its label file, from a manifest's or the catalogue's column ``mask``; {} where there is neither."""
-    masks = source.masks
-    table = getattr(source, "table", None)
-    if masks is None and table is not None and "mask" in table.column_names:
-        masks = np.array([mask or "" for mask in table["mask"].to_pylist()], object)
-    if masks is None:
+    """Record to its label file, where the source knows of masks; {} where it does not."""
+    if source.annotations is None:
         return {}
+    masks = Annotations(source, source.annotations).masks()
     return {index: os.path.join(source.folder or "", mask) for index, mask in enumerate(masks) if mask}
 
 
@@ -68,10 +67,7 @@ def pair_findings(source: Source, pairs: dict[int, str]) -> Iterable[Finding]:
 
 
 def _header(text: str, dims: int) -> Header:
-    file, member = text, None
-    if not os.path.exists(file) and "#" in text:
-        file, _, member = text.rpartition("#")
-        member = member.partition("[")[0]
+    file, member, _ = split_place(text)
     path = Path(file)
     if not path.exists():
         raise UnreadableScan(text, "not there", kind="empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from frepa.datasets.annotations import Annotations
 from frepa.images.source import Source
 
 _WORDS = {"train": "train", "training": "train", "imagestr": "train", "val": "val", "valid": "val"}
@@ -13,11 +14,11 @@ _MEMBERS = ("train", "val", "test")
 
 def splits_of(source: Source) -> tuple[np.ndarray | None, str]:
     """``(n,)`` names of parts, "" where unknown, and where they are from; None where there are fewer than two parts."""
-    if source.splits is not None:
-        return source.splits, "the manifest"
-    table = getattr(source, "table", None)
-    if table is not None and "split" in table.column_names and table["split"].null_count < len(table):
-        return np.array([part or "" for part in table["split"].to_pylist()], object), "the catalogue"
+    known = None if source.annotations is None else Annotations(source, source.annotations)
+    if known is not None and known.has("split"):
+        said_by = "the catalogue" if "dataset" in known.facts else "the names of folders"
+        parts = [part or "" for part in known.table["split"].to_pylist()]
+        return np.array(parts, object), "the manifest" if known.layout == "manifest" else said_by
     if source.folder is None:
         return None, ""
     parts = [part_of(source.name(index)) for index in range(len(source))]

@@ -22,10 +22,12 @@ class LabelMap:
         values: the stored value of each class, ``values[0] = 0`` for the background; predictions are
             written with these values.
         threshold: with two classes, values above it are foreground; None compares values exactly.
+        names: of each class, the background's first; () where nobody names them.
     """
 
     values: tuple[int, ...]
     threshold: float | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -53,8 +55,10 @@ class LabelMap:
     def describe(self) -> str:
         """The mapping in words, for the user to check."""
         if self.threshold is not None:
-            return f"two classes: mask values above {self.threshold:g} are foreground"
-        pairs = ", ".join(f"{value} -> class {index}" for index, value in enumerate(self.values))
+            shown = f" ({self.names[1]})" if self.names else ""
+            return f"two classes: mask values above {self.threshold:g} are foreground{shown}"
+        names = [f" {name}" for name in self.names] or [""] * self.classes
+        pairs = ", ".join(f"{value} -> class {k}{name}" for k, (value, name) in enumerate(zip(self.values, names)))
         return f"{self.classes} classes (mask value -> class): {pairs}"
 
 
@@ -123,5 +127,7 @@ def agreed_maps(maps: dict[str, LabelMap]) -> dict[str, LabelMap]:
         )
     if not several:
         return maps
-    united = LabelMap(tuple(sorted({value for item in several.values() for value in item.values})))
+    values = tuple(sorted({value for item in several.values() for value in item.values}))
+    named = {value: name for item in several.values() for value, name in zip(item.values, item.names)}
+    united = LabelMap(values, names=tuple(named[value] for value in values) if len(named) == len(values) else ())
     return dict.fromkeys(maps, united)

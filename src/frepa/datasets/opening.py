@@ -1,15 +1,21 @@
-"""The one door for images: whatever a user names as SOURCE, opened as a `Source`."""
+"""The one door: whatever a user names as SOURCE, opened as a `Source`, and what is known of its images."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from frepa.datasets.annotations import Annotations, table_of
 from frepa.errors import InputError
 from frepa.images.source import Source
+
+_STACKED = re.compile(r"\[\d+\]$")
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,32 @@ def _is_catalogue(text: str, path: Path) -> bool:
     return parse_source(text) is not None
 
 
+def _is_box_file(text: str, path: Path) -> bool:
+    ending = path.suffix.lower()
+    if ending not in (".json", ".csv", ".tsv", ".parquet") or not os.path.isfile(path):
+        return False
+    if ending in (".json", ".tsv"):
+        return True
+    from frepa.datasets.layouts.table import has_boxes
+
+    return has_boxes(path)
+
+
+def _is_labelled_folder(text: str, path: Path) -> bool:
+    from frepa.datasets.layouts.opening import named_layout
+    from frepa.datasets.layouts.registry import recognised
+
+    if ":" in text and named_layout(text) is not None:
+        return True
+    return os.path.isdir(path) and recognised(path, "mask") is not None
+
+
 #: Asked in this order; what is none of them is files. A new kind is a line here.
 KINDS = [
     Kind("store", _is_store, "frepa.images.store.source:open_store"),
+    Kind("labelled folder", _is_labelled_folder, "frepa.datasets.layouts.opening:open_folder"),
     Kind("catalogue", _is_catalogue, "frepa.datasets.catalogue.listing:open_catalogue"),
+    Kind("boxes", _is_box_file, "frepa.datasets.layouts.opening:open_boxes_file"),
     Kind("files", lambda text, path: True, "frepa.images.files:open_files"),
 ]
 
@@ -60,9 +88,12 @@ def open_source(
     """Find every record of ``source``.
 
     Args:
-        source: a folder (searched recursively), a glob pattern, one file (``file.npz#member`` too), or a manifest
-            (.csv or .parquet with a ``path`` column, and ``label``, ``group``, ``modality``, ``dim``, ``unit``,
-            ``slope``, ``intercept`` if wanted). An open `Source` is handed back. DICOM files are grouped into series.
+        source: a folder (searched recursively), a glob pattern, one file (``file.npz#member`` too), a manifest (.csv or
+            .parquet with a ``path`` column, and ``label``, ``mask``, ``split``, ``group``, ``fold``, ``modality``,
+            ``dim``, ``unit``, ``slope``, ``intercept`` if wanted), a table with a row per box, a COCO file, a store,
+            ``dataset-id:folder``, or ``layout:folder`` (``files:folder`` where no layout is to be recognised). An open
+            `Source` is handed back. DICOM files are grouped into series. Files that a recognised layout says are masks
+            are no records.
         dims: 2 for images, 3 for volumes. Files that can only be the other are left out.
         max_pixels: positions above which a file is refused before memory is asked for; None takes 2^28 pixels in 2D
             and 2^30 voxels in 3D.
@@ -87,3 +118,102 @@ def open_source(
         text, dims=dims, max_pixels=max_pixels, canonical=canonical, voi=voi
     )
     return opened
+
+
+def annotations_of(source: Source) -> Annotations:
+    """What is known of the images of a source: what it carries, and what its files tell of classes and boxes."""
+    from frepa.datasets.derived import add_classes
+    from frepa.datasets.layouts.opening import add_boxes
+    from frepa.images.files import FileSource
+
+    if isinstance(source, FileSource) and not _has(source, "boxes"):
+        add_boxes(source)
+    if not any(_has(source, column) for column in ("label", "labels", "mask")):
+        add_classes(source)
+    table = source.annotations
+    return Annotations(source, table_of({"label": [None] * len(source)}, {}) if table is None else table)
+
+
+def _has(source: Source, column: str) -> bool:
+    return source.annotations is not None and column in source.annotations.column_names
+
+
+def open_annotated(
+    text: str, dims: int, column: str, *, instead: str | None = None, canonical: bool = True
+) -> Annotations:
+    """The images of a source and what is known of them, for a task that needs ``column``: label, mask or boxes.
+
+    No pixel is read.
+
+    Args:
+        text: a SOURCE as in `open_source`.
+        dims: 2 or 3, as the encoder takes.
+        column: must be known of one image at least.
+        instead: a column that serves as well.
+        canonical: as in `open_source`.
+
+    Raises:
+        InputError: nothing there, the column is missing (says what there is instead), or images of another number of
+            axes.
+    """
+    try:
+        source = _open(text, dims, canonical)
+    except InputError as error:
+        raise _other_axes(text, dims) or error from None
+    known = annotations_of(source)
+    if instead is not None and known.has(instead) and not known.has(column):
+        column = instead
+    known.need(column)
+    _refuse_stacks(known, text, column)
+    return known
+
+
+def _open(text: str, dims: int, canonical: bool) -> Source:
+    path = Path(text).expanduser()
+    if path.suffix.lower() == ".npz" and os.path.isfile(path):
+        from frepa.datasets.derived import open_npz
+
+        return open_npz(path, dims, canonical=canonical)
+    return open_source(text, dims=dims, canonical=canonical)
+
+
+def _other_axes(text: str, dims: int) -> InputError | None:
+    """What to do where images have another number of axes than the encoder takes; None where that is not the matter."""
+    try:
+        _open(text, 5 - dims, True)
+    except InputError:
+        path = Path(text)
+        files = sorted(path.glob("*.npz")) if os.path.isdir(path) else []
+        return InputError(f"{text}: of npz files as MedMNIST has them give one, such as {files[0]}.") if files else None
+    return InputError(f"{text}: {wrong_axes(dims)}")
+
+
+def wrong_axes(dims: int) -> str:
+    """What to do where images have another number of axes than an encoder of ``dims`` takes."""
+    if dims == 3:
+        return "holds 2D images, and the encoder takes volumes. Give a 2D encoder."
+    return (
+        "holds volumes, and the encoder takes 2D images. To carry it to volumes put slices: before it, as in "
+        '--encoder "slices:ENCODER"; or give a 3D encoder.'
+    )
+
+
+def _refuse_stacks(known: Annotations, text: str, column: str) -> None:
+    """What is known of a file belongs to one image: files of many are volumes, which a 2D encoder does not take."""
+    from frepa.images.files import FileSource
+
+    source = known.source
+    if not isinstance(source, FileSource) or known.facts.get("each"):
+        return
+    cells = known.table[column if column in known.table.column_names else "label"]
+    rows = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
+    stacked = next((name for name in (source.name(int(row)) for row in rows) if _STACKED.search(name)), None)
+    if stacked is None:
+        return
+    file = _STACKED.sub("", stacked)
+    if source.dims == 3:
+        raise InputError(f"{text}: {file} holds several volumes under one annotation. Save each as a file of its own.")
+    raise InputError(
+        f"{text}: {file} holds many slices under one annotation, and the encoder takes single 2D images. To carry it "
+        'to volumes put slices: before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
+    )

@@ -1,20 +1,25 @@
-"""One case from its files: image in [0, 1], classes, field of view, all of one size."""
+"""One case as arrays: image in [0, 1], classes, field of view, all of one size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from frepa.datasets.annotations import Case
 from frepa.datasets.labels import LabelMap
 from frepa.errors import InputError
 from frepa.images.intensity import Window, to_unit
-from frepa.images.orientation import same_grid
+from frepa.images.orientation import reorient, reorient_header, same_grid
+from frepa.images.places import split_place
 from frepa.images.readers.pixels import MAX_PIXELS
-from frepa.images.readers.registry import Reader, readable_suffixes, reader_for
+from frepa.images.readers.registry import Reader, readable_suffixes, reader_at
 from frepa.images.scan import Header, Scan, UnreadableScan, replace_scan
+from frepa.images.source import Source
+
+if TYPE_CHECKING:
+    from frepa.datasets.cases import Case
 
 # Corners may differ by this share of a voxel: headers are rounded, and some programs place voxel corners by halves.
 _PLACE_TOLERANCE = 0.6
@@ -29,24 +34,45 @@ class LabelledImage(NamedTuple):
 
 
 def read_scan(path: Path, dims: int, *, canonical: bool = True) -> Scan:
-    """Decode one file; volumes are turned to the canonical orientation unless ``canonical`` is False.
+    """Decode the record at a place (`frepa.images.places`); volumes are turned to the canonical orientation.
+
+    ``canonical`` False leaves them as stored.
 
     Raises:
         InputError: no reader takes it, or it is damaged; names the file.
     """
-    reader = _reader(path, dims)
+    reader, place = _reader(path, dims), split_place(str(path))
+    options = {"dims": dims, "max_pixels": MAX_PIXELS[dims]}
     try:
-        return reader.read(path, None, 0, dims=dims, max_pixels=MAX_PIXELS[dims], canonical=canonical)
+        return reader.read(Path(place.file), place.member, place.row, canonical=canonical, **options)
     except UnreadableScan as error:
-        raise InputError(f"{error}. Repair the file or take it out of the set.") from None
+        raise _broken(error) from None
 
 
 def read_header(path: Path, dims: int, *, canonical: bool = True) -> Header:
-    """Size and place of one file without decoding it; ``canonical`` and InputError as in `read_scan`."""
+    """Size and place of one record without decoding it; ``canonical`` and InputError as in `read_scan`."""
+    reader, place = _reader(path, dims), split_place(str(path))
+    options = {"dims": dims, "max_pixels": MAX_PIXELS[dims]}
     try:
-        return _reader(path, dims).header(path, None, dims=dims, max_pixels=MAX_PIXELS[dims], canonical=canonical)
+        return reader.header(Path(place.file), place.member, canonical=canonical, **options)
     except UnreadableScan as error:
-        raise InputError(f"{error}. Repair the file or take it out of the set.") from None
+        raise _broken(error) from None
+
+
+def _broken(error: UnreadableScan) -> InputError:
+    return InputError(f"{error}. Repair the file or take it out of the set.")
+
+
+def header_of(source: Source, record: int) -> Header:
+    """Size and place of a source's record in canonical orientation.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return reorient_header(source.header(record))
+    except UnreadableScan as error:
+        raise _broken(error) from None
 
 
 def refuse_stack(path: Path, count: int, dims: int) -> None:
@@ -59,7 +85,7 @@ def refuse_stack(path: Path, count: int, dims: int) -> None:
 
 
 def _reader(path: Path, dims: int) -> Reader:
-    reader = reader_for(path.name)
+    reader = reader_at(Path(split_place(str(path)).file))
     if reader is None or dims not in reader.dims:
         raise InputError(
             f"{path}: no {dims}D image format is known by this ending. Known: {', '.join(readable_suffixes(dims))}. "
@@ -105,6 +131,36 @@ def inside_of(values: np.ndarray) -> np.ndarray:
     return values.max(axis=0) > top / 2 if top > 0 else np.ones(values.shape[1:], dtype=bool)
 
 
+def mask_of(case: Case, dims: int) -> Scan:
+    """The mask of a case with the values that stand for classes, ``(1, *S)``; volumes in canonical orientation.
+
+    Raises:
+        InputError: as in `read_mask`.
+    """
+    try:
+        own = case.source.read_mask(case.record, case.target)
+    except UnreadableScan as error:
+        raise _broken(error) from None
+    scan = read_mask(case.mask, dims) if own is None else reorient(own)
+    return scan if not case.rule else replace_scan(scan, array=RULES[case.rule](scan.array[0])[None])
+
+
+def _outlines(ids: np.ndarray) -> np.ndarray:
+    from skimage.segmentation import find_boundaries
+
+    return find_boundaries(ids, mode="thick").astype(np.uint8)
+
+
+def _of_any(ids: np.ndarray) -> np.ndarray:
+    top = np.iinfo(ids.dtype).max if ids.dtype.kind in "iu" else 0
+    return ((ids != 0) & (ids != top)).astype(np.uint8)
+
+
+#: How masks whose values number instances become classes: where two instances meet (both pixels), or any instance at
+#: all (0 and the type's largest value are none, as in CREMI).
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"outlines": _outlines, "ids": _of_any}
+
+
 def read_case(case: Case, labels: LabelMap, dims: int, window: Window = None) -> LabelledImage:
     """Image scaled over the whole image, classes and field of view, at native resolution.
 
@@ -113,8 +169,11 @@ def read_case(case: Case, labels: LabelMap, dims: int, window: Window = None) ->
     Raises:
         InputError: a file is damaged, or mask or field of view do not fit the image; names both files and sizes.
     """
-    scan = read_scan(case.image, dims)
-    mask = read_mask(case.mask, dims)
+    try:
+        scan = reorient(case.source.read(case.record))
+    except UnreadableScan as error:
+        raise _broken(error) from None
+    mask = mask_of(case, dims)
     check_fit(case.image, scan, case.mask, mask, "mask")
     inside = None
     if case.fov is not None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from frepa.datasets.labelled import class_order
+from frepa.datasets.annotations import Annotations, class_order
 from frepa.errors import InputError
 from frepa.images.scan import Skipped
 from frepa.images.source import Source
@@ -66,14 +66,15 @@ def complete_split(parts: list[str], groups: Sequence[str], seed: int) -> tuple[
     Without a test part the validation part becomes that; without a validation part an eighth of the training groups.
 
     Raises:
-        InputError: there is no training part, or nothing but it.
+        InputError: there is no training part.
     """
     notes = ["official"]
     if "train" not in parts:
-        raise InputError(f"the set has a split, but no training part (only {', '.join(sorted(set(parts)))}).")
+        raise InputError(
+            f"the set has a split, but no training part (only {', '.join(sorted(set(parts)))}). Train on a set that "
+            "has one, or divide this one anew with --split random."
+        )
     if "test" not in parts:
-        if "val" not in parts:
-            raise InputError("the set has a training part only. Add test cases, or divide it with --split random.")
         parts = ["test" if part == "val" else part for part in parts]
         notes.append("its validation part is used for testing, since it has no test part")
     if "val" not in parts:
@@ -121,6 +122,28 @@ def fold_groups(groups: Sequence[str], targets: np.ndarray, count: int, seed: in
         held[fold] += own
         sizes[fold] += len(members[group])
     return [fold_of[group] for group in groups]
+
+
+def given_folds(folds: Sequence[int | None], rule: str) -> tuple[int, ...] | None:
+    """The source's own folds, if it has one for every record and the user does not want others."""
+    known = tuple(fold for fold in folds if fold is not None)
+    return known if known and len(known) == len(folds) and rule == "official" else None
+
+
+def folds_of(
+    own: Sequence[int] | None, groups: Sequence[str], targets: np.ndarray, count: int, seed: int
+) -> tuple[list[int], str]:
+    """The fold each case is tested in, and how it came about: a source's own folds where it has so many, else by group.
+
+    Raises:
+        InputError: fewer groups than folds.
+    """
+    numbers = sorted(set(own or ()))
+    if own is not None and len(numbers) == count:
+        tested, note = [numbers.index(fold) for fold in own], f"the source's own {count} folds"
+    else:
+        tested, note = fold_groups(groups, targets, count, seed), f"{count} folds by group, seed {seed}"
+    return tested, f"{note}; an eighth of each fold's other groups is used for validation"
 
 
 @dataclass(frozen=True)
@@ -184,14 +207,7 @@ class DividedRecords:
         Raises:
             InputError: fewer groups than folds.
         """
-        own = sorted(set(self.given_folds or ()))
-        if self.given_folds is not None and len(own) == count:
-            tested = [own.index(fold) for fold in self.given_folds]
-            note = f"the source's own {count} folds"
-        else:
-            tested = fold_groups(self.groups, self.targets, count, seed)
-            note = f"{count} folds by group, seed {seed}"
-        note += "; an eighth of each fold's other groups is used for validation"
+        tested, note = folds_of(self.given_folds, self.groups, self.targets, count, seed)
         divided = []
         for fold in range(count):
             parts = ["test" if its == fold else "train" for its in tested]
@@ -220,19 +236,29 @@ def ordered_classes(known: Sequence[str], present: set[str]) -> tuple[str, ...]:
     return (*first, *class_order([name for name in present if name not in first]))
 
 
-def groups_of(source: Source, records: Sequence[int]) -> tuple[str, ...]:
-    """Patient or study of each record, the record's own name where none are known."""
-    codes = source.group_codes
-    return tuple(source.name(i) if codes is None else str(codes[i]) for i in records)
+def groups_of(known: Annotations, records: Sequence[int]) -> tuple[tuple[str, ...], bool]:
+    """Patient or study of each record, the record's own name where it is not known; and whether any is known."""
+    codes = known.source.group_codes
+    if codes is not None:
+        return tuple(str(codes[i]) for i in records), True
+    groups = known.groups
+    return tuple(groups[i] or known.source.name(i) for i in records), known.has("group")
 
 
 def divide(
-    text: str, given: Sequence[str | None], groups: Sequence[str], rule: str, seed: int, *, grouped: bool = True
+    text: str,
+    given: Sequence[str | None],
+    groups: Sequence[str],
+    rule: str,
+    seed: int,
+    *,
+    grouped: bool = True,
+    complete: bool = True,
 ) -> tuple[list[str], str]:
     """A part for every record and how it came about, in words.
 
-    ``official`` keeps the parts given and completes them; where there are none, and with ``random``, groups are divided
-    7:1:2 (Frepa section 4).
+    ``official`` keeps the parts given and completes them; where there are none (or one only, for training, as where the
+    labels of the others are withheld), and with ``random``, groups are divided 7:1:2 (Frepa section 4).
 
     Args:
         text: what the user named, for messages.
@@ -241,10 +267,13 @@ def divide(
         rule: one of ``SPLIT_RULES``.
         seed: another seed gives another division.
         grouped: patients are known.
+        complete: False keeps the parts as they are, and what has none is tested on.
 
     Raises:
         InputError: some records have a part and others not, or there are too few groups.
     """
+    if not complete:
+        return [part or "test" for part in given], "as given; what has no part is tested on"
     named = [part for part in given if part is not None]
     if rule == "official" and 0 < len(named) < len(given):
         raise InputError(
@@ -252,8 +281,9 @@ def divide(
             "--split random."
         )
     try:
-        if rule == "random" or not named:
+        if rule == "random" or set(named) <= {"train"}:
             parts, note = split_groups(groups, SHARES, seed), f"random, 7:1:2 by group, seed {seed}"
+            note += "; all that is labelled is its training part" if named and rule == "official" else ""
         else:
             parts, note = complete_split(named, groups, seed)
     except InputError as error:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
-from frepa.images.finding import Found, find_files, manifest_files
+from frepa.images.finding import ANNOTATED, Found, find_files, manifest_files
 from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.dicom.folders import grouped
 from frepa.images.readers.pixels import MAX_PIXELS
@@ -201,7 +202,8 @@ class FileSource(Source):
     def attach(self, table: dict[str, pa.DictionaryArray]) -> None:
         """Give the records the manifest's columns, each one value per row.
 
-        ``label``, ``group``, ``modality``, ``split``, ``mask``, and ``unit``, ``slope``, ``intercept`` of the values.
+        ``label``, ``group``, ``modality``, ``unit``, ``slope``, ``intercept`` of the values, and what `annotations`
+        has: ``label``, ``group``, ``split``, ``fold``, ``mask`` and ``mask_<target>``, ``case``.
         """
 
         def per_record(column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -215,21 +217,18 @@ class FileSource(Source):
         if "label" in table:
             values, codes = per_record("label")
             self.labels = values[codes]
-        if "split" in table:
-            values, codes = per_record("split")
-            self.splits = values[codes]
-        if "mask" in table:
-            values, codes = per_record("mask")
-            self.masks = values[codes]
         if "modality" in table:
             values, codes = per_record("modality")
             present, codes = np.unique(codes, return_inverse=True)
             self.modalities = tuple(values[present])
             self.modality_codes = codes.astype(np.int32)
         if "group" in table:
-            self._groups, codes = per_record("group")
-            self.group_codes = _alone_where_unknown(self._groups, codes)
-            self._group_names = len(self._groups)
+            self._take_groups(*per_record("group"))
+        known = {name: column for name, column in table.items() if name in ANNOTATED or name.startswith("mask_")}
+        if known:
+            rows = pa.array(np.repeat(self._rows, np.diff(self._starts)))
+            columns = {name: _nulls_for_empty(column).take(rows) for name, column in known.items()}
+            self.annotations = pa.table(columns)
         scale = {name: per_record(name) for name in ("unit", "slope", "intercept") if name in table}
         if scale:
             distinct, codes = np.unique(np.stack([codes for _, codes in scale.values()]), axis=1, return_inverse=True)
@@ -237,6 +236,16 @@ class FileSource(Source):
                 {name: scale_value(name, scale[name][0][code]) for name, code in zip(scale, row)} for row in distinct.T
             ]
             self._value_codes = codes.reshape(-1)
+
+    def group_by(self, names: Sequence[str | None]) -> None:
+        """Say of every record which patient or study it is of, None where that is unknown."""
+        values, codes = np.unique(np.array([name or "" for name in names], dtype=str), return_inverse=True)
+        self._take_groups(values.astype(object), codes.astype(np.int64))
+
+    def _take_groups(self, names: np.ndarray, codes: np.ndarray) -> None:
+        self._groups = names
+        self.group_codes = _alone_where_unknown(names, codes)
+        self._group_names = len(names)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -355,6 +364,12 @@ class FileSource(Source):
         return digest.hexdigest()
 
 
+def _nulls_for_empty(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    empty = pc.index(column.dictionary, "").as_py()
+    indices = pc.if_else(pc.equal(column.indices, pa.scalar(empty, pa.int32())), None, column.indices)
+    return pa.DictionaryArray.from_arrays(indices, column.dictionary)
+
+
 def _encoded(names: Sequence[str] | None) -> list[bytes] | None:
     return None if names is None else [os.fsencode(name) for name in names]
 
@@ -397,11 +412,12 @@ def open_files(
         source = FileSource(root, text, grouped(found, root, dims, limit), **options)
         source.warn_of_labels()
     if len(source) == 0:
-        raise _nothing_readable(source)
+        raise nothing_readable(source)
     return source
 
 
-def _nothing_readable(source: FileSource) -> InputError:
+def nothing_readable(source: FileSource) -> InputError:
+    """Why a source has no record, in words."""
     endings = ", ".join(readable_suffixes(source.dims))
     if not source.skipped:
         other = " Volumes are read with dims 3, images with dims 2." if source.dims in (2, 3) else ""

@@ -24,8 +24,12 @@ from frepa.names import shown
 
 _CHUNK = 65536
 _DIMS = {"2": 2, "2d": 2, "3": 3, "3d": 3}
-_COLUMNS = ("path", "image", "label", "group", "modality", "dim", "unit", "slope", "intercept", "split", "mask")
-_KEPT = ("label", "group", "modality", "unit", "slope", "intercept", "split", "mask")
+#: Columns of a manifest that say something of an image (`frepa.datasets.annotations`), beside ``mask_<target>``.
+ANNOTATED = ("label", "group", "split", "fold", "mask", "case")
+_KEPT = (*ANNOTATED, "modality", "unit", "slope", "intercept")
+_COLUMNS = ("path", "image", *_KEPT, "dim", "fov", "name")
+# Other names of columns
+_ALSO = {"fov": "mask_fov", "name": "case"}
 
 
 @dataclass(frozen=True)
@@ -223,8 +227,9 @@ def _hidden(name: str) -> bool:
 def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found], dict[str, pa.DictionaryArray]]:
     """Root, files and columns (one text per row, "" where empty) of a manifest.
 
-    The columns are ``label``, ``group``, ``modality``, ``split``, ``mask``, and ``unit``, ``slope`` and ``intercept``
-    for files whose values mean more than they say (16-bit PNG of CT: unit HU, intercept -32768).
+    The columns are ``label``, ``group``, ``modality``, ``split``, ``fold``, ``mask`` and ``mask_<target>`` (``fov`` is
+    ``mask_fov``), ``case`` (or ``name``), and ``unit``, ``slope`` and ``intercept`` for files whose values mean more
+    than they say (16-bit PNG of CT: unit HU, intercept -32768).
 
     ``path`` is relative to the manifest's folder and may name a member (``x.npz#train_images``) or a
     DICOM series (its folder). A ``dim`` column with
@@ -243,11 +248,12 @@ def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found], dict[st
         )
     if table.num_rows == 0:
         raise InputError(f"The manifest {text} has no rows. Add one row per image, with its file in the column 'path'.")
-    columns = {
-        name: table[name].cast(pa.string()).fill_null("").combine_chunks().dictionary_encode()
-        for name in _KEPT
-        if name in table.column_names
-    }
+    columns = {}
+    for name in table.column_names:
+        called = _ALSO.get(name, name)
+        if called in _KEPT or called.startswith("mask_"):
+            cells = compute.utf8_trim_whitespace(table[name].cast(pa.string()).fill_null(""))
+            columns[called] = cells.combine_chunks().dictionary_encode()
     paths = table[files].cast(pa.large_string()).combine_chunks()
     wanted = _wanted_rows(table, dims)
     if not len(wanted):
@@ -270,7 +276,7 @@ def _table(path: Path) -> pa.Table:
             f"The manifest {shown(path)} cannot be read: {reason}. Expected a .csv or .parquet table with a column "
             "'path'."
         ) from None
-    check_columns(path, table, _COLUMNS)
+    check_columns(path, table, [*_COLUMNS, *(name for name in table.column_names if name.startswith("mask_"))])
     return table
 
 

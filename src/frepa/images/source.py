@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from frepa.images.scan import Header, Scan, Skipped, replace_scan
 
@@ -27,25 +28,29 @@ class Source(ABC):
         skipped: records that could not be used, known from opening and added to by `add_skipped`.
         notes: what is odd about records that can be used, known from opening: slices missing in a series, and the like.
         warnings: sentences about the source as a whole that whoever uses it ought to read.
+        aside: a sentence for whoever wants images alone, about files that belong to them and are none; "" without such.
         modalities: names, ``()`` when unknown; ``modality_codes`` holds each record's place in it, ``(n,)`` int32,
             or None when unknown.
         group_codes: ``(n,)`` int64, equal where two records belong to one patient or study; None when unknown.
         labels: ``(n,)`` of strings as the manifest gives them, or of integers; None when there are none.
         folder: what the records' names are relative to; None where they are no files.
-        splits, masks: ``(n,)`` of strings as a manifest gives them, "" where empty; None when there are none.
+        annotations: a row per record with what is known of it: classes, masks, boxes, split, fold, group. The columns
+            are those of `frepa.datasets.annotations`; None where the source knows of nothing.
+        holds_masks: `read_mask` gives the masks; False where `annotations` names their files.
         by_modality: record numbers sorted by modality, then by number, and how many each modality has, where the source
             keeps them at hand; None otherwise. Saves weighted sampling a table of its own.
     """
 
     dims: int
     location: str
+    aside: str = ""
     modalities: tuple[str, ...] = ()
     modality_codes: np.ndarray | None = None
     group_codes: np.ndarray | None = None
     labels: np.ndarray | None = None
     folder: Path | None = None
-    splits: np.ndarray | None = None
-    masks: np.ndarray | None = None
+    annotations: pa.Table | None = None
+    holds_masks: bool = False
     by_modality: tuple[Any, np.ndarray] | None = None
 
     def __init__(self) -> None:
@@ -93,6 +98,10 @@ class Source(ABC):
         scan = self.read(index)
         cut = tuple(slice(first, first + n) for first, n in zip(start, size))
         return replace_scan(scan, array=scan.array[(slice(None), *cut)])
+
+    def read_mask(self, index: int, target: str) -> Scan | None:
+        """The mask of a target that the source itself holds, ``(1, *S)``; None where `annotations` names its file."""
+        return None
 
     @property
     @abstractmethod
@@ -151,6 +160,9 @@ class _Selection(Source):
             None if column is None else column[indices]
             for column in (parent.modality_codes, parent.group_codes, parent.labels)
         )
+        self.holds_masks = parent.holds_masks
+        if parent.annotations is not None:
+            self.annotations = parent.annotations.take(pa.array(indices))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -169,6 +181,9 @@ class _Selection(Source):
 
     def describe(self, index: int) -> Scan | None:
         return self._parent.describe(int(self._indices[index]))
+
+    def read_mask(self, index: int, target: str) -> Scan | None:
+        return self._parent.read_mask(int(self._indices[index]), target)
 
     def read_crop(self, index: int, start: Sequence[int], size: Sequence[int]) -> Scan:
         return self._parent.read_crop(int(self._indices[index]), start, size)

@@ -116,7 +116,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
     stop = StopRequest()
     lost = LostData(execution.max_unreadable, share, fabric.world_size)
     journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=execution.quiet, lost=lost, on_loss=stop.ask)
-    for sentence in (*source.warnings, *news):
+    for sentence in filter(None, (source.aside, *source.warnings, *news)):
         journal.tell(sentence)
     if source.skipped:
         journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")

@@ -30,7 +30,7 @@ def check(
 
     Args:
         source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), dataset-id:folder, or a
-            store.
+            store. Files that belong to a layout as masks are held against their images; files:FOLDER reads them too.
         out: folder for the findings and the report; without it, the summary is all.
         dims: 2 for images, and for volumes slice by slice; 3 for volumes.
         max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in

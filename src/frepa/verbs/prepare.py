@@ -70,7 +70,7 @@ def prepare(
     from frepa.images.store.packing import pack_source, tell
 
     opened = open_source(source, dims=dims, max_pixels=max_pixels, voi=voi)
-    for sentence in opened.warnings:
+    for sentence in filter(None, [opened.aside, *opened.warnings]):
         tell(sentence)
     facts = pack_source(
         opened,

@@ -54,7 +54,8 @@ def pretrain(
     method=frepa.methods.Frepa(mask_ratio=0.6).
 
     Args:
-        source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), or a prepared store.
+        source: a folder, a glob, a file, a manifest (CSV or parquet with a column "path"), dataset-id:folder, or a
+            prepared store. Files that belong to a layout as masks are left out; files:FOLDER reads every file.
         out: folder of the run; an existing run is never touched without --resume or --overwrite.
         method: what the encoder is trained by.
         preset: options by one word, beneath those that are given: "paper" is the paper's setting of method frepa.

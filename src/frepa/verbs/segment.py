@@ -50,9 +50,9 @@ def segment(
     channel is computed from each clean image and named in all results, because it helps a head by itself.
 
     Args:
-        source: one or more labelled sets: a folder in a known layout (DRIVE, CHASE_DB1, HRF, STARE, OCTA-500, Medical
-            Decathlon, or images/ and masks/), a manifest (CSV or parquet with the columns image and mask, and fov,
-            split, group if wanted), or LAYOUT:FOLDER.
+        source: one or more sets of images with masks: a folder with images/ and masks/ or in the layout of DRIVE,
+            CHASE_DB1, HRF, STARE or the Medical Decathlon, dataset-id:folder of the catalogue, or a manifest (CSV or
+            parquet with the columns image and mask, and fov, split, group, fold if wanted).
         encoder: a run folder, an encoder file, random:NAME, timm:NAME[@checkpoint], or slices:ENCODER2D, which
             carries any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
@@ -63,7 +63,8 @@ def segment(
             default pyramid+image, and last where the last map has full resolution and for a slice transfer.
         reach: positions per axis, 1 or 3, from which the linear part reads each block of pixels.
         split: "official" keeps a set's own split and completes it; "random" is 7:1:2 by patient for every set.
-        folds: cross-validation with so many folds instead of one split, every set by its own patients.
+        folds: cross-validation with so many folds instead of one split: a set's own where it has so many, else by its
+            patients.
         mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
         image_size: longer side, in pixels, that images are resized to before the encoder; by default they keep their
             own resolution. Scores are always taken at the image's own resolution.

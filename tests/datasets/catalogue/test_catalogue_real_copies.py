@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from frepa.datasets.annotations import facts_of
 from frepa.datasets.catalogue.entry import load_entry, read_entry
 from frepa.datasets.catalogue.listing import open_catalogue
-from frepa.datasets.catalogue.records import table_facts
 from frepa.datasets.catalogue.resolve import read_dataset, resolve
 from frepa.datasets.catalogue.verify import verify
 
@@ -59,7 +59,7 @@ def test_octa_500_as_a_folder_of_parts(shared_data: Path) -> None:
     folder = shared_data / "OCTA500_3M"
     table = resolve("octa-500", folder)
     assert _counts(folder, "octa-500", "split") == {("train",): 140, ("val",): 10}
-    assert table_facts(table)["target"] == "large_vessel"
+    assert facts_of(table)["target"] == "large_vessel"
     for row in table.to_pylist():
         path = Path(row["path"])
         assert row["split"] == path.parents[1].name
@@ -119,7 +119,7 @@ def test_hippocampus_from_its_own_folder_or_the_one_above(shared_data: Path, tmp
     for row in table.to_pylist():
         assert Path(row["mask"]).name == Path(row["path"]).name
         assert Path(row["mask"]).parent.name == "labelsTr"
-    names = table_facts(table)["label_names"]["Task04_Hippocampus"]
+    names = facts_of(table)["label_names"]["Task04_Hippocampus"]
     assert [names[key].casefold() for key in ("1", "2")] == ["anterior", "posterior"]
     assert verify(load_entry("msd"), folder).complete
 

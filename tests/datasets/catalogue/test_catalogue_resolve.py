@@ -12,12 +12,13 @@ from PIL import Image
 
 from catalogue_cases_eye import CASES
 from catalogue_trees import cremi, dicom, medmnist, series, write
+from frepa.datasets.annotations import facts_of
 from frepa.datasets.catalogue.entry import load_entry
-from frepa.datasets.catalogue.listing import open_catalogue, split_place
-from frepa.datasets.catalogue.records import table_facts
+from frepa.datasets.catalogue.listing import open_catalogue
 from frepa.datasets.catalogue.resolve import catalogue_table, parse_source, read_dataset, resolve
 from frepa.datasets.opening import open_source
 from frepa.errors import InputError
+from frepa.images.places import split_place
 
 
 def test_a_source_is_dataset_and_folder(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_a_source_is_dataset_and_folder(tmp_path: Path) -> None:
     table = catalogue_table(f"drive:{tmp_path}")
     assert table is not None
     assert table.num_rows == 2
-    assert table_facts(table)["dataset"] == "drive"
+    assert facts_of(table)["dataset"] == "drive"
     assert table.equals(resolve("drive", tmp_path))
 
 
@@ -73,7 +74,7 @@ def test_options_select(tmp_path: Path) -> None:
     assert one["path"].to_pylist() == [str(tmp_path / "OCTA_3mm/Projection Maps/OCTA(ILM_OPL)/10301.bmp")]
     assert resolve("octa-500", tmp_path, split="test")["split"].to_pylist() == ["test"]
     vein = resolve("octa-500", tmp_path, target="vein")
-    assert table_facts(vein)["target"] == "vein"
+    assert facts_of(vein)["target"] == "vein"
     assert vein["mask"].to_pylist() == everything["mask_vein"].to_pylist()
     assert vein["mask_artery"].to_pylist() == everything["mask"].to_pylist()
 
@@ -126,7 +127,7 @@ def test_labels_that_do_not_fit_their_images_are_refused(tmp_path: Path) -> None
 
 def test_class_order_is_the_publishers(tmp_path: Path) -> None:
     CASES["aptos2019"].build(tmp_path)
-    facts = table_facts(resolve("aptos2019", tmp_path))
+    facts = facts_of(resolve("aptos2019", tmp_path))
     assert facts["classes"] == ["No DR", "Mild", "Moderate", "Severe", "Proliferative DR"]
     assert facts["problems"] == []
 
@@ -136,9 +137,9 @@ def test_decathlon_label_names_come_from_the_file(tmp_path: Path) -> None:
     about = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "pancreas", "2": "cancer"}}
     (tmp_path / "Task07_Pancreas/dataset.json").write_text(json.dumps(about))
     table = resolve("msd", tmp_path)
-    names = table_facts(table)["label_names"]
+    names = facts_of(table)["label_names"]
     assert names == {"Task07_Pancreas": {"0": "background", "1": "pancreas", "2": "cancer"}}
-    assert "no labels mask" in table_facts(table)["problems"][0]
+    assert "no labels mask" in facts_of(table)["problems"][0]
 
 
 @pytest.mark.parametrize(("channel", "modality"), [("T2-weighted", "MRI"), ("CT", "CT"), ("something", "CT")])
@@ -148,7 +149,7 @@ def test_modality_of_an_unknown_task_comes_from_its_file(tmp_path: Path, channel
     (tmp_path / "Task11_New/dataset.json").write_text(json.dumps(about))
     table = resolve("msd", tmp_path)
     assert table["modality"].to_pylist() == [modality]
-    assert table_facts(table)["label_names"] == {"Task11_New": {"0": "background", "1": "thing"}}
+    assert facts_of(table)["label_names"] == {"Task11_New": {"0": "background", "1": "thing"}}
 
 
 def test_padded_cremi_labels_are_joined_by_their_offset(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_wrong_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an empty table"):
         resolve("aptos2019", tmp_path)
     (tmp_path / "train.csv").unlink()
-    assert "a table is missing" in table_facts(resolve("aptos2019", tmp_path))["problems"][0]
+    assert "a table is missing" in facts_of(resolve("aptos2019", tmp_path))["problems"][0]
 
 
 def test_findings_of_an_unknown_form_are_named(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_patients_do_not_show(tmp_path: Path) -> None:
     (tmp_path / "CRLM-CT-1002").mkdir()
     dicom("SEG", "9.9", refers="1.1")(tmp_path / "CRLM-CT-1002" / "1-1.dcm")
     table = resolve("colorectal-liver-metastases", tmp_path)
-    text = str(table.to_pylist()) + str(table_facts(table))
+    text = str(table.to_pylist()) + str(facts_of(table))
     assert "Secret" not in text
     assert "SECRET" not in text
     assert "9.8.7" not in text
@@ -245,7 +246,7 @@ def test_labels_splits_and_rows_of_a_stack(tmp_path: Path) -> None:
     source = open_catalogue(f"pneumoniamnist:{tmp_path}", dims=2)
     assert source.labels is not None
     assert source.labels.tolist() == ["normal", "pneumonia", "pneumonia", "normal"]
-    assert source.table["split"].to_pylist() == ["train", "train", "val", "test"]
+    assert source.annotations["split"].to_pylist() == ["train", "train", "val", "test"]
     for i in range(4):
         np.testing.assert_array_equal(source.read(i).array, images[i][None])
     assert source.name(1) == "pneumoniamnist.npz#train_images[1]"

@@ -95,18 +95,24 @@ def _labelled_table(rows: list[str]):
 
 
 WRONG = {
-    "no labels in a folder": (lambda root: str(images(root, "1.png", "2.png")), "no labels were found"),
+    "no labels in a folder": (
+        lambda root: str(images(root, "1.png", "2.png")),
+        "has no classes.* nothing else is known",
+    ),
     "a segmentation set": (
         lambda root: str(images(root, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(4)))),
-        "is laid out for segmentation .folders: .* Use frepa segment",
+        "has no classes.* masks of 4.* frepa segment learns from these",
     ),
-    "no label column": (_labelled_table(["path", "0.png", "1.png"]), "no column 'label'"),
-    "empty labels": (_labelled_table(["path,label", "0.png,", "1.png,"]), "empty in every row"),
+    "no label column": (_labelled_table(["path", "0.png", "1.png"]), "no classes.* the column label of a manifest"),
+    "empty labels": (_labelled_table(["path,label", "0.png,", "1.png,"]), "no classes"),
     "one class": (_labelled_table(["path,label", "0.png,a", "1.png,a"]), "every labelled image is of the class 'a'"),
     "unknown part": (_labelled_table(["path,label,split", "0.png,a,trian", "1.png,b,test"]), "split 'trian' is not"),
     "half a split": (_labelled_table(["path,label,split", "0.png,a,train", "1.png,b,"]), "1 of 2 labelled images have"),
     "too few": (_labelled_table(["path,label", "0.png,a", "1.png,b"]), "cannot be divided"),
-    "only training": (_labelled_table(["path,label,split", "0.png,a,train", "1.png,b,train"]), "training part only"),
+    "only tested": (
+        _labelled_table(["path,label,split", "0.png,a,test", "1.png,b,test"]),
+        "no training part .only test",
+    ),
 }
 
 

@@ -228,12 +228,16 @@ def volumes(*rows: str) -> Callable[[Path], str]:
 
 BOX3D = "path,x_min,y_min,z_min,x_max,y_max,z_max"
 WRONG = {
-    "nothing there": (lambda root: str(root / "none"), 2, r"not found.*\n  catalogue: dataset-id:folder"),
-    "nothing marked": (lambda root: str(picture(root / "1.png").parent), 2, r"no boxes were recognised"),
-    "classes": (class_folders, 2, "If the names of the folders are classes of whole images, frepa classify"),
-    "a store": (a_store, 2, "is a store, and stores hold no boxes"),
+    "nothing there": (lambda root: str(root / "none"), 2, r"does not exist"),
+    "nothing marked": (lambda root: str(picture(root / "1.png").parent), 2, r"has no boxes.* nothing else is known"),
+    "classes": (class_folders, 2, "has classes of .* frepa classify learns from these"),
+    "a store": (a_store, 2, "has no boxes"),
     "no column of files": (in_table("x_min,y_min,x_max,y_max", "1,1,2,2"), 2, "no column that names the image"),
-    "no columns of boxes": (in_table("path,x,y", "0.png,1,1"), 2, "no column set that gives a box"),
+    "no columns of boxes": (
+        in_table("path,x,y", "0.png,1,1"),
+        2,
+        "has no boxes.* a table with a row per box .path, x_min",
+    ),
     "no rows": (in_table(COLUMNS), 2, "has no rows"),
     "no box": (in_table(COLUMNS, "0.png,,,,"), 2, "1 images and no box in any"),
     "half a box": (
@@ -261,11 +265,11 @@ WRONG = {
     ),
     "another size": (voc_of_another_size, 2, r"is 20 x 30 pixels .* drawn on 30 x 20"),
     "no images": (voc_without_images, 2, r"3 XML files have no image of the same name: 0\.xml"),
-    "2D for 3D": (in_table(COLUMNS, "0.png,1,1,5,5"), 3, "boxes have no third axis"),
+    "2D for 3D": (in_table(COLUMNS, "0.png,1,1,5,5"), 3, "holds 2D images, and the encoder takes volumes"),
     "3D for 2D": (volumes(BOX3D, "0.nii,1,1,1,5,5,5"), 2, "slices:ENCODER"),
-    "images as volumes": (in_table(BOX3D, "0.png,1,1,1,5,5,5"), 3, "holds 2D images, and the encoder takes volumes"),
+    "images as volumes": (in_table(BOX3D, "0.png,1,1,1,5,5,5"), 3, "0.png: an image, not a volume"),
     "volumes as images": (volumes(COLUMNS, "0.nii,1,1,5,5"), 2, "holds many slices"),
-    "voc for 3D": (voc_of_another_size, 3, "Pascal VOC boxes have two axes"),
+    "voc for 3D": (voc_of_another_size, 3, "holds 2D images, and the encoder takes volumes"),
     "no place": (volumes(SPHERES, *(f"{i}.npy,1,1,1,5" for i in range(3))), 3, "does not say where it lies"),
     "no boxes known": (lambda root: f"drive:{root}", 2, "No image of drive"),
 }

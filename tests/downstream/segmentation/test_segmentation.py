@@ -257,4 +257,4 @@ def test_the_command_line(tmp_path: Path, run: Path, capsys: pytest.CaptureFixtu
     assert main([*words, "--quiet"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(["segment", str(tmp_path / "none"), "--encoder", ENCODER, "--out", str(tmp_path / "x")]) == 2
-    assert "none: not found" in capsys.readouterr().err
+    assert "none does not exist" in capsys.readouterr().err

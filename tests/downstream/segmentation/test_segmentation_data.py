@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from frepa.datasets.reading import read_case, read_mask
-from frepa.downstream.segmentation.data import check_sets, open_sets
+from frepa.downstream.segmentation.data import SegmentationData, check_sets, open_sets
 from frepa.errors import InputError
 
 
@@ -26,8 +27,8 @@ def small_set(root: Path, count: int = 10, values: tuple[int, ...] = (0, 255)) -
 
 def test_official_splits_are_completed_from_training_only(shared_data: Path) -> None:
     drive, chase, octa = open_sets([str(shared_data / n) for n in ("DRIVE", "CHASE_DB1", "OCTA500_3M")], dims=2)
-    assert {c.name for c in drive.part("test")} == {f"{n:02d}" for n in range(1, 21)}
-    assert {int(c.name) for part in ("train", "val") for c in drive.part(part)} == set(range(21, 41))
+    assert {c.name for c in drive.part("test")} == {f"{n:02d}_test" for n in range(1, 21)}
+    assert {int(c.name[:2]) for part in ("train", "val") for c in drive.part(part)} == set(range(21, 41))
     assert 2 <= len(drive.part("val")) <= 3
     # Both eyes of a child stay together.
     assert len(chase.part("test")) == 8
@@ -84,7 +85,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_missing_masks_are_counted_and_too_many_are_refused(tmp_path: Path) -> None:
     root = small_set(tmp_path / "set")
     (root / "masks" / "c0.png").unlink()
-    assert open_sets([str(root)], dims=2)[0].unpaired == ("c0.png",)
+    assert open_sets([str(root)], dims=2)[0].unpaired == ("images/c0.png",)
     for i in range(1, 7):
         (root / "masks" / f"c{i}.png").unlink()
     with pytest.raises(InputError, match=r"7 of 10 images have no mask of a matching name \(c0\.png"):
@@ -94,12 +95,50 @@ def test_missing_masks_are_counted_and_too_many_are_refused(tmp_path: Path) -> N
 def test_empty_folders_and_empty_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(InputError, match="no 2D images were found"):
+    with pytest.raises(InputError, match="No 2D image found"):
         open_sets([str(tmp_path)], dims=2)
     with pytest.raises(InputError, match="No source"):
         open_sets([], dims=2)
     with pytest.raises(InputError, match="expected official or random"):
         open_sets(["x"], dims=2, split="half")
+
+
+def test_a_set_that_is_only_tested_on_opens_and_is_not_trained_on(tmp_path: Path) -> None:
+    root = small_set(tmp_path / "set", 4)
+    rows = "".join(f"images/c{i}.png,masks/c{i}.png,{'test' if i else ''}\n" for i in range(4))
+    (root / "set.csv").write_text("image,mask,split\n" + rows)
+    (item,) = open_sets([str(root / "set.csv")], dims=2, complete=False)
+    assert [case.split for case in item.cases] == ["test"] * 4
+    (root / "set.csv").write_text(("image,mask,split\n" + rows).replace("png,\n", "png,test\n"))
+    with pytest.raises(InputError, match=r"no training part \(only test\)\. Train on a set that has one"):
+        open_sets([str(root / "set.csv")], dims=2)
+
+
+def test_a_training_part_alone_is_divided(tmp_path: Path) -> None:
+    root = small_set(tmp_path / "set", 10)
+    rows = "".join(
+        f"images/c{i}.png,{f'masks/c{i}.png' if i < 8 else ''},{'train' if i < 8 else 'test'}\n" for i in range(10)
+    )
+    (root / "set.csv").write_text("image,mask,split\n" + rows)
+    (item,) = open_sets([str(root / "set.csv")], dims=2)
+    assert sorted(len(item.part(part)) for part in ("train", "val", "test")) == [1, 2, 5]
+    assert item.split_note.endswith("all that is labelled is its training part")
+    assert item.unpaired == ("images/c8.png", "images/c9.png")
+
+
+def test_a_sources_own_folds(shared_data: Path) -> None:
+    """The hippocampus set comes with nnU-Net's five."""
+    folder = shared_data / "Task04_Hippocampus"
+    truth = [set(fold["val"]) for fold in json.loads((folder / "splits_final.json").read_text())]
+    for text in (str(folder), f"msd:{folder}"):
+        sets = open_sets([text], dims=3)
+        data = SegmentationData(tuple(sets), {}, {})
+        divided = data.folds(5, seed=0)
+        assert [{case.name for case in one.sets[0].part("test")} for one in divided] == truth
+        assert divided[0].sets[0].split_note.startswith("the source's own 5 folds")
+        assert data.folds(4, seed=0)[0].sets[0].split_note.startswith("4 folds by group")
+        other = SegmentationData(tuple(open_sets([text], dims=3, split="random")), {}, {})
+        assert other.folds(5, seed=0)[0].sets[0].split_note.startswith("5 folds by group")
 
 
 def test_sets_with_few_cases_say_how_many_are_needed(tmp_path: Path) -> None:

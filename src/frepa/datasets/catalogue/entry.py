@@ -90,11 +90,14 @@ class Entry:
         licence: ``{name, status}``.
         layout: example path -> what it is; drawn as a tree.
         read: steps, ``[{step name: options}]``; empty where the layout is not known.
+        recognise: patterns that a folder in this layout has at its top, by which it is known without its name.
         confidence: how sure the layout is.
         paper: ``{tables, images, modality, notes}`` as printed there; ``modality`` only where it differs.
         paper_tasks: ``[{id, type, dims, printed, ...}]`` the paper's tasks on it, with the means it prints.
         options: name -> ``{about, values}``: what ``ID?name=value:FOLDER`` may select.
-        labels: ``{kind, names, notes}``.
+        labels: ``{kind, names, notes}``; names by value are those of mask values. ``binary``: masks are foreground and
+            background whatever their values; ``rules``: target -> how its values become classes
+            (`frepa.datasets.reading.RULES`).
         window: the CT window that fits, or None.
         split: the official split, in words.
         counts: what a complete copy holds.
@@ -124,6 +127,7 @@ class Entry:
     layout: dict[str, str] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     read: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    recognise: list[str] = field(default_factory=list)
     labels: dict[str, Any] = field(default_factory=dict)
     window: str | None = None
     split: str = ""

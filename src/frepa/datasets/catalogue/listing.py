@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,35 +15,22 @@ import pyarrow.compute as pc
 from frepa.datasets.catalogue.resolve import parse_source, read_dataset
 from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
+from frepa.images.places import split_place
 from frepa.images.readers.pixels import MAX_PIXELS
-from frepa.images.readers.registry import READERS, readable_suffixes, reader_at, reader_for
+from frepa.images.readers.registry import READERS, readable_suffixes, reader_at
 from frepa.images.scan import Header, Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
 from frepa.images.units import declared
-
-_ROW = re.compile(r"(.*)\[(\d+)\]", re.DOTALL)
-
-
-def split_place(path: str) -> tuple[str, str | None, int]:
-    """File, member and row of a record's path: ``a.npz#train_images[17]`` gives ``("a.npz", "train_images", 17)``.
-
-    A ``#`` that is part of a file's own name is left alone.
-    """
-    file, hash_sign, member = path.rpartition("#")
-    if not hash_sign or "/" in member.rpartition(".")[0] or reader_for(file) is None:
-        # A DICOM series is named by its folder, which has no ending
-        return (file, member, 0) if hash_sign and member.startswith("series=") else (path, None, 0)
-    numbered = _ROW.fullmatch(member)
-    return (file, numbered[1], int(numbered[2])) if numbered else (file, member, 0)
 
 
 class CatalogueSource(Source):
     """Records of a catalogue dataset of one dimensionality.
 
     Attributes:
-        table: the rows of `frepa.datasets.catalogue.resolve.resolve` for these records, in the same order: split,
-            labels, masks, boxes.
+        annotations: the rows of `frepa.datasets.catalogue.resolve.resolve` for these records, in the same order.
     """
+
+    annotations: pa.Table
 
     def __init__(
         self,
@@ -72,19 +58,19 @@ class CatalogueSource(Source):
             reason = f"no reader for this ending; known: {', '.join(readable_suffixes(dims))}"
             self.skipped.append(Skipped(self._short(places[i][0]), reason, "unreadable"))
         kept = np.flatnonzero(good)
-        self.table = table.take(kept)
+        self.annotations = table.take(kept)
         self._files = pa.array([places[i][0] for i in kept], pa.large_string())
         self._members = pa.array([places[i][1] for i in kept], pa.large_string())
         self._rows = np.array([places[i][2] for i in kept], np.int32)
         self._readers = np.array([READERS.index(readers[i]) for i in kept], np.uint8)  # type: ignore[arg-type]
-        self.modalities, self.modality_codes = _coded(self.table["modality"])
-        groups = self.table["group"]
+        self.modalities, self.modality_codes = _coded(self.annotations["modality"])
+        groups = self.annotations["group"]
         self._groups: tuple[str, ...] = ()
         if groups.null_count == 0 and len(groups):
             self._groups, codes = _coded(groups)
             self.group_codes = codes.astype(np.int64)
-        self.labels = _labels(self.table)
-        self._scale = self.table.select(["unit", "slope", "intercept"]).combine_chunks()
+        self.labels = _labels(self.annotations)
+        self._scale = self.annotations.select(["unit", "slope", "intercept"]).combine_chunks()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,7 +83,7 @@ class CatalogueSource(Source):
         name = self._short(self._files[index].as_py())
         if member is None:
             return name
-        return self.table["path"][index].as_py().replace(self._files[index].as_py(), name, 1)
+        return self.annotations["path"][index].as_py().replace(self._files[index].as_py(), name, 1)
 
     @property
     def groups(self) -> int | None:

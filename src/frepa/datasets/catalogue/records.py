@@ -10,20 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from frepa.datasets.annotations import SCHEMA as ANNOTATIONS
+
 Box = dict[str, Any]
 
-# Column -> type. ``masks`` of further targets follow as ``mask_<target>``.
+# Column -> type: where the image is, what is known of it, and what its values mean. Masks of further targets follow as
+# ``mask_<target>``.
 SCHEMA: dict[str, pa.DataType] = {
     "path": pa.string(),
     "modality": pa.string(),
     "dims": pa.int8(),
-    "split": pa.string(),
-    "fold": pa.int16(),
-    "label": pa.string(),
-    "labels": pa.list_(pa.string()),
-    "group": pa.string(),
-    "mask": pa.string(),
-    "boxes": pa.list_(pa.struct([("label", pa.string()), ("coordinates", pa.list_(pa.float64()))])),
+    **ANNOTATIONS,
     "unit": pa.string(),
     "slope": pa.float64(),
     "intercept": pa.float64(),
@@ -113,11 +110,6 @@ class Records:
 def anonymous(dataset: str, *values: str) -> str:
     """A stable short name for a patient or study, from which the release's own identifier cannot be read."""
     return hashlib.blake2b("\0".join((dataset, *values)).encode(), digest_size=8).hexdigest()
-
-
-def table_facts(table: pa.Table) -> dict[str, Any]:
-    """What ``Records.to_table`` put into the metadata: ``dataset``, ``classes``, ``target``, ``problems``, ..."""
-    return {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items()}
 
 
 def sample(names: Sequence[str], count: int = 3) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from frepa.datasets.annotations import SPHERES
 from frepa.datasets.catalogue.entry import Entry, dataset_ids, load_entry
 from frepa.datasets.catalogue.patterns import FileIndex
 from frepa.datasets.catalogue.records import Records
@@ -32,8 +33,21 @@ class Resolved:
 
     def table(self) -> pa.Table:
         """One row per image, volume or slice; see `resolve`."""
-        entry = self.entry
-        facts = {"dataset": entry.id, "modality": entry.modality, "window": entry.window}
+        entry, names = self.entry, self.entry.labels.get("names")
+        spheres = self.records.facts.get("box_unit") == SPHERES
+        facts = {
+            "dataset": entry.id,
+            "modality": entry.modality,
+            "window": entry.window,
+            "binary": bool(entry.labels.get("binary")),
+            "rules": entry.labels.get("rules", {}),
+            "origins": {
+                "label": "the dataset's own labels",
+                "boxes": f"the dataset's own {'findings, as centre and diameter' if spheres else 'boxes'}",
+            },
+        }
+        if isinstance(names, Mapping) and all(str(value).isdigit() for value in names):
+            facts["values"] = {str(value): str(name) for value, name in names.items()}
         return self.records.to_table(facts)
 
 
@@ -112,6 +126,7 @@ def parse_source(text: str) -> tuple[Entry, dict[str, str], Path] | None:
     if found is None or found["folder"].startswith("//") or Path(text).exists():
         return None
     name, folder = found["id"].lower(), Path(found["folder"]).expanduser()
+    name = next((known for known in dataset_ids() if _plain(known) == _plain(name)), name)
     if name not in dataset_ids():
         if not folder.exists():
             return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from frepa.errors import InputError
 
 Row = dict[str, str]
+_LONGEST_HEADER = 2**20
 
 
 def read_rows(
@@ -39,6 +40,20 @@ def read_rows(
     except InputError:
         raise
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table ({error}).") from error
+
+
+def read_header(path: Path) -> list[str]:
+    """Column names of a text table, without its rows.
+
+    Raises:
+        InputError: the file cannot be read as a table.
+    """
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            line = file.readline(_LONGEST_HEADER).decode("utf-8-sig", errors="replace")
+        return [name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])]
+    except (OSError, EOFError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a table ({error}).") from error
 
 

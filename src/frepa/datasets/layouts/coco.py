@@ -6,16 +6,14 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from frepa.datasets.annotations import CORNERS, PARTS
 from frepa.datasets.catalogue.records import sample
-from frepa.datasets.labelled import PARTS
-from frepa.datasets.layouts.box_registry import BoxedSource, Findings, Request, box_layout
-from frepa.datasets.layouts.listed import Locator, open_listed
+from frepa.datasets.layouts.listed import Locator, check_found
+from frepa.datasets.layouts.registry import Listing, layout
 from frepa.errors import InputError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"', b'"bbox"')
@@ -38,30 +36,33 @@ def _holds_boxes(file: Path) -> bool:
         return all(data.find(key) >= 0 for key in _KEYS)
 
 
-@box_layout(
+@layout(
     "coco",
+    column="boxes",
     expects="a folder with COCO files (annotations.json, annotations/instances_train.json, train/*.json) and images",
-    detect=lambda text, path: path.exists() and bool(_files(path)),
+    detect=lambda path: bool(_files(path)),
 )
-def read_coco(request: Request) -> BoxedSource:
+def read_coco(path: Path, names: Iterable[str], dims: int) -> Listing:
     """Images without annotations show no findings; ``iscrowd`` marks findings that count neither as hit nor as miss.
 
     A file, or its folder, that is called train, val or test gives the part of its images.
 
+    Args:
+        path: a folder, or one COCO file.
+        names: files of the folder.
+        dims: 2.
+
     Raises:
-        InputError: a file is not COCO's, or an image is in two of them.
+        InputError: a file is not COCO's, an image is in two of them, or most images are not there.
     """
-    path = request.path
-    if request.dims != 2:
+    if dims != 2:
         raise InputError(f"{path}: COCO boxes have two axes, and the encoder takes volumes. Give a 2D encoder.")
     root = path if path.is_dir() else path.parent
-    locator = Locator(root, 2)
-    names: list[str | None] = []
-    shown: list[str] = []
-    marked: list[Findings] = []
-    splits: list[str | None] = []
+    locator = Locator(root, names)
+    columns: dict[str, dict[str, Any]] = {"boxes": {}, "box_size": {}, "split": {}}
     classes: dict[str, None] = {}
     warnings: list[str] = []
+    absent: list[str] = []
     seen: dict[str, Path] = {}
     files = _files(path)
     for file in files:
@@ -73,26 +74,22 @@ def read_coco(request: Request) -> BoxedSource:
         for image in content["images"]:
             called = str(image["file_name"])
             name = locator.find(called, near)
-            if name is not None and name in seen:
+            if name is None:
+                absent.append(called)
+                continue
+            if name in seen:
                 raise InputError(
                     f"{file}: the image {name} is in {seen[name]} already. Each belongs into one file, once."
                 )
-            if name is not None:
-                seen[name] = file
-            names.append(name)
-            shown.append(called)
-            splits.append(part)
-            size = tuple(int(image[side]) for side in ("height", "width") if _is_number(image.get(side)))
-            marked.append(of_image[image["id"]]._replace(size=size if len(size) == 2 and all(size) else None))
-    source, places = open_listed(root, request.text, names, shown, dims=2)
-    source.warnings += warnings
-    return BoxedSource(
-        source=source,
-        findings=[marked[place] for place in places],
-        splits=[splits[place] for place in places],
-        classes=tuple(classes),
-        origin=f"the COCO files {sample([file.relative_to(root).as_posix() for file in files])}",
-    )
+            seen[name] = file
+            size = [int(image[side]) for side in ("height", "width") if _is_number(image.get(side))]
+            columns["boxes"][name] = of_image[image["id"]]
+            columns["box_size"][name] = size if len(size) == 2 and all(size) else None
+            columns["split"][name] = part
+    check_found(path, root, absent, len(absent) + len(seen))
+    origin = f"the COCO files {sample([file.relative_to(root).as_posix() for file in files])}"
+    facts = {"classes": list(classes), "box_unit": CORNERS, "origins": {"boxes": origin}, "layout": "coco"}
+    return Listing(columns, facts, absent=tuple(absent), warnings=tuple(warnings))
 
 
 def _near(root: Path, file: Path) -> list[Path]:
@@ -129,11 +126,11 @@ def _content(file: Path) -> dict[str, Any]:
 
 def _by_image(
     file: Path, content: Mapping[str, Any], classes: dict[str, None], warnings: list[str]
-) -> dict[Any, Findings]:
+) -> dict[Any, list[dict[str, Any]]]:
     """Boxes of each image's id; adds the file's categories to ``classes`` in the order of their ids."""
     name_of = {row["id"]: str(row["name"]) for row in content["categories"]}
     classes.update(dict.fromkeys(name_of[key] for key in sorted(name_of)))
-    rows: dict[Any, list[tuple[list[float], str | None]]] = {image["id"]: [] for image in content["images"]}
+    rows: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     if len(rows) < len(content["images"]):
         raise InputError(f"{file}: two images have the same id.")
     lost = 0
@@ -150,13 +147,10 @@ def _by_image(
             lost += 1
             continue
         label = None if item.get("iscrowd") else name_of[category]
-        rows[item["image_id"]].append(([y, x, y + height, x + width], label))
+        rows[item["image_id"]].append({"label": label, "coordinates": [y, x, y + height, x + width]})
     if lost:
         warnings.append(f"{file.name}: {lost:,} boxes belong to no image of the file.")
-    return {
-        key: Findings(np.array([box for box, _ in mine], np.float64).reshape(-1, 4), tuple(label for _, label in mine))
-        for key, mine in rows.items()
-    }
+    return rows
 
 
 def _is_number(value: Any) -> bool:

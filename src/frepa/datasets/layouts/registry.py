@@ -1,87 +1,93 @@
-"""Layouts by name. A new one is a file here with ``@layout`` and a line in ``_MODULES``."""
+"""Layouts of labelled folders, by name. A new one is a file here with ``@layout`` and a line in ``_MODULES``."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from frepa.datasets.annotations import Case
-from frepa.errors import InputError, nearest
+from frepa.datasets.annotations import extended
+from frepa.images.files import FileSource
+from frepa.images.scan import Skipped
 
-# Asked in this order whether a folder is theirs: the particular ones before the general one.
-_MODULES = ("drive", "chase_db1", "hrf", "stare", "decathlon", "manifest", "folders")
+#: Layout and the module it is in. Of those that fill the same column the first that recognises a folder reads it.
+_MODULES = {"published": "published", "folders": "folders", "coco": "coco", "voc": "voc"}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout found: cases, images without mask (file names), and whether masks are two-valued by definition."""
+    """What is known of the files of a folder.
 
-    cases: list[Case]
-    unpaired: list[str]
-    binary: bool = False
+    Attributes:
+        columns: column of `frepa.datasets.annotations` -> file (relative to the folder) -> value.
+        facts: what is true of the whole.
+        no_images: files that are no images of the set but belong to them: masks, fields of view.
+        absent: images that are named and not there.
+        warnings: sentences for whoever opens it.
+    """
+
+    columns: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    no_images: frozenset[str] = frozenset()
+    absent: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def annotate(self, source: FileSource) -> None:
+        """Add the columns to what is known of a source's records; a volume's slices share what is known of it."""
+        names = [(source.name(i), source.file(i)) for i in range(len(source))]
+        columns = {
+            column: [values.get(name, values.get(file)) for name, file in names]
+            for column, values in self.columns.items()
+        }
+        source.annotations = extended(source.annotations, columns, self.facts)
+        if any(columns.get("group", ())):
+            source.group_by(columns["group"])
+        source.warnings += self.warnings
+        source.add_skipped(Skipped(name, "file not found", "empty") for name in self.absent)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A row of the table: ``detect(path) -> bool`` and ``read(path, dims) -> Listing``; ``expects`` is for messages."""
+    """A row of the table.
+
+    Attributes:
+        name: of the layout.
+        column: what it fills, ``mask`` or ``boxes``.
+        expects: what its folders look like, for messages.
+        detect: whether a folder looks like one, cheaply.
+        read: ``read(folder, names of the images and masks in it, dims)``.
+    """
 
     name: str
+    column: str
     expects: str
     detect: Callable[[Path], bool]
-    read: Callable[[Path, int], Listing]
+    read: Callable[[Path, Sequence[str], int], Listing]
 
 
 _LAYOUTS: dict[str, Layout] = {}
+_Read = Callable[[Path, Sequence[str], int], Listing]
 
 
-def layout(
-    name: str, *, expects: str, detect: Callable[[Path], bool]
-) -> Callable[[Callable[[Path, int], Listing]], Callable[[Path, int], Listing]]:
-    """Register ``read(path, dims)`` as the layout ``name``."""
+def layout(name: str, *, column: str, expects: str, detect: Callable[[Path], bool]) -> Callable[[_Read], _Read]:
+    """Register ``read`` as the layout ``name``."""
 
-    def add(read: Callable[[Path, int], Listing]) -> Callable[[Path, int], Listing]:
-        _LAYOUTS[name] = Layout(name, expects, detect, read)
+    def add(read: _Read) -> _Read:
+        _LAYOUTS[name] = Layout(name, column, expects, detect, read)
         return read
 
     return add
 
 
-def layouts() -> dict[str, Layout]:
+def layouts() -> list[Layout]:
     """All layouts, in the order in which they are asked."""
-    for module in _MODULES:
+    for module in _MODULES.values():
         importlib.import_module(f"frepa.datasets.layouts.{module}")
-    return dict(_LAYOUTS)
+    return [_LAYOUTS[name] for name in _MODULES]
 
 
-def find_layout(source: str) -> tuple[Layout, Path]:
-    """The layout and path that ``FOLDER``, ``MANIFEST.csv`` or ``LAYOUT:FOLDER`` means.
-
-    Raises:
-        InputError: unknown layout, nothing at that path, or a folder that no layout recognises.
-    """
-    known = layouts()
-    prefix, _, rest = source.partition(":")
-    named = prefix.lower().replace("-", "_")
-    # A single letter before the colon is a Windows drive.
-    if rest and len(prefix) > 1 and not Path(source).exists():
-        if named not in known:
-            raise InputError(f"{source}: {prefix} is no layout of a labelled set. {nearest(named, known)}")
-        chosen, path = known[named], Path(rest)
-        _require(path)
-        if not chosen.detect(path):
-            raise InputError(f"{path}: not a {named} set. Expected {chosen.expects}.")
-        return chosen, path
-    path = Path(source)
-    _require(path)
-    for candidate in known.values():
-        if candidate.detect(path):
-            return candidate, path
-    shown = "\n".join(f"  {item.name}: {item.expects}" for item in known.values())
-    raise InputError(f"{source}: no labelled images were recognised here. One of these is expected:\n{shown}")
-
-
-def _require(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"{path}: not found. Give a folder with images and masks, or a manifest (CSV or parquet).")
+def recognised(folder: Path, column: str) -> Layout | None:
+    """The layout that a folder is in, of those that fill ``column``; None where it is in none of them."""
+    return next((one for one in layouts() if one.column == column and one.detect(folder)), None)

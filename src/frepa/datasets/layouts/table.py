@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from frepa.datasets.catalogue.tables import read_rows
-from frepa.datasets.labelled import PARTS
-from frepa.datasets.layouts.box_registry import FINDING, BoxedSource, Findings, Request, box_layout
-from frepa.datasets.layouts.listed import Locator, open_listed, wrong_axes
+from frepa.datasets.annotations import CORNERS, FINDING, PARTS, SPHERES
+from frepa.datasets.catalogue.tables import read_header, read_rows
+from frepa.datasets.layouts.listed import Locator, check_found
+from frepa.datasets.layouts.registry import Listing
 from frepa.errors import InputError
 from frepa.images.tables import check_columns, check_once, read_parquet
 
-_SUFFIXES = (".csv", ".tsv", ".parquet")
 _FILES = ("path", "image", "file", "seriesuid")
-_MASK = "mask"
 # Axes of the file from the last one on; the letters of NIfTI's voxel indices are known for volumes only, since
 # elsewhere i often means the row.
 _LETTERS = {2: ("xy",), 3: ("xyz", "ijk")}
 _SPHERE = ("coordx", "coordy", "coordz", "diametermm")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax", "zmin", "zmax", "imin", "jmin", "kmin", "imax", "jmax", "kmax")
-_USED = (*_FILES, _MASK, *_CORNERS, *_SPHERE, "label", "split", "group", "fold", "ignored")
+_EDGES = ("xmin", "ymin", "xmax", "ymax", "zmin", "zmax", "imin", "jmin", "kmin", "imax", "jmax", "kmax")
+_USED = (*_FILES, *_EDGES, *_SPHERE, "label", "split", "group", "fold", "ignored")
 _YES = frozenset({"1", "1.0", "true", "yes"})
 EXPECTS = (
     "a CSV or parquet file with a row per box: path, x_min, y_min, x_max, y_max (for volumes z_min and z_max too, or "
@@ -33,54 +30,70 @@ EXPECTS = (
 _Row = Mapping[str, str]
 
 
-def _detect(text: str, path: Path) -> bool:
-    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+def has_boxes(path: Path) -> bool:
+    """Whether the columns of a table are those of a row per box; no row is read."""
+    try:
+        columns = _columns(path)
+    except InputError:  # told by whoever reads it
         return False
-    columns = _read(path)[0]
-    return _MASK not in columns or _box_columns(columns, 2) is not None or _box_columns(columns, 3) is not None
+    return _box_columns(columns, 2) is not None or _box_columns(columns, 3) is not None
 
 
-@box_layout("table", expects=EXPECTS, detect=_detect)
-def read_table(request: Request) -> BoxedSource:
-    """Files are relative to the table's folder, or named alone and found in its sub-folders.
+def read_table(path: Path, names: Iterable[str], dims: int) -> Listing:
+    """Files are relative to the table's folder, or named alone and found among ``names``, the files below it.
 
     x is the last axis of the file's array (the column of an image, i of NIfTI), y the one before. Millimetres are
     those of LUNA16's tables, LPS as in DICOM and ITK. A row with empty box cells is an image without findings.
 
     Raises:
-        InputError: a column is missing, or a cell cannot be understood; names the line.
+        InputError: a column is missing, a cell cannot be understood (names the line), or most images are not there.
     """
-    path, dims = request.path, request.dims
     columns, rows = _read(path)
     files = next((name for name in _FILES if name in columns), None)
     wanted = _wanted(path, columns, files, dims)
     assert files is not None
-    spheres = wanted == _SPHERE
     images: dict[str, list[tuple[int, _Row]]] = {}
     for number, row in enumerate(rows, start=2):
         if not row[files]:
             raise InputError(f"{path}, line {number}: the column {columns[files]!r} is empty: which image is meant?")
         images.setdefault(row[files], []).append((number, row))
-    locator = Locator(path.parent, dims)
-    names = [locator.find(name) for name in images]
+    locator = Locator(path.parent, names)
+    place = {called: locator.find(called) for called in images}
+    found = [name for name in place.values() if name is not None]
     # Two spellings of one file would be two images with half the boxes each
-    if len({name for name in names if name}) < sum(name is not None for name in names):
+    if len(set(found)) < len(found):
         raise InputError(f"{path}: one image is named in two ways. Write the same path in all rows of an image.")
-    groups = [_one(path, mine, "group") for mine in images.values()] if "group" in columns else None
-    source, places = open_listed(path.parent, request.text, names, list(images), dims=dims, groups=groups)
-    marked = [_findings(path, mine, wanted, columns) for mine in images.values()]
-    splits = [_split(path, mine) if "split" in columns else None for mine in images.values()]
-    folds = [_fold(path, mine) for mine in images.values()] if "fold" in columns else []
+    absent = tuple(called for called, name in place.items() if name is None)
+    check_found(path, path.parent, absent, len(place))
+    known: dict[str, dict[str, Any]] = {"boxes": {}}
+    known |= {name: {} for name in ("split", "fold", "group") if name in columns}
+    for called, mine in images.items():
+        name = place[called]
+        if name is not None:
+            known["boxes"][name] = _boxes(path, mine, wanted, columns)
+            for column, read in (("split", _split), ("fold", _fold), ("group", _group)):
+                if column in known:
+                    known[column][name] = read(path, mine)
+    spheres = wanted == _SPHERE
     kind = "centres and diameters in mm (LPS)" if spheres else "pixel corners"
-    return BoxedSource(
-        source=source,
-        findings=[marked[place] for place in places],
-        splits=[splits[place] for place in places],
-        classes=(),
-        origin=f"the columns {', '.join(columns[name] for name in wanted)} of the table ({kind})",
-        spheres=spheres,
-        folds=[folds[place] for place in places] if folds else [],
-    )
+    origin = f"the columns {', '.join(columns[name] for name in wanted)} of the table ({kind})"
+    facts = {"box_unit": SPHERES if spheres else CORNERS, "origins": {"boxes": origin}, "layout": "table"}
+    return Listing(known, facts, absent=absent)
+
+
+def _columns(path: Path) -> dict[str, str]:
+    """Plain column name -> as written."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        try:
+            names = pyarrow.parquet.read_schema(path).names
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read as a table ({error}).") from None
+    else:
+        names = read_header(path)
+    return {_plain(name): name for name in names}
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[_Row]]:
@@ -96,8 +109,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[_Row]]:
         rows = read_rows(path, check=lambda names: check_once(path, [_plain(name) for name in names], _USED))
     if not rows:
         raise InputError(f"{path}: has no rows. Expected {EXPECTS}.")
-    columns = {_plain(name): name for name in rows[0]}
-    return columns, [{_plain(name): cell for name, cell in row.items()} for row in rows]
+    return _columns(path), [{_plain(name): cell for name, cell in row.items()} for row in rows]
 
 
 def _plain(name: str) -> str:
@@ -123,7 +135,10 @@ def _wanted(path: Path, columns: Mapping[str, str], files: str | None, dims: int
         return wanted
     shown = ", ".join(columns.values())
     if of_volumes:
-        raise InputError(f"{path}: {wrong_axes(2)} (The table has boxes with three axes.)")
+        raise InputError(
+            f"{path}: its boxes have three axes (columns {shown}), and the encoder takes 2D images. Give a 3D "
+            'encoder, or put slices: before it, as in --encoder "slices:ENCODER".'
+        )
     if dims == 3 and _box_columns(columns, 2) is not None:
         raise InputError(
             f"{path}: its boxes have no third axis (columns {shown}), and the encoder takes volumes. Add z_min and "
@@ -159,21 +174,25 @@ def _fold(path: Path, rows: Sequence[tuple[int, _Row]]) -> int | None:
     return int(cell.removesuffix(".0")) if cell else None
 
 
-def _findings(
+def _group(path: Path, rows: Sequence[tuple[int, _Row]]) -> str | None:
+    return _one(path, rows, "group") or None
+
+
+def _boxes(
     path: Path, rows: Sequence[tuple[int, _Row]], wanted: tuple[str, ...], columns: Mapping[str, str]
-) -> Findings:
-    values, labels = [], []
+) -> list[dict[str, Any]]:
+    boxes = []
     for number, row in rows:
         if not any(row[name] for name in wanted):
             continue
         where, cells = f"{path}, line {number}", {columns[name]: row[name] for name in wanted}
-        values.append(_sphere(where, cells) if wanted == _SPHERE else _corners(where, cells))
+        values = _sphere(where, cells) if wanted == _SPHERE else _corners(where, cells)
         label = row["label"] if "label" in columns else FINDING
         ignored = row.get("ignored", "").lower() in _YES
         if not label and not ignored:
             raise InputError(f"{path}, line {number}: a box without label. Write its class, or leave out the column.")
-        labels.append(None if ignored else label)
-    return Findings(np.array(values, np.float64).reshape(-1, len(wanted)), tuple(labels))
+        boxes.append({"label": None if ignored else label, "coordinates": values})
+    return boxes
 
 
 def _numbers(where: str, cells: Mapping[str, str]) -> list[float]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from frepa.datasets.annotations import CORNERS, PARTS
 from frepa.datasets.catalogue.records import sample
-from frepa.datasets.labelled import PARTS
-from frepa.datasets.layouts.box_registry import BoxedSource, Findings, Request, box_layout
-from frepa.datasets.layouts.listed import open_listed
-from frepa.datasets.layouts.pairing import files_in, stem, subfolder
+from frepa.datasets.layouts.folders import subfolder
+from frepa.datasets.layouts.pairing import stem
+from frepa.datasets.layouts.registry import Listing, layout
 from frepa.errors import InputError
 from frepa.images.voc_files import read_voc
 
@@ -20,23 +20,24 @@ _XML = ("annotations", "annotation", "labels", "xml")
 _LISTS = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
 
 
-def _folders(path: Path) -> list[tuple[str | None, Path, Path]]:
-    """(part, folder of images, folder of XML files) of the set, or of its train, val and test folders."""
-    found = []
+def _folders(path: Path) -> list[tuple[str | None, str, Path]]:
+    """(part, folder of images relative to the set, folder of XML files) of the set, or of its parts' folders."""
+    found: list[tuple[str | None, str, Path]] = []
     for part, folder in [(None, path), *((PARTS[name], path / name) for name in PARTS)]:
         if folder.is_dir():
-            images, notes = subfolder(folder, _IMAGES) or folder, subfolder(folder, _XML) or folder
+            images, notes = (folder / subfolder(folder, names) for names in (_IMAGES, _XML))
             if any(file.suffix.lower() == ".xml" for file in notes.iterdir()):
-                found.append((part, images, notes))
+                found.append((part, images.relative_to(path).as_posix(), notes))
     return found
 
 
-@box_layout(
+@layout(
     "voc",
+    column="boxes",
     expects="a Pascal VOC folder: JPEGImages (or images), Annotations/*.xml and ImageSets/Main/train.txt ... if wanted",
-    detect=lambda text, path: path.is_dir() and bool(_folders(path)),
+    detect=lambda path: bool(_folders(path)),
 )
-def read_voc_folder(request: Request) -> BoxedSource:
+def read_voc_folder(path: Path, names: Sequence[str], dims: int) -> Listing:
     """Images without an XML are not annotated; of lists only what they name is used.
 
     Coordinates are taken as edges in pixels, as they are written. Objects marked as difficult count neither as hit nor
@@ -45,46 +46,38 @@ def read_voc_folder(request: Request) -> BoxedSource:
     Raises:
         InputError: an XML cannot be read, or most have no image.
     """
-    path = request.path
-    if request.dims != 2:
+    if dims != 2:
         raise InputError(f"{path}: Pascal VOC boxes have two axes, and the encoder takes volumes. Give a 2D encoder.")
     part_of = _lists(path)
-    names: list[str] = []
-    notes: list[Path | None] = []
-    splits: list[str | None] = []
+    columns: dict[str, dict[str, Any]] = {"boxes": {}, "box_size": {}, "split": {}}
     orphans: list[str] = []
-    for part, image_folder, note_folder in _folders(path):
-        of_image = {file.stem: file for file in sorted(note_folder.iterdir()) if file.suffix.lower() == ".xml"}
-        for image in files_in(image_folder, 2):
+    for part, folder, notes in _folders(path):
+        of_image = {file.stem: file for file in sorted(notes.iterdir()) if file.suffix.lower() == ".xml"}
+        inside = [name for name in names if (name.rpartition("/")[0] or ".") == folder]
+        for image in inside:
             own = of_image.pop(stem(image), None)
-            if part_of and stem(image) not in part_of:
+            if own is None or (part_of and stem(image) not in part_of):
                 continue
-            names.append(image.relative_to(path).as_posix())
-            notes.append(own)
-            splits.append(part_of.get(stem(image), part))
+            columns["boxes"][image], columns["box_size"][image] = _boxes(own)
+            columns["split"][image] = part_of.get(stem(image), part)
         orphans += [file.name for file in of_image.values()]
-    if len(orphans) > sum(note is not None for note in notes):
+    if len(orphans) > len(columns["boxes"]):
         raise InputError(f"{path}: {len(orphans):,} XML files have no image of the same name: {sample(orphans)}.")
-    source, places = open_listed(path, request.text, names, names, dims=2)
-    marked = [None if note is None else _findings(note) for note in notes]
-    if orphans:
-        source.warnings.append(f"{len(orphans):,} XML files have no image of the same name: {sample(orphans)}")
-    return BoxedSource(
-        source=source,
-        findings=[marked[place] for place in places],
-        splits=[splits[place] for place in places],
-        classes=(),
-        origin="Pascal VOC files" + (", parts from ImageSets/Main" if part_of else ""),
-    )
+    warnings = [f"{len(orphans):,} XML files have no image of the same name: {sample(orphans)}"] if orphans else []
+    origin = "Pascal VOC files" + (", parts from ImageSets/Main" if part_of else "")
+    facts = {"box_unit": CORNERS, "origins": {"boxes": origin}, "layout": "voc"}
+    return Listing(columns, facts, warnings=tuple(warnings))
 
 
-def _findings(path: Path) -> Findings:
+def _boxes(path: Path) -> tuple[list[dict[str, Any]], list[int] | None]:
     size, objects = read_voc(path)
-    nameless = next((item for item in objects if not item.name), None)
-    if nameless is not None:
-        raise InputError(f"{path}: an object has no name, so its class is not known.")
-    values = np.array([item.corners for item in objects], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
-    return Findings(values, tuple(None if item.difficult else item.name for item in objects), size)
+    boxes = []
+    for item in objects:
+        if not item.name:
+            raise InputError(f"{path}: an object has no name, so its class is not known.")
+        x, y, x_end, y_end = item.corners
+        boxes.append({"label": None if item.difficult else item.name, "coordinates": [y, x, y_end, x_end]})
+    return boxes, None if size is None else list(size)
 
 
 def _lists(path: Path) -> dict[str, str]:

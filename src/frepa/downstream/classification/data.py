@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frepa.datasets.labelled import open_labelled
-from frepa.downstream.division import SHARES, DividedRecords, check_rule, divide, groups_of, ordered_classes
+from frepa.datasets.opening import open_annotated
+from frepa.downstream.division import (
+    SHARES,
+    DividedRecords,
+    check_rule,
+    divide,
+    given_folds,
+    groups_of,
+    ordered_classes,
+)
 from frepa.errors import InputError
 
 
@@ -22,34 +30,37 @@ class ClassificationData(DividedRecords):
     several: bool
 
 
-def open_data(text: str, *, dims: int, split: str = "official", seed: int = 0) -> ClassificationData:
+def open_data(
+    text: str, *, dims: int, split: str = "official", seed: int = 0, complete: bool = True
+) -> ClassificationData:
     """The labelled images of a source, divided.
 
     ``official`` keeps the source's parts and completes them; where it has none, and with ``random``, groups are divided
-    7:1:2 (Frepa section 4).
+    7:1:2 (Frepa section 4). ``complete`` False keeps the parts as they are, for a set that is only tested on; images of
+    no part are tested then.
 
     Raises:
         InputError: no labels, one class only, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_labelled(text, dims)
+    found = open_annotated(text, dims, "label")
     kept = [i for i, names in enumerate(found.labels) if names is not None]
     labels = [found.labels[i] or () for i in kept]
+    origin = found.origin("label")
     present = {name for names in labels for name in names}
     classes = ordered_classes(found.classes, present)
-    if not found.several and len(classes) < 2:
+    if not found.several and len(classes) < 2 and complete:
         raise InputError(
             f"{text}: every labelled image is of the class {classes[0]!r}, and at least two classes are needed. Labels "
-            f"were taken from {found.origin}."
+            f"were taken from {origin}."
         )
     place = {name: k for k, name in enumerate(classes)}
     targets = np.zeros((len(kept), len(classes)), np.uint8)
     for row, names in enumerate(labels):
         targets[row, [place[name] for name in names]] = 1
-    groups = groups_of(found.source, kept)
-    given = [found.splits[i] for i in kept] if found.splits else [None] * len(kept)
-    grouped = found.source.group_codes is not None
-    parts, note = divide(text, given, groups, split, seed, grouped=grouped)
+    groups, grouped = groups_of(found, kept)
+    given = [found.splits[i] for i in kept]
+    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete)
     return ClassificationData(
         source=found.source,
         classes=classes,
@@ -59,9 +70,10 @@ def open_data(text: str, *, dims: int, split: str = "official", seed: int = 0) -
         parts=tuple(parts),
         groups=groups,
         split_note=note,
-        origin=found.origin,
+        origin=origin,
         unlabelled=len(found.labels) - len(kept),
         left_out=tuple(found.source.skipped),
+        given_folds=given_folds([found.folds[i] for i in kept], split),
     )
 
 

@@ -9,9 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from frepa.datasets.annotations import Findings
+from frepa.datasets.cases import Progress
 from frepa.datasets.catalogue.records import sample
-from frepa.datasets.layouts.box_registry import Findings, Progress, Request, open_boxed
-from frepa.downstream.division import SHARES, DividedRecords, check_rule, divide, groups_of, ordered_classes
+from frepa.datasets.mask_boxes import open_boxed
+from frepa.downstream.division import (
+    SHARES,
+    DividedRecords,
+    check_rule,
+    divide,
+    given_folds,
+    groups_of,
+    ordered_classes,
+)
 from frepa.errors import InputError
 from frepa.images import boxes
 from frepa.images.boxes import IGNORED, Boxes
@@ -131,6 +141,7 @@ def open_boxes(
     dims: int,
     split: str = "official",
     seed: int = 0,
+    complete: bool = True,
     mask_threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
@@ -141,10 +152,11 @@ def open_boxes(
     7:1:2 (Frepa section 4).
 
     Args:
-        text: what ``box_layouts`` read: ``dataset-id:folder``, a table, COCO, Pascal VOC, or images with masks.
+        text: any SOURCE with boxes, or with masks: a box is laid around each connected component then.
         dims: 2 or 3.
         split: ``official`` or ``random``.
         seed: another seed gives another division.
+        complete: False keeps the parts as they are, for a set that is only tested on; images of no part are tested.
         mask_threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
@@ -153,19 +165,18 @@ def open_boxes(
         InputError: nothing is marked, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_boxed(Request(text, dims, mask_threshold, workers, progress))
+    found = open_boxed(text, dims, threshold=mask_threshold, workers=workers, progress=progress)
+    origin = found.origin("boxes")
     kept = [i for i, marked in enumerate(found.findings) if marked is not None]
     findings = tuple(marked for marked in found.findings if marked is not None)
     classes = ordered_classes(
         found.classes, {name for marked in findings for name in marked.labels if name is not None}
     )
     if not classes:
-        raise InputError(
-            f"{text}: {len(kept):,} images and no box in any of them. Boxes were taken from {found.origin}."
-        )
-    groups = groups_of(found.source, kept)
-    grouped = found.source.group_codes is not None
-    parts, note = divide(text, [found.splits[i] for i in kept], groups, split, seed, grouped=grouped)
+        raise InputError(f"{text}: {len(kept):,} images and no box in any of them. Boxes were taken from {origin}.")
+    groups, grouped = groups_of(found, kept)
+    given = [found.splits[i] for i in kept]
+    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete)
     return DetectionData(
         source=found.source,
         classes=classes,
@@ -174,20 +185,14 @@ def open_boxes(
         parts=tuple(parts),
         groups=groups,
         split_note=note,
-        origin=found.origin,
+        origin=origin,
         unlabelled=len(found.findings) - len(kept),
         left_out=tuple(found.source.skipped),
         spheres=found.spheres,
         findings=findings,
-        given_folds=_given_folds([found.folds[i] for i in kept] if found.folds else [], split),
+        given_folds=given_folds([found.folds[i] for i in kept], split),
         warnings=tuple(found.source.warnings),
     )
-
-
-def _given_folds(folds: Sequence[int | None], split: str) -> tuple[int, ...] | None:
-    """The source's own folds, if it has one for every record and the user does not want others."""
-    known = tuple(fold for fold in folds if fold is not None)
-    return known if known and len(known) == len(folds) and split == "official" else None
 
 
 def _presence(classes: Sequence[str], findings: Sequence[Findings]) -> np.ndarray:

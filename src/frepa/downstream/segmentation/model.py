@@ -180,5 +180,6 @@ def load_segmenter(
         head = SegmentationHead(**description["head"])
     load_weights(path, frozen, head)
     settings = WindowSettings(**read_settings(description["settings"]))
-    labels = LabelMap(tuple(description["labels"]["values"]), description["labels"]["threshold"])
+    known = description["labels"]
+    labels = LabelMap(tuple(known["values"]), known["threshold"], tuple(known.get("names", ())))
     return Segmenter(frozen, head, settings, labels, features=description["features"]).to(device).eval()

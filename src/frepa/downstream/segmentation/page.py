@@ -58,9 +58,9 @@ def fill_page(page: RunPage, summary: Mapping[str, Any], tested: Sequence[Tested
     page.remarks("The guide channel shows ridges to the head directly.")
     for name, item in summary["sets"].items():
         if classes := [key for key in item["test"] if key.startswith("dsc_") and key[4:].isdigit()]:
-            values = labels[name].values
+            values, names = labels[name].values, item["class_names"] or list(map(str, range(len(labels[name].values))))
             rows = [
-                {"Class": int(key[4:]), "Mask value": values[int(key[4:])], "DSC": _mean_std(item["test"][key]),
+                {"Class": names[int(key[4:])], "Mask value": values[int(key[4:])], "DSC": _mean_std(item["test"][key]),
                  "Cases": item["test"][key].cases, "Not in case": item["test"][key].skipped}
                 for key in classes
             ]  # fmt: skip
@@ -96,14 +96,15 @@ def _add_overlays(page: RunPage, tested: Sequence[TestedSegmenter]) -> None:
     for one in tested[0].data.sets:
         every = [(item, case) for item in tested for case in item.cases if case.set_name == one.name]
         scores = [case.scores["dsc"] for _, case in every]
-        for word, place in best_median_worst(scores, [case.case.name for _, case in every]):
+        for word, place in best_median_worst(scores, [case.name for _, case in every]):
             item, result = every[place]
             segmenter = item.restored()
             labels = item.data.labels[one.name]
-            truth = read_case(result.case, labels, segmenter.encoder.dims, segmenter.settings.window)
+            case = next(case for case in item.data.cases_of(one.name) if case.name == result.name)
+            truth = read_case(case, labels, segmenter.encoder.dims, segmenter.settings.window)
             # Predicted again rather than read back: files may turn axes, and three more predictions cost little.
             found = segmenter.predict(truth.image).classes
-            title = f"{one.name}, {result.case.name}: DSC {100 * result.scores['dsc']:.1f} %"
+            title = f"{one.name}, {result.name}: DSC {100 * result.scores['dsc']:.1f} %"
             picture = png_bytes(
                 segmentation_overlay(truth.image, truth.classes, found, title=title, inside=truth.inside)
             )

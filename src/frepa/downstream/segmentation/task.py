@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from frepa.datasets.catalogue.records import sample
 from frepa.downstream.contract import CASE_COLUMNS, Place, Prepared, Progress, Round, Table, Task
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.division import SHARES
@@ -68,9 +69,11 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
             counts = f"{len(item.cases)} cases" if len(divided) > 1 else parts
             yield f"{item.name} ({item.layout}): {counts}. Split: {item.split_note}."
             yield f"{item.name}: {divided[0].labels[item.name].describe()}."
+            for sentence in item.notes:
+                yield f"{item.name}: {sentence.rstrip('.')}."
             if item.unpaired:
-                shown = ", ".join(item.unpaired[:5])
-                yield f"{item.name}: {len(item.unpaired)} images without a mask are left out: {shown}"
+                shown = sample(item.unpaired)
+                yield f"{item.name}: {len(item.unpaired):,} images without a mask are left out: {shown}."
 
     def plan_sentences(self, model: Segmenter, data: SegmentationData) -> Iterable[str]:
         """Steps and crops."""
@@ -123,6 +126,8 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
                 "cases": {"test": len(item.cases)} if folds else {part: len(item.part(part)) for part in SHARES},
                 "images_without_mask": len(item.unpaired),
                 "labels": data.labels[item.name].describe(),
+                "class_names": list(data.labels[item.name].names),
+                "pairs": list(item.notes),
                 "test": summarise_cases(_by_case(tested, item.name, lambda case: case.scores)),
                 "baselines": summarise_cases(_by_case(tested, item.name, lambda case: case.baselines)),
                 "constant": constant_answer(
@@ -156,8 +161,8 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
         rows = [
             {
                 "set": case.set_name,
-                "case": case.case.name,
-                "group": groups[case.set_name, case.case.name],
+                "case": case.name,
+                "group": groups[case.set_name, case.name],
                 **one.kept,
                 **case.scores,
             }
@@ -193,7 +198,7 @@ def _by_case(
     for item in tested:
         for case in item.cases:
             if case.set_name == name:
-                cases.setdefault(case.case.name, []).append(scores(case))
+                cases.setdefault(case.name, []).append(scores(case))
     return [own[0] if len(own) == 1 else _means(own) for own in cases.values()]
 
 

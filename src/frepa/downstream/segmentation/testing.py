@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from frepa.datasets.annotations import Case
-from frepa.datasets.reading import LabelledImage, read_case, read_header
+from frepa.datasets.cases import Case
+from frepa.datasets.reading import LabelledImage, read_case
 from frepa.downstream.contract import Tested
 from frepa.downstream.fitting import read_ahead
 from frepa.downstream.segmentation.baselines import Baselines
@@ -25,13 +25,14 @@ from frepa.images.writing import write_nifti
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Scores of one test case (see ``metrics.score_case``) and the file its prediction was written to.
+    """Scores of one test case, by set and name, and the file its prediction was written to.
 
-    baselines: DSC of what needs no encoder. constant: the class of all predicted pixels, None where they differ.
+    scores: see ``metrics.score_case``. baselines: DSC of what needs no encoder. constant: the class of all predicted
+    pixels, None where they differ.
     """
 
     set_name: str
-    case: Case
+    name: str
     scores: dict[str, float]
     prediction: Path
     baselines: dict[str, float] = field(default_factory=dict)
@@ -73,20 +74,20 @@ def predict_and_score(
             )
             target = folder / item.set_name / item.case.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            path = write_labels(target, *_in_file_axes(item.labels.to_values(found), item.case.image))
+            path = write_labels(target, *_in_file_axes(item.labels.to_values(found), item.case))
             working = segmenter.working_size(labelled.classes.shape)
             floors = {} if baselines is None else baselines.scores(labelled, working)
             only = int(found.flat[0]) if (found == found.flat[0]).all() else None
-            results.append(CaseResult(item.set_name, item.case, scores, path, floors, only))
+            results.append(CaseResult(item.set_name, item.case.name, scores, path, floors, only))
             bar.update()
     return results
 
 
-def _in_file_axes(values: np.ndarray, image: Path) -> tuple[np.ndarray, Filed]:
+def _in_file_axes(values: np.ndarray, case: Case) -> tuple[np.ndarray, Filed]:
     """Label values ``(*S)`` in the axes of the image's file, and the grid of that."""
     if values.ndim == 2:
         return values, Filed(values.shape, None)
-    native = read_header(image, 3, canonical=False)
+    native = case.source.header(case.record)
     grid = Filed(tuple(native.size), native.affine, native.spacing)
     return on_file(values[None], reorient_header(native).affine, grid)[0], grid
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from frepa.datasets.annotations import XYXY
 from frepa.datasets.catalogue.patterns import path_fields, pattern
 from frepa.datasets.catalogue.records import Box, sample
 from frepa.datasets.catalogue.steps import Context, register
@@ -46,7 +47,7 @@ def boxes_voc(
         column[i], lost = _read(context.index.absolute(found), class_names)
         dropped += lost
     records.used |= joined
-    records.facts["box_unit"] = "pixel xyxy"
+    records.facts["box_unit"] = XYXY
     for name in class_names.known or sorted({box["label"] for cell in column for box in cell or []} - {None}):
         records.add_class(name)
     if not files:

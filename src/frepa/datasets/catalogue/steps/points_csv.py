@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from frepa.datasets.annotations import SPHERES
 from frepa.datasets.catalogue.patterns import fill, path_fields
 from frepa.datasets.catalogue.records import Box
 from frepa.datasets.catalogue.steps import Context, register
 from frepa.datasets.catalogue.steps.values import plain_value
 from frepa.datasets.catalogue.tables import read_rows
 from frepa.errors import InputError
-
-#: ``box_unit`` of such findings.
-SPHERES = "RAS mm, centre and diameter"
 
 
 @register("points_csv")

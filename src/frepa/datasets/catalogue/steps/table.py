@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from frepa.datasets.annotations import XYXY
 from frepa.datasets.catalogue.patterns import fill, path_fields
 from frepa.datasets.catalogue.records import Box, Records, anonymous, sample
 from frepa.datasets.catalogue.steps import Context, register
@@ -93,7 +94,7 @@ def table(
         )
     if boxes:
         fillers["boxes"] = lambda mine: [box for row in mine for box in _boxes(row, **boxes)]
-        records.facts["box_unit"] = "pixel xyxy"
+        records.facts["box_unit"] = XYXY
     unmatched = set()
     for i, relative in enumerate(records.relative):
         fields = {**path_fields(relative), **records.fields[i]}
