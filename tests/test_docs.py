@@ -78,7 +78,7 @@ PAGES = {
     "segmentation.md": 1,
     "classification.md": 3,
     "detection.md": 2,
-    "predicting.md": 2,
+    "predicting.md": 3,
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from frepa.downstream.trained import load_head
     from frepa.encoders.files import load_encoder
     from frepa.pretraining.methods import all as methods
+    from frepa.verbs._result import RunResult
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
@@ -38,13 +39,14 @@ _WHERE = {
     "segment": "frepa.verbs.segment",
     "detect": "frepa.verbs.detect",
     "demo": "frepa.verbs.demo",
+    "RunResult": "frepa.verbs._result",
     "load_encoder": "frepa.encoders.files",
     "load_head": "frepa.downstream.trained",
 }
 
 __all__ = [
-    "check", "classify", "demo", "detect", "load_encoder", "load_head", "methods", "predict", "prepare", "pretrain",
-    "segment",
+    "RunResult", "check", "classify", "demo", "detect", "load_encoder", "load_head", "methods", "predict",
+    "prepare", "pretrain", "segment",
 ]  # fmt: skip
 
 

@@ -87,6 +87,7 @@ class RunOptions:
         seeds: heads that are trained per division, with ``seed``, ``seed + 1`` and so on.
         num_workers: threads that read ahead; they never change the result.
         precision: fp32, bf16 or auto.
+        bundle: the encoder is written into the run too.
         feature_cache: folder for the 2D features of a slice transfer; None keeps none.
         resume: continue the run that is there. overwrite: replace it.
     """
@@ -97,6 +98,7 @@ class RunOptions:
     num_workers: int
     precision: str
     feature_cache: str | None
+    bundle: bool = False
     resume: bool = False
     overwrite: bool
     quiet: bool

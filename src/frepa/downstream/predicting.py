@@ -154,8 +154,8 @@ def predict_all(options: PredictOptions) -> Path:
         write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
     _tell(f"{count:,} scans" + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else "."))
     if not count:
-        raise InputError(f"None of the scans could be read; {options.out}/{SKIPPED} says why.")
-    return Path(options.out)
+        raise InputError(f"None of the scans could be read; {root / SKIPPED} says why.")
+    return root
 
 
 def _open(text: str, head: TrainedHead[Any]) -> Source:

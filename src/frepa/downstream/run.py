@@ -15,6 +15,7 @@ from frepa.downstream.contract import Data, Model, Place, Result, Round, Task, f
 from frepa.downstream.frozen import load_trained_state, open_cache, trained_state
 from frepa.downstream.page import RunPage
 from frepa.downstream.resuming import MAY_CHANGE_ON_RESUME, STATES, HeadState, digest
+from frepa.encoders.files import save_encoder
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.files import remove_empty, write_csv, write_json
 from frepa.machine import default_device, device_name, versions
@@ -125,6 +126,9 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
     # 8. Verify that the encoder is what it was.
     if weights_hash(encoder) != reference.weights:
         raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
+
+    if options.run.bundle:
+        save_encoder(root, encoder, {"method": reference.method} if reference.method else None)
 
     # 9. Summarise.
     broken = {skipped.path: skipped for item in tested for skipped in item.unreadable.values()}

@@ -71,7 +71,7 @@ def _run(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool
         head = segment([str(labelled)], out=str(out / f"segmentation-{number}"), max_steps=HEAD_STEPS, **common)
         runs[name] = DemoRun(encoder, Path(probe), Path(head))
     write_page(
-        out, pretrained, runs, architecture=ENCODER, unlabelled=unlabelled, labelled=labelled, start=start,
+        out, pretrained.folder, runs, architecture=ENCODER, unlabelled=unlabelled, labelled=labelled, start=start,
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
+
+from frepa.verbs._result import RunResult
 
 
 def classify(
@@ -31,10 +32,11 @@ def classify(
     seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    bundle: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path:
+) -> RunResult:
     """Train a classification head on a frozen encoder and test it, in 2D or 3D as the encoder is.
 
     The embedding of every image is computed once, so that training the head takes seconds; augmentation is off for that
@@ -78,6 +80,7 @@ def classify(
             them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        bundle: also write the encoder into the run, so that the folder is whole wherever it is moved or mailed.
         resume: continue the run in --out that was stopped or killed; starts it when there is none yet. Heads that are
             finished are not trained again.
         overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
@@ -108,6 +111,7 @@ def classify(
             num_workers=num_workers,
             precision=precision,
             feature_cache=feature_cache,
+            bundle=bundle,
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,
@@ -116,4 +120,4 @@ def classify(
         hidden=hidden,
         pooling=pooling,
     )
-    return run_task(Classification(options))
+    return RunResult(run_task(Classification(options)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from frepa.verbs._result import RunResult
 
 
 def demo(
@@ -12,7 +12,7 @@ def demo(
     num_workers: int = 0,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path:
+) -> RunResult:
     """Pretrain, freeze, segment and compare on generated angiograms, in a few minutes on two CPU cores.
 
     Draws angiograms with exact vessel masks, pretrains a small encoder on unlabelled ones, trains the same light head
@@ -29,4 +29,4 @@ def demo(
     from frepa.user_paths import named_folder
     from frepa.verbs._demo import run_demo
 
-    return run_demo(named_folder(out), seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet)
+    return RunResult(run_demo(named_folder(out), seed=seed, num_workers=num_workers, overwrite=overwrite, quiet=quiet))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
+
+from frepa.verbs._result import RunResult
 
 
 def detect(
@@ -35,10 +36,11 @@ def detect(
     seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    bundle: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path:
+) -> RunResult:
     """Train a detection head on a frozen encoder and test it, in 2D or 3D as the encoder is.
 
     Of a slice transfer ("slices:ENCODER2D") the 2D encoder is frozen, and its blocks train with the head.
@@ -89,6 +91,7 @@ def detect(
             them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        bundle: also write the encoder into the run, so that the folder is whole wherever it is moved or mailed.
         resume: continue the run in --out that was stopped or killed; starts it when there is none yet. Heads that are
             finished are not trained again.
         overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
@@ -119,6 +122,7 @@ def detect(
             num_workers=num_workers,
             precision=precision,
             feature_cache=feature_cache,
+            bundle=bundle,
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,
@@ -131,4 +135,4 @@ def detect(
         nms_iou=nms_iou,
         max_boxes=max_boxes,
     )
-    return run_task(Detection(options))
+    return RunResult(run_task(Detection(options)))

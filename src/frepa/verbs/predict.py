@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
+
+from frepa.verbs._result import RunResult
 
 
 def predict(
@@ -22,7 +23,7 @@ def predict(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path:
+) -> RunResult:
     """Put the trained head of a run on new scans: masks, classes or boxes, as the run's task is.
 
     Of a run with folds or seeds all heads are applied and averaged. Masks lie on the grid of their files, in the axes,
@@ -53,21 +54,20 @@ def predict(
     """
     from frepa.downstream.predicting import PredictOptions, predict_all
 
-    return predict_all(
-        PredictOptions(
-            run=run,
-            source=[source] if isinstance(source, str) else list(source),
-            out=out,
-            encoder=encoder,
-            fold=fold,
-            head_seed=head_seed,
-            format=format,
-            probabilities=probabilities,
-            overlays=overlays,
-            precision=precision,
-            num_workers=num_workers,
-            resume=resume,
-            overwrite=overwrite,
-            quiet=quiet,
-        )
+    options = PredictOptions(
+        run=run,
+        source=[source] if isinstance(source, str) else list(source),
+        out=out,
+        encoder=encoder,
+        fold=fold,
+        head_seed=head_seed,
+        format=format,
+        probabilities=probabilities,
+        overlays=overlays,
+        precision=precision,
+        num_workers=num_workers,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
     )
+    return RunResult(predict_all(options))

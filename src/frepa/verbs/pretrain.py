@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from frepa.errors import InputError, nearest
 from frepa.options import grouped
 from frepa.pretraining.methods.registry import MethodChoice
 from frepa.pretraining.options import Data, Execution, Optimisation, Settings, Watching
+from frepa.verbs._result import RunResult
 
 _METHODS = MethodChoice()
 
@@ -43,7 +43,7 @@ def pretrain(
     optimisation: Optimisation,
     watching: Watching,
     execution: Execution,
-) -> Path:
+) -> RunResult:
     """Pretrain an encoder on unlabelled images or volumes, so that fine detail survives.
 
     Writes a run folder: encoder.safetensors and encoder.json, config.yaml, metrics.jsonl, speed.jsonl, skipped.csv, a
@@ -77,7 +77,7 @@ def pretrain(
     from frepa.pretraining.watching import Instruments
 
     name, options = _METHODS.build(method)
-    return run_pretraining(
+    folder = run_pretraining(
         Settings(
             source,
             out,
@@ -95,3 +95,4 @@ def pretrain(
         # What a run is watched with lies in rooms below it, and is handed in.
         Instruments(Health, open_monitor),
     )
+    return RunResult(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
+
+from frepa.verbs._result import RunResult
 
 
 def segment(
@@ -37,10 +38,11 @@ def segment(
     seeds: int = 1,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    bundle: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path:
+) -> RunResult:
     """Train a segmentation head on a frozen encoder and test it, in 2D or 3D as the encoder is.
 
     Of a slice transfer ("slices:ENCODER2D") the 2D encoder is frozen, and its blocks train with the head.
@@ -91,6 +93,7 @@ def segment(
             them, and every case is listed once for each.
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        bundle: also write the encoder into the run, so that the folder is whole wherever it is moved or mailed.
         resume: continue the run in --out that was stopped or killed; starts it when there is none yet. Heads that are
             finished are not trained again.
         overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
@@ -121,6 +124,7 @@ def segment(
             num_workers=num_workers,
             precision=precision,
             feature_cache=feature_cache,
+            bundle=bundle,
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,
@@ -135,4 +139,4 @@ def segment(
         loss=loss,
         cldice=cldice,
     )
-    return run_task(Segmentation(options))
+    return RunResult(run_task(Segmentation(options)))
