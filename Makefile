@@ -27,6 +27,7 @@ test-all: setup
 faults: setup
 	$(BIN)/python -m pytest tests/faults tests/images/store/test_restart.py tests/pretraining/test_resume.py
 	$(BIN)/python -m tests.faults.mutate --count 2500 --seed 7
+	$(BIN)/python -m tests.faults.mutate_options --count 700 --seed 2
 
 lint: setup
 	$(BIN)/ruff check .

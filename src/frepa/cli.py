@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _wrong(f"frepa {command}", str(error))
     except KeyboardInterrupt as stop:
-        print(f"frepa {command}: {stop}" if str(stop) else "Interrupted.", file=sys.stderr)
+        print(shown(f"frepa {command}: {stop}" if str(stop) else "Interrupted.", keep="\n"), file=sys.stderr)
         return 3
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,7 +107,7 @@ def _run(command: str, words: list[str]) -> int:
     except RuntimeError as error:
         if not getattr(error, "plain", False):
             raise
-        print(f"frepa {command}: {error}", file=sys.stderr)
+        print(shown(f"frepa {command}: {error}", keep="\n"), file=sys.stderr)
         return getattr(error, "code", 1)
     if result is not None:
         print(result)  # the last line of a verb is the folder it wrote
@@ -378,7 +378,7 @@ def _overview() -> str:
 
 def _wrong(where: str, message: str) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # with several processes, once is enough
-        print(f"{where}: {message}", file=sys.stderr)
+        print(shown(f"{where}: {message}", keep="\n"), file=sys.stderr)
     return 2
 
 

@@ -108,8 +108,9 @@ def _listed(table: Path) -> Iterator[str]:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
+    name = os.path.abspath(table)  # Arrow takes ~ for a home and a colon for an address
     try:
-        read = parquet.read_table(table) if table.suffix.lower() == ".parquet" else csv.read_csv(table)
+        read = parquet.read_table(name) if table.suffix.lower() == ".parquet" else csv.read_csv(name)
     except (OSError, pa.ArrowException):
         return
     folders = set()

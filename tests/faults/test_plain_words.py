@@ -166,6 +166,15 @@ def test_folders_without_permission(sets):
             (closed / "inner").chmod(0o755)
 
 
+@pytest.mark.parametrize("name", ["s3:no,where=1", "~nobody"])
+def test_names_that_libraries_take_for_addresses_are_folders(sets, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command("check", sets), f"--out={name}"]) == 0
+    assert (tmp_path / name / "findings.parquet").is_file()
+    monkeypatch.chdir(tmp_path / name)
+    assert main([*command("check", sets, "findings.parquet"), "--out=again"]) == 2  # it is read, and has no paths
+
+
 _CELLS: dict[str, Any] = {
     "lists": lambda text: [text],
     "records": lambda text: {"a": text},

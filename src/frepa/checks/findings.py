@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,4 +141,4 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
         "other": pa.array([shown(finding.other) for finding in findings], pa.large_string()),
         "record": pa.array([finding.record for finding in findings], pa.int64()),
     }
-    write_atomically(path, lambda temporary: parquet.write_table(pa.table(columns), temporary))
+    write_atomically(path, lambda temporary: parquet.write_table(pa.table(columns), os.path.abspath(temporary)))

@@ -106,6 +106,8 @@ class RunOptions:
     def check(self) -> None:
         """Raise InputError for values out of range."""
         check_least(1, seeds=self.seeds)
+        if self.seeds > 10_000:
+            raise InputError(f"--seeds {self.seeds}: expected 10000 at most.")
         check_seed(self.seed, self.seeds)
         check_least(0, num_workers=self.num_workers)
 

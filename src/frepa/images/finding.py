@@ -269,7 +269,7 @@ def _table(path: Path) -> pa.Table:
             table = read_parquet(path)
         else:
             strings = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=False)
-            table = csv.read_csv(path, convert_options=strings)
+            table = csv.read_csv(os.path.abspath(path), convert_options=strings)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = shown(" ".join(str(error).split())[:200])
         raise InputError(

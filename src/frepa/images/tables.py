@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def read_parquet(path: Path) -> pa.Table:
         InputError: it is none, or cannot be read.
     """
     try:
-        return parquet.ParquetFile(path).read()  # which, unlike read_table, takes columns of one name
+        return parquet.ParquetFile(os.path.abspath(path)).read()  # which, unlike read_table, takes columns of one name
     except (pa.ArrowException, OSError) as error:
         reason = shown(" ".join(str(error).split())[:200])
         raise InputError(f"{shown(path)} cannot be read as a table ({reason}).") from None

@@ -108,7 +108,7 @@ def fit(
             if on_checkpoint is not None:
                 on_checkpoint(judged, step)
 
-    def lost(error: RuntimeError) -> RunEnded:
+    def lost(error: Exception) -> RunEnded:
         """Save where one process alone can, and say how to go on: between two batches nothing is half done."""
         saved = step > 0 and fabric.world_size == 1
         if saved:
@@ -185,9 +185,11 @@ def fit(
     return step if complete else None
 
 
-def _loaded(batches: Iterator[Loaded], lost: Callable[[RuntimeError], RunEnded]) -> Loaded:
+def _loaded(batches: Iterator[Loaded], lost: Callable[[Exception], RunEnded]) -> Loaded:
     try:
         return next(batches)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # its batch was on the way
+        raise lost(error) from None
     except RuntimeError as error:  # PyTorch has no error of its own for it
         if not str(error).startswith("DataLoader worker (pid"):
             raise

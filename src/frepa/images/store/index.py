@@ -203,7 +203,7 @@ class _Tables:
         paths = [folder.records, folder.modality, folder.group, folder.label, folder.masks]
         paths += [folder.names, folder.name_ends] if self._keep_names else []
         self._files: dict[Path, BinaryIO] = {path: open(path, "wb") for path in paths}  # noqa: SIM115
-        self._parquet = parquet.ParquetWriter(folder.parquet, self._schema, compression="zstd")
+        self._parquet = parquet.ParquetWriter(os.path.abspath(folder.parquet), self._schema, compression="zstd")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -271,7 +271,7 @@ def _write_annotations(building: StoreFolder, survey: _Survey, labels: Labels) -
         assert masks is not None
         there = masks[:, place]["length"] > 0
         table = table.append_column(column, pa.array([column if has else None for has in there.tolist()], pa.string()))
-    with pa.OSFile(str(building.annotations), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with pa.OSFile(os.path.abspath(building.annotations), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
