@@ -89,5 +89,8 @@ def layouts() -> list[Layout]:
 
 
 def recognised(folder: Path, column: str) -> Layout | None:
-    """The layout that a folder is in, of those that fill ``column``; None where it is in none of them."""
-    return next((one for one in layouts() if one.column == column and one.detect(folder)), None)
+    """The layout that a folder is in, of those that fill ``column``; None where it is in none or may not be read."""
+    try:
+        return next((one for one in layouts() if one.column == column and one.detect(folder)), None)
+    except OSError:  # whoever reads the files says which cannot be read
+        return None

@@ -31,12 +31,12 @@ _Row = Mapping[str, str]
 
 
 def has_boxes(path: Path) -> bool:
-    """Whether the columns of a table are those of a row per box; no row is read."""
+    """Whether a table has columns of a row per box, be they complete or not; no row is read."""
     try:
         columns = _columns(path)
     except InputError:  # told by whoever reads it
         return False
-    return _box_columns(columns, 2) is not None or _box_columns(columns, 3) is not None
+    return any(name in columns for name in (*_EDGES, *_SPHERE))
 
 
 def read_table(path: Path, names: Iterable[str], dims: int) -> Listing:
