@@ -124,3 +124,28 @@ def test_a_stack_of_many_pages_is_not_walked_for_each(tmp_path: Path) -> None:
     values = [int(source.read(index).array[0, 0, 0]) for index in range(len(source))]
     assert values == [number % 251 for number in range(1000)]
     assert time.process_time() - start < 6.0  # about 2; it was 5 times as much, and grew with the square
+
+
+def test_one_record_of_a_stack_is_named_by_its_number(tmp_path: Path) -> None:
+    every_format(tmp_path / "data")
+    tifffile.imwrite(tmp_path / "data/p.tif", VOLUME.astype(np.uint16), photometric="minisblack")
+    rows = ["data/a.npz#images[4]", "data/p.tif#[2]", "data/a.h5#image[1]", "data/a.npz#images[0]", "data/a.npz#images"]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(f"{row},x" for row in rows) + "\n")
+    source = open_source(tmp_path / "list.csv")
+    numbers = [4, 2, 1, 0, *range(6)]
+    assert len(source) == len(numbers)
+    for index, number in enumerate(numbers):
+        assert np.array_equal(source.read(index).array[0], VOLUME[number])
+    assert [source.name(i) for i in range(3)] == [rows[0], "data/p.tif[2]", rows[2]]
+    assert np.array_equal(open_source(f"{tmp_path}/data/a.npz#images[5]").read(0).array[0], VOLUME[5])
+    assert len(open_source(f"{tmp_path}/data/a.npz#images[5]")) == 1
+    # Another number is another source
+    other = (tmp_path / "list.csv").read_text().replace("images[4]", "images[3]")
+    (tmp_path / "other.csv").write_text(other)
+    assert open_source(tmp_path / "other.csv").fingerprint != source.fingerprint
+    (tmp_path / "list.csv").write_text("path\ndata/a.npz#images[6]\ndata/a.npz#images[1]\n")
+    found = open_source(tmp_path / "list.csv")
+    assert [(entry.path, entry.reason) for entry in found.skipped] == [
+        ("data/a.npz#images[6]", "has no record 6; it holds 6, counted from 0")
+    ]
+    assert np.array_equal(found.read(0).array[0], VOLUME[1])

@@ -15,7 +15,7 @@ import numpy as np
 from frepa.datasets.annotations import FOV, Annotations
 from frepa.datasets.labels import LabelMap, agreed_maps, label_map
 from frepa.datasets.layouts.pairing import stem
-from frepa.datasets.reading import check_fit, header_of, mask_of
+from frepa.datasets.reading import check_fit, check_row, header_of, mask_of
 from frepa.errors import InputError
 from frepa.images.places import split_place
 from frepa.images.scan import Skipped
@@ -207,6 +207,8 @@ def check_masks(
     maps: dict[str, LabelMap] = {}
 
     def look(case: Case) -> tuple[Case, tuple[int, ...], set[float]]:
+        if not case.source.holds_masks:
+            check_row(case.mask, dims)
         header, mask = header_of(case.source, case.record), mask_of(case, dims)
         check_fit(case.image, header, case.mask, mask, "mask")
         return case, tuple(header.size), _values(mask.array)

@@ -15,12 +15,15 @@ from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.source import Source
 
 
-def add_classes(source: Source) -> None:
-    """Add the classes, and the parts where they are told too, to what is known of a source."""
+def add_classes(source: Source, *, folders: bool = True) -> None:
+    """Add the classes, and the parts where they are told too, to what is known of a source.
+
+    ``folders`` False takes no folder's name for a class.
+    """
     if source.labels is not None:
         labels = [str(label) or None for label in source.labels]
         source.annotations = extended(source.annotations, {"label": labels}, {"origins": {"label": "the source"}})
-    else:
+    elif folders:
         _from_folders(source)
 
 

@@ -16,6 +16,7 @@ def open_boxed(
     text: str,
     dims: int,
     *,
+    divide_by: str = "patients",
     threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
@@ -25,6 +26,7 @@ def open_boxed(
     Args:
         text: any SOURCE with boxes or masks.
         dims: 2 or 3.
+        divide_by: as in `frepa.datasets.opening.open_annotated`.
         threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
@@ -32,7 +34,7 @@ def open_boxed(
     Raises:
         InputError: neither boxes nor masks, or masks that are damaged, do not fit their images, or hold no classes.
     """
-    known = open_annotated(text, dims, "boxes", instead="mask", canonical=False)
+    known = open_annotated(text, dims, "boxes", instead="mask", canonical=False, divide_by=divide_by)
     if known.has("boxes"):
         return known
     group = cases_of(known, text)

@@ -120,8 +120,11 @@ def open_source(
     return opened
 
 
-def annotations_of(source: Source) -> Annotations:
-    """What is known of the images of a source: what it carries, and what its files tell of classes and boxes."""
+def annotations_of(source: Source, *, folders: bool = True) -> Annotations:
+    """What is known of the images of a source: what it carries, and what its files tell of classes and boxes.
+
+    ``folders`` False takes no folder's name for a class.
+    """
     from frepa.datasets.derived import add_classes
     from frepa.datasets.layouts.opening import add_boxes
     from frepa.images.files import FileSource
@@ -129,7 +132,7 @@ def annotations_of(source: Source) -> Annotations:
     if isinstance(source, FileSource) and not _has(source, "boxes"):
         add_boxes(source)
     if not any(_has(source, column) for column in ("label", "labels", "mask")):
-        add_classes(source)
+        add_classes(source, folders=folders)
     table = source.annotations
     return Annotations(source, table_of({"label": [None] * len(source)}, {}) if table is None else table)
 
@@ -139,7 +142,13 @@ def _has(source: Source, column: str) -> bool:
 
 
 def open_annotated(
-    text: str, dims: int, column: str, *, instead: str | None = None, canonical: bool = True
+    text: str,
+    dims: int,
+    column: str,
+    *,
+    instead: str | None = None,
+    canonical: bool = True,
+    divide_by: str = "patients",
 ) -> Annotations:
     """The images of a source and what is known of them, for a task that needs ``column``: label, mask or boxes.
 
@@ -151,6 +160,7 @@ def open_annotated(
         column: must be known of one image at least.
         instead: a column that serves as well.
         canonical: as in `open_source`.
+        divide_by: what stays whole where images are divided into parts, see `frepa.datasets.stacks.in_parts`.
 
     Raises:
         InputError: nothing there, the column is missing (says what there is instead), or images of another number of
@@ -164,6 +174,10 @@ def open_annotated(
     if instead is not None and known.has(instead) and not known.has(column):
         column = instead
     known.need(column)
+    if divide_by != "patients":
+        from frepa.datasets.stacks import in_parts
+
+        return in_parts(known, divide_by)
     _refuse_stacks(known, text, column)
     return known
 
@@ -207,7 +221,7 @@ def _refuse_stacks(known: Annotations, text: str, column: str) -> None:
         return
     cells = known.table[column if column in known.table.column_names else "label"]
     rows = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
-    stacked = next((name for name in (source.name(int(row)) for row in rows) if _STACKED.search(name)), None)
+    stacked = next((source.name(row) for row in rows.tolist() if source.is_stack(row)), None)
     if stacked is None:
         return
     file = _STACKED.sub("", stacked)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from frepa.datasets.annotations import FOV
 from frepa.datasets.labels import LabelMap
 from frepa.errors import InputError
 from frepa.images.intensity import Window, to_unit
@@ -82,6 +83,18 @@ def refuse_stack(path: Path, count: int, dims: int) -> None:
             f"{path}: holds {count} slices, and the encoder takes single 2D images. To carry it to volumes put slices: "
             'before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
         )
+
+
+def check_row(path: Path, dims: int) -> None:
+    """Raise InputError for a mask that is many masks of which none is named, or of which it names one too many."""
+    place, count = split_place(str(path)), read_header(path, dims).count
+    if count > 1 and not str(path).endswith("]"):
+        raise InputError(
+            f"{path}: holds {count} masks, and its image is one. Name the one that is meant: "
+            f"{place.file}#{place.member or ''}[0], counted from 0."
+        )
+    if place.row >= count:
+        raise InputError(f"{path}: there is no mask {place.row}; it holds {count}, counted from 0.")
 
 
 def _reader(path: Path, dims: int) -> Reader:
@@ -177,10 +190,27 @@ def read_case(case: Case, labels: LabelMap, dims: int, window: Window = None) ->
     check_fit(case.image, scan, case.mask, mask, "mask")
     inside = None
     if case.fov is not None:
-        fov = read_scan(case.fov, dims)
+        try:
+            own = case.source.read_mask(case.record, FOV)
+        except UnreadableScan as error:
+            raise _broken(error) from None
+        fov = read_scan(case.fov, dims) if own is None else reorient(own)
         check_fit(case.image, scan, case.fov, fov, "field of view")
         inside = inside_of(fov.array)
     return LabelledImage(to_unit(scan, window=window), labels.to_classes(mask.array[0], str(case.mask)), inside)
+
+
+def misfit(image: Scan | Header, other: Scan | Header) -> Literal["size", "place"] | None:
+    """What parts two records that should cover the same voxels, both in canonical orientation; None where nothing does.
+
+    ``place`` where both are volumes that say where they lie.
+    """
+    if tuple(image.size) != tuple(other.size):
+        return "size"
+    if image.affine is None or other.affine is None or len(image.size) != 3:
+        return None
+    same = same_grid(tuple(image.size), image.affine, tuple(other.size), other.affine, _PLACE_TOLERANCE)
+    return None if same else "place"
 
 
 def check_fit(path: Path, image: Scan | Header, other_path: Path, other: Scan | Header, what: str) -> None:
@@ -188,15 +218,14 @@ def check_fit(path: Path, image: Scan | Header, other_path: Path, other: Scan | 
 
     Both in canonical orientation.
     """
-    if tuple(image.size) != tuple(other.size):
+    parted = misfit(image, other)
+    if parted == "size":
         shown, other_shown = (" x ".join(map(str, item.size)) for item in (image, other))
         hint = ""
         if sorted(image.size) == sorted(other.size):
             hint = " The axes look exchanged: one of the two was probably saved turned or with an orientation tag."
         raise InputError(f"The {what} does not fit its image: {path} is {shown}, {other_path} is {other_shown}.{hint}")
-    if image.affine is None or other.affine is None:
-        return
-    if not same_grid(tuple(image.size), image.affine, tuple(other.size), other.affine, _PLACE_TOLERANCE):
+    if parted == "place":
         raise InputError(
             f"The {what} lies elsewhere in the patient than its image: {path} and {other_path} have the same size, but "
             "their headers give other positions or voxel sizes. Resample the mask to the image's grid, or correct its "

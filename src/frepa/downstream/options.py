@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from frepa.datasets.stacks import check_unit
 from frepa.downstream.division import check_rule
 from frepa.errors import InputError
 from frepa.images.intensity import check_window
@@ -25,6 +26,7 @@ class DataOptions:
     Attributes:
         source: as the user named it; a list where a task takes several sets at once.
         split: ``official`` or ``random``.
+        divide_by: what stays whole in that: patients, slices or blocks (`frepa.datasets.stacks`).
         folds: number of folds of a cross-validation; None is one split.
         image_size: pixels; what it means is the task's.
         window: CT window by name; None scales by the image's own values.
@@ -32,6 +34,7 @@ class DataOptions:
 
     source: str | list[str]
     split: str
+    divide_by: str = "patients"
     folds: int | None
     image_size: int | None
     window: str | None
@@ -41,6 +44,7 @@ class DataOptions:
         for text in [self.source] if isinstance(self.source, str) else self.source:
             check_source_name(text)
         check_rule(self.split)
+        check_unit(self.divide_by)
         check_extent("image_size", self.image_size, 2)
         if self.folds is not None and self.folds < 2:
             raise InputError(f"--folds {self.folds}: expected 2 or more; leave it out for one split.")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from frepa.datasets.stacks import WORDS
 from frepa.downstream.contract import Data, Model, Place, Result, Round, Task, found_in, tested_again
 from frepa.downstream.frozen import load_trained_state, open_cache, trained_state
 from frepa.downstream.page import RunPage
@@ -167,7 +168,8 @@ def _tell(sentence: str) -> None:
 
 
 def _checked(task: Task[Data, Model, Result], divided: Sequence[Data]) -> list[str]:
-    warnings = []
+    by = task.options.data.divide_by
+    warnings = [WORDS[by]] if by in WORDS else []
     for number, part in enumerate(divided, start=1):
         warnings += task.check(part, f", fold {number}" if task.options.data.folds else "")
     return list(dict.fromkeys(warnings))

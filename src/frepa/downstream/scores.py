@@ -95,7 +95,9 @@ def resamples(groups: Sequence[str], seed: int) -> Iterator[np.ndarray]:
 
     Groups (patients) are drawn whole, with replacement, as many as there are.
     """
-    _, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    # Numbered as they come, not by name: the same patients go by other names in a store
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(str(name), len(numbers)) for name in groups], np.int64)
     count = int(group.max()) + 1
     draw = np.random.default_rng(seed)
     step = max(1, _CHUNK_BYTES // (8 * len(group)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 
 from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
+from frepa.images.columns import CHUNK, PARTS, Columns
 from frepa.images.finding import ANNOTATED, Found, find_files, manifest_files
 from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.dicom.folders import grouped
@@ -27,51 +27,6 @@ from frepa.images.source import Source
 from frepa.images.units import declared, scale_value
 from frepa.images.volumes import check_volume
 from frepa.names import shown
-
-_CHUNK = 65536
-# Names are bytes, which need not be UTF-8
-_PARTS = pa.large_list(pa.large_binary())
-
-
-@dataclass
-class _Columns:
-    """Lists that grow to one chunk and are then packed, so that finding millions of files stays small."""
-
-    names: list[str] = field(default_factory=list)
-    members: list[str | None] = field(default_factory=list)
-    parts: list[tuple[str, ...] | None] = field(default_factory=list)
-    rest: list[tuple[int, ...]] = field(default_factory=list)  # reader, size, count, manifest row, modality, group
-    packed: list[tuple[pa.Array, pa.Array, pa.Array, np.ndarray]] = field(default_factory=list)
-    modalities: dict[str, int] = field(default_factory=lambda: {"": 0})
-    groups: dict[str, int] = field(default_factory=lambda: {"": 0})
-
-    def add(self, entry: Found, reader: int) -> None:
-        self.names.append(entry.name)
-        self.members.append(entry.member)
-        self.parts.append(entry.parts or None)
-        modality = self.modalities.setdefault(entry.modality, len(self.modalities))
-        group = self.groups.setdefault(entry.group, len(self.groups))
-        self.rest.append((reader, entry.size, entry.count or 1, entry.row, modality, group))
-        if len(self.names) >= _CHUNK:
-            self.pack()
-
-    def pack(self) -> None:
-        if self.names:
-            self.packed.append(
-                (
-                    pa.array([os.fsencode(name) for name in self.names], pa.large_binary()),
-                    pa.array([None if name is None else os.fsencode(name) for name in self.members], pa.large_binary()),
-                    pa.array([_encoded(parts) for parts in self.parts], _PARTS),
-                    np.array(self.rest, np.int64),
-                )
-            )
-            self.names, self.members, self.parts, self.rest = [], [], [], []
-
-    def column(self, which: int, kind: pa.DataType) -> pa.Array:
-        return pa.concat_arrays([pa.array([], kind), *(part[which] for part in self.packed)])
-
-    def numbers(self) -> np.ndarray:
-        return np.concatenate([np.zeros((0, 6), np.int64), *(part[3] for part in self.packed)])
 
 
 class Origin(NamedTuple):
@@ -118,12 +73,13 @@ class FileSource(Source):
         super().__init__()
         self.dims, self.location, self.folder = dims, location, root
         self._root, self._max_pixels, self._canonical, self._voi = root, max_pixels, canonical, voi
-        columns = _Columns()
+        self._numbered = False  # some row means one record of its file, by number
+        columns = Columns()
         for entry in found:
             self._take(entry, columns)
         columns.pack()
         self._names = columns.column(0, pa.large_binary())
-        members, parts = columns.column(1, pa.large_binary()), columns.column(2, _PARTS)
+        members, parts = columns.column(1, pa.large_binary()), columns.column(2, PARTS)
         self._members = None if members.null_count == len(members) else members
         self._parts = None if parts.null_count == len(parts) else parts
         self._warn_of_slices()
@@ -132,6 +88,7 @@ class FileSource(Source):
         self._sizes = np.ascontiguousarray(rest[:, 1])
         self._rows = np.ascontiguousarray(rest[:, 3])
         self._starts = np.concatenate([[0], np.cumsum(rest[:, 2])]).astype(np.int64)
+        self._firsts = np.ascontiguousarray(rest[:, 6]) if self._numbered else None
         self._groups: np.ndarray | None = None
         self._group_names = 0  # codes from here on are records of unknown groups
         self._values: list[dict[str, Any]] = []
@@ -148,9 +105,10 @@ class FileSource(Source):
         present, codes = np.unique(values[codes].astype(str), return_inverse=True)
         return tuple(str(name) for name in present), np.repeat(codes, np.diff(self._starts)).astype(np.int32)
 
-    def _take(self, entry: Found, columns: _Columns) -> None:
+    def _take(self, entry: Found, columns: Columns) -> None:
         """Check one file cheaply and add its row, or list it as skipped."""
         name = entry.name if entry.member is None else f"{entry.name}#{entry.member}"
+        name += "" if entry.record is None else f"[{entry.record}]"
         reason, trouble = entry.reason, entry.trouble
         if not reason and entry.size <= 0:
             reason, trouble = "empty file (0 bytes)" if entry.size == 0 else "file not found", "empty"
@@ -182,9 +140,15 @@ class FileSource(Source):
         header = reader.header(path, entry.member, dims=self.dims, max_pixels=self._max_pixels)
         if self.dims == 3:
             check_volume(path, header.size)
+        if entry.record is not None:
+            self._numbered = True
+            if entry.record >= header.count:
+                raise UnreadableScan(
+                    str(path), f"has no record {entry.record}; it holds {header.count}, counted from 0"
+                )
         return entry.changed(
             member=header.member or entry.member,
-            count=header.count,
+            count=header.count if entry.record is None else 1,
             modality=header.modality or "",
             group=header.group or "",
             notes=header.notes,
@@ -273,7 +237,9 @@ class FileSource(Source):
         """The file a record is in, and where in it."""
         row, within = self._row(index)
         of = int(self._starts[row + 1] - self._starts[row])
-        return Origin(READERS[self._readers[row]].name, *self._place(row), self._files(row), within, of)
+        return Origin(
+            READERS[self._readers[row]].name, *self._place(row), self._files(row), self._first(row) + within, of
+        )
 
     def warn_of_labels(self) -> None:
         """Add a warning where files lie in folders that hold labels by their names."""
@@ -285,8 +251,16 @@ class FileSource(Source):
         row, within = self._row(index)
         if self.dims == 2 and self._parts is not None and self._parts[row].is_valid:
             return os.fsdecode(self._parts[row][within].as_py())
-        name = self._file(row)
-        return f"{name}[{within}]" if self._starts[row + 1] - self._starts[row] > 1 else name
+        name, number = self._file(row), self._first(row) + within
+        return f"{name}[{number}]" if number or self._starts[row + 1] - self._starts[row] > 1 else name
+
+    def is_stack(self, index: int) -> bool:
+        """Whether the record is one of several that were named as one: by a file, or by a row of a manifest."""
+        row, _ = self._row(index)
+        return bool(self._starts[row + 1] - self._starts[row] > 1)
+
+    def _first(self, row: int) -> int:
+        return 0 if self._firsts is None else int(self._firsts[row])
 
     def file(self, index: int) -> str:
         return self._file(self._row(index)[0])
@@ -297,8 +271,8 @@ class FileSource(Source):
         return name if member is None else f"{name}#{member}"
 
     def listing(self) -> Iterable[tuple[str, int]]:
-        for start in range(0, len(self._names), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(self._names), CHUNK):
+            part = slice(start, start + CHUNK)
             names = [os.fsdecode(name) for name in self._names[part].to_pylist()]
             if self._members is not None:
                 members = [_text(member) for member in self._members[part]]
@@ -343,24 +317,27 @@ class FileSource(Source):
             from frepa.images.readers.dicom.reader import read_series
 
             return read_series(files, within, voi=self._voi, **options)
-        return READERS[self._readers[row]].read(*self._place(row), within, voi=self._voi, **options)
+        number = self._first(row) + within
+        return READERS[self._readers[row]].read(*self._place(row), number, voi=self._voi, **options)
 
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"frepa files {self.dims}D {len(self)}\n".encode())
         if not self._canonical or self._voi:
             digest.update(f"canonical {self._canonical} voi {self._voi} spacing None\n".encode())
-        for start in range(0, len(self._names), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(self._names), CHUNK):
+            part = slice(start, start + CHUNK)
             digest.update(b"\0".join(self._names[part].to_pylist()))
             if self._members is not None:
                 digest.update(b"\0".join(member or b"" for member in self._members[part].to_pylist()))
             if self._parts is not None:
                 digest.update(b"\0".join(b"\1".join(files or ()) for files in self._parts[part].to_pylist()))
             digest.update(self._sizes[part].astype("<i8").tobytes())
+            if self._firsts is not None:
+                digest.update(self._firsts[part].astype("<i8").tobytes())
         if self.labels is not None:
-            for start in range(0, len(self), _CHUNK):
-                digest.update("\0".join(self.labels[start : start + _CHUNK]).encode())
+            for start in range(0, len(self), CHUNK):
+                digest.update("\0".join(self.labels[start : start + CHUNK]).encode())
         return digest.hexdigest()
 
 
@@ -370,18 +347,14 @@ def _nulls_for_empty(column: pa.DictionaryArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(indices, column.dictionary)
 
 
-def _encoded(names: Sequence[str] | None) -> list[bytes] | None:
-    return None if names is None else [os.fsencode(name) for name in names]
-
-
 def _text(cell: pa.Scalar) -> str | None:
     name = cell.as_py()
     return None if name is None else os.fsdecode(name)
 
 
 def _chunks(names: pa.Array) -> Iterator[list[bytes]]:
-    for start in range(0, len(names), _CHUNK):
-        yield names[start : start + _CHUNK].to_pylist()
+    for start in range(0, len(names), CHUNK):
+        yield names[start : start + CHUNK].to_pylist()
 
 
 def _alone_where_unknown(names: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from pyarrow import compute, csv
 
 from frepa.errors import InputError, near_names
 from frepa.images.guards import not_a_file, why
+from frepa.images.places import split_member
 from frepa.images.readers.registry import may_be_dicom, reader_at, reader_for
 from frepa.images.scan import Note, Trouble
 from frepa.images.tables import check_columns, read_parquet
@@ -43,6 +44,7 @@ class Found:
         row: row of the manifest.
         parts: names of the files of a series, in the order of its slices; () for a file of its own.
         count: records in it, None where its header has to tell.
+        record: the one record of it that is named, ``images[17]``, or None for all.
         modality, group, notes: of its header, as in `frepa.images.scan.Scan`.
         size_claimed: extent of one record by its header, where that was read already.
         reason, trouble: why it cannot be used, in words and as a kind; "" where it can.
@@ -54,6 +56,7 @@ class Found:
     row: int = 0
     parts: tuple[str, ...] = ()
     count: int | None = None
+    record: int | None = None
     modality: str = ""
     group: str = ""
     notes: tuple[Note, ...] = ()
@@ -78,9 +81,10 @@ def find_files(text: str, dims: int) -> tuple[Path, Iterator[Found]]:
         return path.parent, iter([_entry(path.name, path)])
     if os.path.exists(path):
         raise InputError(f"{shown(path)} is {not_a_file(os.stat(path).st_mode)}.")
-    file, hash_sign, member = str(path).rpartition("#")
+    file, hash_sign, rest = str(path).rpartition("#")
+    member, record = split_member(rest)
     if hash_sign and os.path.isfile(file):
-        return Path(file).parent, iter([_entry(Path(file).name, file, member)])
+        return Path(file).parent, iter([_entry(Path(file).name, file, member).changed(record=record)])
     if hash_sign and os.path.isdir(file):
         return Path(file).parent, iter([_entry(Path(file).name, file, member)])
     if glob.has_magic(str(path)):
@@ -296,8 +300,9 @@ def _listed(root: str, paths: pa.Array, wanted: np.ndarray) -> Iterator[Found]:
             continue
         found = _entry(_normal(text), os.path.join(root, text), row=row)
         if found.size < 0 and "#" in text:
-            file, _, member = text.rpartition("#")
-            found = _entry(_normal(file), os.path.join(root, file), member, row)
+            file, _, rest = text.rpartition("#")
+            member, record = split_member(rest)
+            found = _entry(_normal(file), os.path.join(root, file), member, row).changed(record=record)
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Where a record is, in one text: a file, ``file#member``, or ``file#member[row]``."""
+"""Where a record is, in one text: a file, ``file#member``, ``file#member[row]``, or ``file#[row]``."""
 
 from __future__ import annotations
 
@@ -27,5 +27,11 @@ def split_place(text: str) -> Place:
     if not hash_sign or "/" in member.rpartition(".")[0] or reader_for(file) is None:
         # A DICOM series is named by its folder, which has no ending
         return Place(file, member, 0) if hash_sign and member.startswith("series=") else Place(text, None, 0)
-    numbered = _ROW.fullmatch(member)
-    return Place(file, numbered[1], int(numbered[2])) if numbered else Place(file, member, 0)
+    name, row = split_member(member)
+    return Place(file, name, row or 0)
+
+
+def split_member(text: str) -> tuple[str | None, int | None]:
+    """What follows the ``#``: the member, and the row where one is named. ``"images[17]"`` gives ``("images", 17)``."""
+    numbered = _ROW.fullmatch(text)
+    return (numbered[1] or None, int(numbered[2])) if numbered else (text, None)

@@ -13,6 +13,7 @@ def classify(
     encoder: str,
     out: str,
     split: Literal["official", "random"] = "official",
+    divide_by: Literal["patients", "slices", "blocks"] = "patients",
     folds: int | None = None,
     image_size: int | None = None,
     window: str | None = None,
@@ -53,6 +54,9 @@ def classify(
             any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
         split: "official" keeps the source's own split and completes it; "random" is 7:1:2 by patient.
+        divide_by: what is never parted where images are divided: patients; or, for a set of one patient or one stack,
+            "blocks" of neighbouring slices, ten of each patient or stack (of volumes too), or single "slices". The
+            report then says that all parts come from the same patients.
         folds: cross-validation with so many folds instead of one split; 5 in the paper.
         image_size: side, in pixels, images are brought to, aspect kept, zeros around; by default the longest side
             found, up to 512 in 2D and 128 in 3D. Of a slice transfer the side of each slice.
@@ -93,7 +97,9 @@ def classify(
 
     options = ClassificationOptions(
         encoder=encoder,
-        data=DataOptions(source=source, split=split, folds=folds, image_size=image_size, window=window),
+        data=DataOptions(
+            source=source, split=split, divide_by=divide_by, folds=folds, image_size=image_size, window=window
+        ),
         fit=FitOptions(
             batch_size=batch_size,
             epochs=epochs,

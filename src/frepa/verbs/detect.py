@@ -13,6 +13,7 @@ def detect(
     encoder: str,
     out: str,
     split: Literal["official", "random"] = "official",
+    divide_by: Literal["patients", "slices", "blocks"] = "patients",
     folds: int | None = None,
     mask_threshold: float | None = None,
     criterion: Literal["centre", "sphere", "iou"] | None = None,
@@ -58,6 +59,9 @@ def detect(
             any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
         split: "official" keeps the source's own split and completes it; "random" is 7:1:2 by patient.
+        divide_by: what is never parted where images are divided: patients; or, for a set of one patient or one stack,
+            "blocks" of neighbouring slices, ten of each patient or stack (of volumes too), or single "slices". The
+            report then says that all parts come from the same patients.
         folds: cross-validation with so many folds instead of one split, the source's own where it has so many; 5 in
             the paper.
         mask_threshold: mask values above it are findings, where boxes come from masks; by default the values in the
@@ -104,7 +108,9 @@ def detect(
 
     options = DetectionOptions(
         encoder=encoder,
-        data=DataOptions(source=source, split=split, folds=folds, image_size=image_size, window=window),
+        data=DataOptions(
+            source=source, split=split, divide_by=divide_by, folds=folds, image_size=image_size, window=window
+        ),
         fit=FitOptions(
             batch_size=batch_size,
             epochs=epochs,

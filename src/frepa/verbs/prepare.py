@@ -14,6 +14,7 @@ def prepare(
     quantize: bool = False,
     voi: bool = False,
     keep_names: bool = False,
+    label_folders: bool = False,
     max_pixels: int | None = None,
     num_workers: int | None = None,
     verify: bool = False,
@@ -24,7 +25,9 @@ def prepare(
 
     A store is a folder that stands wherever a source is asked for. Pixels are kept without loss: CT as whole Hounsfield
     units in 16 bits, 8-bit images in 8 bits, deeper ones in 16, floats that are not whole numbers as 32-bit floats.
-    Spacing, orientation, modality, label, anonymous group and the percentiles that scale each scan are kept with them.
+    Spacing, orientation, modality, anonymous group and the percentiles that scale each scan are kept with them. So is
+    what the source knows of its images: classes, boxes, parts, folds, and masks and fields of view on the grid of
+    their images, without loss. segment, classify and detect take the store as they take the files.
 
     If the command is killed or the disk runs full, give it again: it continues where it stopped and ends with the same
     bytes. Scans that cannot be used are left out and listed with the reason, by anonymous id in skipped.csv and by file
@@ -40,8 +43,11 @@ def prepare(
             steps between its minimum and maximum.
         voi: apply the display window or table that DICOM files carry, except to CT: for X-ray images whose stored
             values are raw detector readings.
-        keep_names: keep each scan's name within the source in the store, so that a record can be traced to its file.
-            Names may identify patients.
+        keep_names: keep each scan's name within the source, and each patient's as the source has it, so that a record
+            can be traced to its file and a random division by patient is that of the files. Names may identify
+            patients.
+        label_folders: the folder of an image is its class (benign/1.png). Without it folders are not kept, since they
+            may be the names of patients.
         max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in
             3D.
         num_workers: processes that read and pack, by default one per processor; they never change the result.
@@ -67,14 +73,22 @@ def prepare(
         raise InputError("--out is missing: name the folder of the store to write.")
 
     from frepa.datasets.opening import open_source
+    from frepa.datasets.packing import stored_labels
     from frepa.images.store.packing import pack_source, tell
 
     opened = open_source(source, dims=dims, max_pixels=max_pixels, voi=voi)
     for sentence in filter(None, [opened.aside, *opened.warnings]):
         tell(sentence)
+    labels = stored_labels(
+        opened,
+        native=lambda: open_source(source, dims=dims, max_pixels=max_pixels, canonical=False, voi=voi),
+        keep_names=keep_names,
+        label_folders=label_folders,
+    )
     facts = pack_source(
         opened,
         out,
+        labels=labels,
         quantize=quantize,
         keep_names=keep_names,
         num_workers=num_workers,
@@ -83,6 +97,8 @@ def prepare(
     )
     train = f"frepa pretrain {out}" + (" --dims 3" if dims == 3 else "")
     tell(f"{facts['records']} scans in {facts['shard_bytes'] / 1e6:.1f} MB. Train on them with {train}.")
+    if labels is not None:
+        tell(labels.said())
     return Path(out)
 
 

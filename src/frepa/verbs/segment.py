@@ -16,6 +16,7 @@ def segment(
     features: Literal["last", "pyramid", "pyramid+image"] | None = None,
     reach: int = 1,
     split: Literal["official", "random"] = "official",
+    divide_by: Literal["patients", "slices", "blocks"] = "patients",
     folds: int | None = None,
     mask_threshold: float | None = None,
     image_size: int | None = None,
@@ -65,6 +66,9 @@ def segment(
             default pyramid+image, and last where the last map has full resolution and for a slice transfer.
         reach: positions per axis, 1 or 3, from which the linear part reads each block of pixels.
         split: "official" keeps a set's own split and completes it; "random" is 7:1:2 by patient for every set.
+        divide_by: what is never parted where images are divided: patients; or, for a set of one patient or one stack,
+            "blocks" of neighbouring slices, ten of each patient or stack (of volumes too), or single "slices". The
+            report then says that all parts come from the same patients.
         folds: cross-validation with so many folds instead of one split: a set's own where it has so many, else by its
             patients.
         mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
@@ -106,7 +110,9 @@ def segment(
 
     options = SegmentationOptions(
         encoder=encoder,
-        data=DataOptions(source=source, split=split, folds=folds, image_size=image_size, window=window),
+        data=DataOptions(
+            source=source, split=split, divide_by=divide_by, folds=folds, image_size=image_size, window=window
+        ),
         fit=FitOptions(
             batch_size=batch_size,
             epochs=epochs,

@@ -64,7 +64,9 @@ def open_folder(
         except InputError as error:
             trouble = str(error)
     if listing is not None:
+        members = listing.members
         found = [entry for entry in found if entry.name not in listing.no_images]
+        found = [entry.changed(member=members[entry.name]) if entry.name in members else entry for entry in found]
     options: dict[str, Any] = {"dims": dims, "max_pixels": limit, "canonical": canonical, "voi": voi}
     source = FileSource(root, text, grouped(found, root, dims, limit), **options)
     if not len(source):

@@ -13,7 +13,7 @@ from frepa.images.files import FileSource
 from frepa.images.scan import Skipped
 
 #: Layout and the module it is in. Of those that fill the same column the first that recognises a folder reads it.
-_MODULES = {"published": "published", "folders": "folders", "coco": "coco", "voc": "voc"}
+_MODULES = {"published": "published", "folders": "folders", "members": "members", "coco": "coco", "voc": "voc"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Listing:
         columns: column of `frepa.datasets.annotations` -> file (relative to the folder) -> value.
         facts: what is true of the whole.
         no_images: files that are no images of the set but belong to them: masks, fields of view.
+        members: file to the member of it that is the image, where it holds others too.
         absent: images that are named and not there.
         warnings: sentences for whoever opens it.
     """
@@ -31,6 +32,7 @@ class Listing:
     columns: Mapping[str, Mapping[str, Any]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     no_images: frozenset[str] = frozenset()
+    members: Mapping[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -31,19 +31,25 @@ class ClassificationData(DividedRecords):
 
 
 def open_data(
-    text: str, *, dims: int, split: str = "official", seed: int = 0, complete: bool = True
+    text: str,
+    *,
+    dims: int,
+    split: str = "official",
+    seed: int = 0,
+    complete: bool = True,
+    divide_by: str = "patients",
 ) -> ClassificationData:
     """The labelled images of a source, divided.
 
     ``official`` keeps the source's parts and completes them; where it has none, and with ``random``, groups are divided
     7:1:2 (Frepa section 4). ``complete`` False keeps the parts as they are, for a set that is only tested on; images of
-    no part are tested then.
+    no part are tested then. ``divide_by`` is as in `frepa.datasets.opening.open_annotated`.
 
     Raises:
         InputError: no labels, one class only, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_annotated(text, dims, "label")
+    found = open_annotated(text, dims, "label", divide_by=divide_by)
     kept = [i for i, names in enumerate(found.labels) if names is not None]
     labels = [found.labels[i] or () for i in kept]
     origin = found.origin("label")

@@ -142,6 +142,7 @@ def open_boxes(
     split: str = "official",
     seed: int = 0,
     complete: bool = True,
+    divide_by: str = "patients",
     mask_threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
@@ -157,6 +158,7 @@ def open_boxes(
         split: ``official`` or ``random``.
         seed: another seed gives another division.
         complete: False keeps the parts as they are, for a set that is only tested on; images of no part are tested.
+        divide_by: as in `frepa.datasets.opening.open_annotated`.
         mask_threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
@@ -165,7 +167,7 @@ def open_boxes(
         InputError: nothing is marked, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_boxed(text, dims, threshold=mask_threshold, workers=workers, progress=progress)
+    found = open_boxed(text, dims, divide_by=divide_by, threshold=mask_threshold, workers=workers, progress=progress)
     origin = found.origin("boxes")
     kept = [i for i, marked in enumerate(found.findings) if marked is not None]
     findings = tuple(marked for marked in found.findings if marked is not None)

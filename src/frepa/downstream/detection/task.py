@@ -60,6 +60,7 @@ class Detection(Task[DetectionData, Detector, TestedDetector]):
             options.data.source,
             dims=dims,
             split=options.data.split,
+            divide_by=options.data.divide_by,
             seed=options.run.seed,
             mask_threshold=options.mask_threshold,
             workers=workers,

@@ -90,7 +90,13 @@ def groups_of(item: SegmentationSet) -> list[str]:
 
 
 def open_sets(
-    sources: Sequence[str], *, dims: int, split: str = "official", seed: int = 0, complete: bool = True
+    sources: Sequence[str],
+    *,
+    dims: int,
+    split: str = "official",
+    seed: int = 0,
+    complete: bool = True,
+    divide_by: str = "patients",
 ) -> list[SegmentationSet]:
     """Find the cases of every source and give each its split.
 
@@ -104,6 +110,7 @@ def open_sets(
         split: ``official`` or ``random``.
         seed: another seed gives another division.
         complete: False keeps parts as they are, for a set that is only tested on; cases of no part are tested then.
+        divide_by: as in `frepa.datasets.opening.open_annotated`.
 
     Raises:
         InputError: a source is not understood, has no masks, or too few groups to be split.
@@ -113,7 +120,7 @@ def open_sets(
         raise InputError("No source was given: name at least one folder with images and masks, or a manifest.")
     sets: list[SegmentationSet] = []
     for text in sources:
-        known = open_annotated(text, dims, "mask", canonical=False)
+        known = open_annotated(text, dims, "mask", canonical=False, divide_by=divide_by)
         path = Path(text if Path(text).exists() else text.partition(":")[2] or text)
         name = stem(path) if path.is_file() else path.resolve().name
         found = cases_of(known, _free_name(name, {item.name for item in sets}))

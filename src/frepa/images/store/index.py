@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,7 @@ class _Survey:
         self.affine = self.groups = False
         self.modalities: tuple[str, ...] = ()
         self.labels: list[Any] | None = None
-        self.kept: list[int] = []  # records of the source, where it has annotations
+        self.kept = array("q")  # records of the source, where it has annotations
         self.masks: tuple[str, ...] = ()  # columns of masks of which there is one at least
         self.skipped: dict[int, str] = {}
         self.broken: dict[tuple[int, str], str] = {}  # masks that cannot be used
@@ -265,7 +266,7 @@ def _plain(label: Any) -> Any:
 
 def _write_annotations(building: StoreFolder, survey: _Survey, labels: Labels) -> None:
     """The annotations of the records that are kept, and which of them have masks; mapped, not read, when in use."""
-    table = labels.table.take(pa.array(survey.kept, pa.int64()))
+    table = labels.table.take(pa.array(np.array(survey.kept, np.int64)))
     masks = np.fromfile(building.masks, mask_type()).reshape(len(survey.kept), -1) if survey.masks else None
     for place, column in enumerate(survey.masks):
         assert masks is not None
