@@ -373,6 +373,7 @@ def test_what_the_system_refuses_is_told(tmp_path: Path, pictures: Path, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_at_random_moments(tmp_path: Path, shared_data: Path) -> None:
     """The command itself with two workers on images of several formats, its parent killed while it is writing."""
     source = shared_data / "pretrain_manifest.csv"
