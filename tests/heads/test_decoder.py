@@ -7,7 +7,7 @@ from scipy.fft import dctn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frepa.errors import InputError
-from frepa.heads.decoder import ReconstructionDecoder, cosine_basis
+from frepa.heads.decoder import ReconstructionDecoder, cosine_basis, over_positions
 from frepa.heads.reading import to_depth
 
 
@@ -62,6 +62,24 @@ def test_a_position_answers_for_its_own_pixels() -> None:
     assert 2 <= peak[0] < 5
     assert 0 <= peak[1] < 12
     assert 32 <= peak[2] < 56
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4)])
+def test_features_are_standardised_over_the_positions_of_each_image(shape: tuple[int, ...]) -> None:
+    dense = np.random.default_rng(0).normal(5, 0.1, (2, 3, *shape))
+    dense[1, 2] = 7  # constant over its image
+    axes = tuple(range(2, dense.ndim))
+    spread = dense.std(axes, keepdims=True)
+    expected = (dense - dense.mean(axes, keepdims=True)) / np.where(spread > 0, np.sqrt(spread**2 + 1e-5), 1)
+    np.testing.assert_allclose(over_positions(torch.from_numpy(dense)).numpy(), expected, atol=1e-9)
+
+
+def test_an_image_is_reconstructed_the_same_alone_and_in_a_batch() -> None:
+    torch.manual_seed(0)
+    decoder = as_if_trained(ReconstructionDecoder(24, 16, 1, 2))
+    dense = torch.randn(3, 24, 4, 4)
+    alone = torch.cat([decoder(one[None], (64, 64)) for one in dense])
+    torch.testing.assert_close(decoder(dense, (64, 64)), alone, rtol=1e-4, atol=1e-4)
 
 
 def test_no_checkerboard_at_the_start() -> None:
@@ -135,7 +153,7 @@ def test_it_is_light_beside_the_encoder() -> None:
             decoder(torch.empty(1, 768, 32, 32), (512, 512))
     # ViT-B/16 at 512 x 512: 1025 tokens through 12 blocks of 12 * 768^2 weights, and attention between all pairs.
     encoder_flops = 2 * 12 * (1025 * 12 * 768**2 + 2 * 1025**2 * 768)
-    assert sum(p.numel() for p in decoder.parameters()) < 0.015 * 86.6e6
+    assert sum(p.numel() for p in decoder.parameters()) < 0.02 * 86.6e6
     assert counter.get_total_flops() < 0.05 * encoder_flops
 
 

@@ -1,7 +1,7 @@
 """Dense maps back to pixels, in 2D and 3D: a convolutional body for heads, and a light decoder for reconstruction.
 
-Neither has a transformer (Frepa section 3.2). On a ViT-B/16 map the decoder has 0.3 M parameters, 0.35 % of the
-encoder's, and takes under 1 % of its time.
+Neither has a transformer (Frepa section 3.2). On a ViT-B/16 map the decoder has 1.4 M parameters, 1.6 % of the
+encoder's, and 1.7 % of its arithmetic.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _CELL = 4
 # Values a cell is made of. In 2D as many as its 16 pixels; in 3D, where it has 64, the smoothest 8, or as many as it
 # takes (to 16) to keep every feature.
 _VALUES = {2: (16, 16), 3: (8, 16)}
+# Variance below which a channel counts as constant over an image.
+_CONSTANT = 1e-5
 # Statistics are taken over at least this many channels: with fewer, the norm would wash out the image's brightness.
 _CHANNELS_PER_NORM_GROUP = 8
 
@@ -93,7 +95,10 @@ class DenseHead(nn.Module):
 class ReconstructionDecoder(nn.Module):
     """Dense map to image: ``decoder(dense, size) -> (B, out_channels, *size)``, compared with an image in [0, 1].
 
-    Light at every size: next to nothing happens at full resolution.
+    Light at every size: next to nothing happens at full resolution. It reads the map twice, as it is and standardised
+    over the positions of each image: features vary little around a common vector once an encoder has learnt brightness,
+    and a linear map learns what varies many times faster without that vector. Each image for itself, so that a result
+    depends neither on how a batch is divided nor on running averages.
 
     1. One linear map turns every position straight into its own block of pixels. It goes by way of cells, the coarse
        positions within a block (each of 4 pixels a side, where the stride allows): features to the cells' values, and a
@@ -124,11 +129,12 @@ class ReconstructionDecoder(nn.Module):
         if math.prod(self.stride) == 1:
             self.body = DenseHead(channels, stride, out_channels, dims)
             return
+        channels *= 2  # as they are, and standardised
         self.pixels = tuple(_largest_divisor(step, _CELL) for step in self.stride)
         self.cells = tuple(step // fine for step, fine in zip(self.stride, self.pixels))
         count = math.prod(self.cells)
         least, most = _VALUES[dims]
-        values = min(most, max(least, -(-channels // count))) * out_channels
+        values = min(most, max(least, -(-channels // (2 * count)))) * out_channels
         basis = cosine_basis((out_channels, *self.pixels))[:values]
         values = len(basis)
         self.direct = Pointwise(channels, values * count)
@@ -154,6 +160,7 @@ class ReconstructionDecoder(nn.Module):
         _check_covered(dense, size, self.stride)
         if self.body is not None:
             return self.body(dense, size)
+        dense = torch.cat([dense, over_positions(dense)], 1)
         values = self.direct(dense)
         if self.context is not None:
             values = values + self.context(dense)
@@ -174,6 +181,13 @@ class Pointwise(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The map applied along the second axis."""
         return (self.weight @ x.flatten(2) + self.bias[:, None]).view(len(x), -1, *x.shape[2:])
+
+
+def over_positions(dense: Tensor) -> Tensor:
+    """Features (B, C, *s) with mean 0 and deviation 1 over each image's positions, by channel; 0 where constant."""
+    axes = tuple(range(2, dense.ndim))
+    centred = dense - dense.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + _CONSTANT).rsqrt()
 
 
 def cosine_basis(shape: tuple[int, ...]) -> Tensor:
