@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import tiny_encoders  # noqa: F401 (registers them)
+from frepa.checks.run import check_source
 from frepa.datasets.opening import open_source
 from frepa.datasets.packing import stored_labels
 from frepa.errors import InputError
@@ -185,6 +186,7 @@ def test_a_store_of_a_store_keeps_what_the_first_kept(tmp_path: Path) -> None:
     source = masked(tmp_path / "data", 2, split=True)
     first = prepare(source, out=str(tmp_path / "first"), num_workers=0, quiet=True)
     second = StoreSource(prepare(str(first), out=str(tmp_path / "second"), num_workers=0, quiet=True))
+    assert [finding for finding in check_source(StoreSource(first)).findings if finding.level == "error"] == []
     stores = StoreSource(first), second
     tables = [store.annotations for store in stores]
     for column in ("split", "group", "mask", "mask_fov"):

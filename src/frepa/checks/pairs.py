@@ -23,8 +23,11 @@ _FOLDERS += [("images", "labels"), ("images", "masks"), ("image", "mask"), ("ima
 
 
 def label_files(source: Source) -> dict[int, str]:
-    """Record to its label file, where the source knows of masks; {} where it does not."""
-    if source.annotations is None:
+    """Record to its label file, where the source knows of masks; {} where it does not.
+
+    Masks that the source itself holds, as a store does, are no files, and were held against their images when packed.
+    """
+    if source.annotations is None or source.holds_masks:
         return {}
     masks = Annotations(source, source.annotations).masks()
     return {index: os.path.join(source.folder or "", mask) for index, mask in enumerate(masks) if mask}
