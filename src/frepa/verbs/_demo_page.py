@@ -97,7 +97,8 @@ def write_page(
             {name: (one.frequency, one.share) for name, one in kept.items()}, bands=BANDS, null=NULL,
         ),
         "Share of the clean test images that a linear regression recovers from the last map, by spatial frequency: 1 "
-        "is all of it, 0 is nothing. The dashed line is what a map of this size keeps without having learnt anything.",
+        "is all of it, 0 is nothing. The dashed line is a random projection of each block of pixels to as many "
+        "numbers; where there are more numbers than pixels, it keeps everything.",
         wide=True,
     )  # fmt: skip
     page.table(
