@@ -31,11 +31,6 @@ class Given(Encoder):
         return Features(dense, dense)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_few_threads: None) -> None:
-    torch.set_num_threads(1)
-
-
 def images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.rand(count, 1, *shape, generator=torch.Generator().manual_seed(seed))
 

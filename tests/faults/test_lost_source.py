@@ -84,7 +84,8 @@ def test_what_is_missing_counts_the_same_however_a_batch_is_spread():
             share, gradients = 4 // ranks, []
             for rank in range(ranks):
                 own = [place for place in range(rank * share, (rank + 1) * share) if place in readable]
-                loaded = {"image": images[own].reshape(-1, 1, 1, 1), "grey": torch.ones(len(own)), "position": own}
+                image, grey = images[own].reshape(-1, 1, 1, 1), torch.ones(len(own))
+                loaded = {"image": image, "grey": grey, "position": own, "inside": None}
                 batch, weight = _for_method(loaded, torch.device("cpu"), 0, 0, None, share)
                 parameter = torch.zeros(1, requires_grad=True)
                 ((parameter * batch.images).mean() * weight).backward()

@@ -31,7 +31,8 @@ def test_names_of_folders_not_of_files():
 
 
 def test_a_folder_with_masks_is_told_of_with_their_number(folder, tmp_path):
-    (sentence,) = open_source(str(folder), dims=2).warnings
+    assert len(open_source(str(folder), dims=2)) == 3  # a layout that is known: its masks are no images
+    (sentence,) = open_source(f"files:{folder}", dims=2).warnings
     assert sentence.startswith("3 of 6 files lie in folders that hold labels by their names (Masks/).")
     assert open_source(str(folder / "images"), dims=2).warnings == []
     manifest = tmp_path / "list.csv"
@@ -40,8 +41,9 @@ def test_a_folder_with_masks_is_told_of_with_their_number(folder, tmp_path):
 
 
 def test_prepare_and_pretrain_print_it(folder, tmp_path, capsys):
-    frepa.prepare(str(folder), out=str(tmp_path / "store"), num_workers=0, quiet=True)
-    assert "3 of 6 files lie in folders" in capsys.readouterr().err
+    for text, words in ((str(folder), "3 files are masks"), (f"files:{folder}", "3 of 6 files lie in folders")):
+        frepa.prepare(text, out=str(tmp_path / words[:4]), num_workers=0, quiet=True)
+        assert words in capsys.readouterr().err
     tiny = {"encoder": "timm:test_convnext", "image_size": 16, "batch_size": 2, "max_steps": 1, "num_workers": 0}
     frepa.pretrain(str(folder), out=str(tmp_path / "run"), quiet=True, **tiny)
-    assert "3 of 6 files lie in folders" in capsys.readouterr().err
+    assert "3 files are masks" in capsys.readouterr().err

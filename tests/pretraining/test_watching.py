@@ -207,7 +207,7 @@ def test_a_run_that_is_broken_off_goes_on_with_its_best_and_its_patience(sources
         ({"watch_every": -1}, "watch-every -1"),
         ({"patience": -1}, "patience -1"),
         ({"keep": "best", "best_by": "probe"}, "there is no probe"),
-        ({"probe": "nowhere"}, "nowhere.*not found"),
+        ({"probe": "nowhere"}, "nowhere.*does not exist"),
         ({"keep": "best", "val_images": 0}, "no held-out images"),
     ],
 )

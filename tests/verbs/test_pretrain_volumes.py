@@ -20,7 +20,7 @@ from frepa.encoders import contract
 from frepa.errors import InputError
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.frepa import Frepa
-from frepa.pretraining.options import Data, Execution, Optimisation, Settings, resolved, spacing_in_mm
+from frepa.pretraining.options import Data, Execution, Optimisation, Settings, Watching, resolved, spacing_in_mm
 
 SMALL = {"name": "frepa", "spectrum_patch": 4, "image_patch": 8}
 TINY = {"encoder": "vit3d_tiny,image_size=32", "image_size": 32, "method": SMALL, "max_steps": 1,
@@ -58,7 +58,7 @@ def _rows(run) -> list[dict]:
 
 def test_the_defaults_are_the_papers_for_either_number_of_axes():
     def config(**data) -> dict:
-        parts = {"data": Data(**data), "optimisation": Optimisation(), "execution": Execution()}
+        parts = {"data": Data(**data), "optimisation": Optimisation(), "watching": Watching(), "execution": Execution()}
         return resolved(Settings("s", "o", "frepa", Frepa(), None, None, "frangi", "input", **parts)).config
 
     flat, deep = config(), config(dims=3)

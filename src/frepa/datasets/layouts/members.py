@@ -10,6 +10,8 @@ from typing import Any
 
 from frepa.datasets.annotations import PARTS
 from frepa.datasets.layouts.registry import Listing, layout
+from frepa.images.guards import file_status
+from frepa.images.scan import UnreadableScan
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".npz")
 _IMAGES = ("image", "img", "data", "raw")
@@ -19,6 +21,7 @@ _MASKS = ("label", "mask", "seg", "segmentation", "gt")
 def _pair(file: Path) -> tuple[str, str] | None:
     """The members of a file that are an image and its mask; None where it has no such two."""
     try:
+        file_status(file)  # a named pipe would be waited for
         if file.suffix.lower() == ".npz":
             with zipfile.ZipFile(file) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -27,7 +30,7 @@ def _pair(file: Path) -> tuple[str, str] | None:
 
             with h5py.File(file, "r") as opened:
                 names = [name for name, item in opened.items() if isinstance(item, h5py.Dataset)]
-    except (OSError, zipfile.BadZipFile):  # told when it is read
+    except (OSError, UnreadableScan, zipfile.BadZipFile):  # told when it is read
         return None
     image, mask = (next((name for name in known if name in names), None) for known in (_IMAGES, _MASKS))
     return (image, mask) if image is not None and mask is not None else None
