@@ -86,6 +86,10 @@ def read(options: argparse.Namespace, encoder: str, labelled: Path, out: Path) -
     }
 
 
+def _has(rows: list[dict[str, Any]], key: dict[str, Any]) -> bool:
+    return any(all(row[name] == str(value) for name, value in key.items()) for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drive", type=Path, required=True)
@@ -108,19 +112,19 @@ def main() -> None:
     for encoder, methods in ENCODERS.items():
         for guide in ("frangi", "none"):
             for method in ("untrained", *methods):
-                for name, labelled in sets.items():
-                    key = {"set": name, "encoder": encoder, "method": method, "guide": guide, "seed": options.seed}
-                    if any(all(row[k] == str(v) for k, v in key.items()) for row in rows):
-                        continue
-                    seconds, seen = 0.0, 0
-                    if method == "untrained":
-                        spec = f"random:{encoder},seed={options.seed},guide={guide}"
-                    else:
-                        seen = options.steps * options.batch
-                        spec, seconds = pretrained(options, source, encoder, method, guide)
-                    row = key | {"steps": seen // options.batch, "images_seen": seen}
+                key = {"encoder": encoder, "method": method, "guide": guide, "seed": options.seed}
+                missing = [name for name in sets if not _has(rows, key | {"set": name})]
+                if not missing:
+                    continue
+                seconds, seen = 0.0, 0
+                spec = f"random:{encoder},seed={options.seed},guide={guide}"
+                if method != "untrained":
+                    seen = options.steps * options.batch
+                    spec, seconds = pretrained(options, source, encoder, method, guide)
+                for name in missing:
+                    row = key | {"set": name, "steps": seen // options.batch, "images_seen": seen}
                     row |= {"pretrain_processor_seconds": round(seconds)}
-                    row |= read(options, spec, labelled, options.work / "reading")
+                    row |= read(options, spec, sets[name], options.work / "reading")
                     rows.append({column: str(row[column]) for column in COLUMNS})
                     print(rows[-1], flush=True)
                     with open(options.out, "w", newline="") as file:

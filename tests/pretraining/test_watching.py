@@ -113,7 +113,7 @@ def test_what_cannot_decide_is_said():
         (Watching(patience=2, best_by="high"), held[:1], "--val-images 2"),
         (Watching(patience=2, best_by="high"), held[:0], "no held-out images"),
         (Watching(watch_every=0, probe="set"), held, "--watch-every 0"),
-        (Watching(watch_every=0, keep="best", best_by="rank"), held, "what is looked at is nothing"),
+        (Watching(watch_every=0, keep="best", best_by="rank"), held, "nothing is looked at with --watch-every 0"),
     ):
         with pytest.raises(InputError, match=message):
             open_looks(options, instruments, images, 2)

@@ -212,7 +212,9 @@ def open_monitor(source: str, dims: int, *, size: int, resized: bool, window: st
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    """Without what announces a list on the lines after it."""
+    line = str(error).partition("\n")[0]
+    return line.rpartition(". ")[0] + "." if line.endswith(":") else line
 
 
 def _options(size: int | None, window: str | None) -> dict[str, Any]:

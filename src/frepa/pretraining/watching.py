@@ -75,7 +75,9 @@ def open_looks(options: Watching, instruments: Instruments, held_out: Tensor, di
     looks = [look for look in looks if look.names]
     known = [name for look in looks for name in look.names]
     if _decides(options) and options.best_by not in known:
-        if options.best_by == "probe":
+        if options.watch_every == 0:
+            why = "nothing is looked at with --watch-every 0. Leave that out"
+        elif options.best_by == "probe":
             why = "there is no probe. Name a small labelled set with --probe"
         elif len(held_out):
             why = (
