@@ -45,7 +45,7 @@ CASES = (
     ("vit_tiny", 224, 4),
     ("swin_tiny", 128, 4),
     ("convnext_atto,output_stride=16", 128, 4),
-    ("vit3d_small,patch_size=8", 48, 4),
+    ("vit3d_small,patch_size=8", 48, 1),
     ("mednext_tiny", 32, 1),
 )
 
