@@ -32,8 +32,8 @@ from frepa.pretraining.methods.registry import build_method, find_method
 
 #: Name in the table: method and its options.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "frepa": ("frepa", {}),
-    "frepa, clean teacher": ("frepa", {"teacher": True}),
+    "frepa": ("frepa", {"consistency_weight": 0.5}),
+    "frepa, clean teacher": ("frepa", {"teacher": True, "consistency_weight": 0.5}),
     "frepa, one view": ("frepa", {"consistency_weight": 0.0}),
     "mae": ("mae", {}),
     "simmim": ("simmim", {}),
