@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -149,3 +151,17 @@ def test_one_record_of_a_stack_is_named_by_its_number(tmp_path: Path) -> None:
         ("data/a.npz#images[6]", "has no record 6; it holds 6, counted from 0")
     ]
     assert np.array_equal(found.read(0).array[0], VOLUME[1])
+
+
+def test_threads_do_not_take_away_what_others_read(tmp_path: Path) -> None:
+    """More files than a thread keeps, read by eight threads at once; what they unpacked goes when they end."""
+    for number in range(12):
+        (tmp_path / f"{number}.txt.gz").write_bytes(gzip.compress(bytes([number]) * 5000))
+    names = [tmp_path / f"{number % 12}.txt.gz" for number in range(600)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: packed.unpacked(path).read_bytes(), names))
+        folder = packed._own_folder()
+    assert found == [bytes([number % 12]) * 5000 for number in range(600)]
+    gc.collect()
+    own = [packed._kept().folder.name]
+    assert {item.name for item in folder.iterdir()} <= set(own)

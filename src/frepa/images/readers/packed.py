@@ -1,7 +1,7 @@
 """``.gz`` around a file of any format: unpacked beside the temporary files, for readers that need a file.
 
-Unpacking stops at `frepa.images.guards.memory_limit`, so a few kilobytes cannot fill a disk. The last few files are
-kept until others take their place, so that the records of a stack are not unpacked one by one.
+Unpacking stops at `frepa.images.guards.memory_limit`, so a few kilobytes cannot fill a disk. The last few files of a
+thread are kept until others take their place, so that the records of a stack are not unpacked one by one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
+import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from multiprocessing import util
@@ -24,7 +27,30 @@ _PREFIX = "frepa-unpacked-"
 _KEPT = 4
 _PIECE = 2**20
 
-_unpacked: OrderedDict[tuple[int, str, int, int], Path] = OrderedDict()
+_own = threading.local()
+_numbers = itertools.count()
+
+
+class _Kept:
+    """What one thread of one process has unpacked, so that none takes away what another reads; gone with the thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process, self.folder = os.getpid(), folder
+        self.files: OrderedDict[tuple[str, int, int], Path] = OrderedDict()
+        weakref.finalize(self, _remove, folder, self.process)
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # a forked process has its parent's by inheritance, not to take away
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept() -> _Kept:
+    kept: _Kept | None = getattr(_own, "kept", None)
+    folder = _own_folder()
+    if kept is None or kept.process != os.getpid() or kept.folder.parent != folder:
+        kept = _own.kept = _Kept(folder / str(next(_numbers)))
+    return kept
 
 
 def is_packed(name: str) -> bool:
@@ -35,16 +61,16 @@ def is_packed(name: str) -> bool:
 def unpacked(path: Path) -> Path:
     """A file with what ``path`` holds, of the same name without .gz. Raises `UnreadableScan`."""
     status = file_status(path)
-    key = (os.getpid(), str(path), status.st_size, status.st_mtime_ns)
-    known = _unpacked.get(key)
+    key, kept = (str(path), status.st_size, status.st_mtime_ns), _kept()
+    known = kept.files.get(key)
     if known is not None and known.exists():
-        _unpacked.move_to_end(key)
+        kept.files.move_to_end(key)
         return known
-    while len(_unpacked) >= _KEPT:
-        shutil.rmtree(_unpacked.popitem(last=False)[1].parent, ignore_errors=True)
+    while len(kept.files) >= _KEPT:
+        shutil.rmtree(kept.files.popitem(last=False)[1].parent, ignore_errors=True)
     # The same place each time, so that what is known of the file by its path stays known
     place = hashlib.sha256(repr(key).encode("utf-8", "backslashreplace")).hexdigest()[:16]
-    target = _own_folder() / place / path.name[:-3]
+    target = kept.folder / place / path.name[:-3]
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         _unpack(path, target)
@@ -52,7 +78,7 @@ def unpacked(path: Path) -> Path:
         shutil.rmtree(target.parent, ignore_errors=True)
         raise
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
-    _unpacked[key] = target
+    kept.files[key] = target
     return target
 
 
