@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from frepa.images.scan import Skipped, UnreadableScan
 _BATCH = 16
 
 
-class Monitor:
+class Monitor(ABC):
     """Reads a labelled set through an encoder in closed form: ``monitor(encoder) -> {"probe": score}``.
 
     The encoder is copied, and its weights taken over at each look. What is fitted is fitted to the set's training part,
@@ -62,11 +63,13 @@ class Monitor:
             score = self._score()
         return {"probe": score} if math.isfinite(score) else {}
 
+    @abstractmethod
     def _build(self, encoder: Encoder, device: torch.device) -> None:
-        raise NotImplementedError
+        """Keep what every look needs: the probe on ``encoder``, the images."""
 
+    @abstractmethod
     def _score(self) -> float:
-        raise NotImplementedError
+        """Fit to the training part and score the validation part, with the weights that the encoder has now."""
 
 
 class SegmentationMonitor(Monitor):

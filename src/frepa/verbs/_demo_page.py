@@ -18,6 +18,7 @@ from torch import Tensor
 from frepa.analysis.recovery import BANDS, Recovery, random_projection, recovery
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import open_encoder
+from frepa.files import write_json
 from frepa.report.figures import loss_curves
 from frepa.report.overlays import prediction_overlay
 from frepa.report.page import MeanStd, Page
@@ -138,7 +139,7 @@ def write_page(
     page.code("Versions", "\n".join(f"{name} {version}" for name, version in versions.items()))
     page.save(out / "report.html")
     numbers = {name: {"bands": dict(one.bands), "share": list(one.share)} for name, one in kept.items()}
-    (out / "frequencies.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    write_json(out / "frequencies.json", numbers)
 
 
 def frequencies(encoders: Mapping[str, str], fit: Path, test: Path) -> dict[str, Recovery]:
