@@ -16,6 +16,7 @@ from frepa.errors import InputError
 from frepa.images.source import Source
 
 _STACKED = re.compile(r"\[\d+\]$")
+_CARRY = 'To carry it to volumes put slices: before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,7 @@ def wrong_axes(dims: int) -> str:
     """What to do where images have another number of axes than an encoder of ``dims`` takes."""
     if dims == 3:
         return "holds 2D images, and the encoder takes volumes. Give a 2D encoder."
-    return (
-        "holds volumes, and the encoder takes 2D images. To carry it to volumes put slices: before it, as in "
-        '--encoder "slices:ENCODER"; or give a 3D encoder.'
-    )
+    return f"holds volumes, and the encoder takes 2D images. {_CARRY}"
 
 
 def _refuse_stacks(known: Annotations, text: str, column: str) -> None:
@@ -228,6 +226,5 @@ def _refuse_stacks(known: Annotations, text: str, column: str) -> None:
     if source.dims == 3:
         raise InputError(f"{text}: {file} holds several volumes under one annotation. Save each as a file of its own.")
     raise InputError(
-        f"{text}: {file} holds many slices under one annotation, and the encoder takes single 2D images. To carry it "
-        'to volumes put slices: before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
+        f"{text}: {file} holds many slices under one annotation, and the encoder takes single 2D images. {_CARRY}"
     )

@@ -76,15 +76,6 @@ def header_of(source: Source, record: int) -> Header:
         raise _broken(error) from None
 
 
-def refuse_stack(path: Path, count: int, dims: int) -> None:
-    """Raise InputError for a file of many slices that is to be read as one 2D image."""
-    if dims == 2 and count > 1:
-        raise InputError(
-            f"{path}: holds {count} slices, and the encoder takes single 2D images. To carry it to volumes put slices: "
-            'before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
-        )
-
-
 def check_row(path: Path, dims: int) -> None:
     """Raise InputError for a mask that is many masks of which none is named, or of which it names one too many."""
     place, count = split_place(str(path)), read_header(path, dims).count

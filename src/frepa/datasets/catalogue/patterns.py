@@ -135,11 +135,6 @@ def fill(template: str, fields: Mapping[str, str | None]) -> str | None:
     return None if missing else filled
 
 
-def template_fields(template: str) -> list[str]:
-    """Names used in a template."""
-    return _FIELD.findall(template)
-
-
 class FileIndex:
     """Every file below a folder, read once.
 
