@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -151,15 +152,34 @@ def end_with_parent(worker: int = 0) -> None:
     if hasattr(signal, "sigtimedwait"):
         # Blocked, it is kept for the thread that looks who sent it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="frepa-parent").start()
+    threading.Thread(target=_watch, args=(Parent(),), daemon=True, name="frepa-parent").start()
 
 
-def _watch(parent: int) -> None:
+class Parent:
+    """The process that asked for this one. It need not be the one that started it: a server may have (``forkserver``).
+
+    Attributes:
+        pid: its number.
+    """
+
+    def __init__(self) -> None:
+        asked = multiprocessing.parent_process()
+        started_by = os.getppid()
+        self.pid = started_by if asked is None or asked.pid is None else asked.pid
+        # Of a parent that forked this process itself its sisters hold the pipe, too, that `is_alive` looks at.
+        self._asked = None if self.pid == started_by else asked
+
+    def lives(self) -> bool:
+        """Whether it still runs."""
+        return os.getppid() == self.pid if self._asked is None else self._asked.is_alive()
+
+
+def _watch(parent: Parent) -> None:
     pause = threading.Event()
-    while os.getppid() == parent:
+    while parent.lives():
         if hasattr(signal, "sigtimedwait"):
             heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK)
-            if heard is not None and heard.si_pid == parent:
+            if heard is not None and heard.si_pid == parent.pid:
                 break
         else:  # pragma: no cover - not Linux
             pause.wait(_LOOK)

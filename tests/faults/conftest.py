@@ -1,11 +1,15 @@
-"""Ctrl-C is heard in these tests."""
+"""Ctrl-C is heard in these tests; small sets that none of them changes, and commands that are to be refused."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from faults_helpers import write_classes, write_images, write_labelled
+from frepa.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +18,27 @@ def _interrupts_are_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    write_images(folder / "scans")
+    write_labelled(folder / "labelled")
+    write_classes(folder / "classes", count=3)
+    return folder
+
+
+@pytest.fixture
+def said(capsys) -> Callable[..., str]:
+    """Run a command that is to be refused; what it said, without a traceback and on no line of its own making."""
+
+    def run(*words: object, code: int = 2) -> str:
+        found = main([str(word) for word in words])
+        err = capsys.readouterr().err
+        assert found == code, err
+        assert "Traceback" not in err
+        assert code == 1 or "does not know how to handle" not in err
+        return err
+
+    return run

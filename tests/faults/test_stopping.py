@@ -62,29 +62,37 @@ def test_the_workers_do_not_hear_it_and_the_parent_saves(scans, whole, tmp_path,
     assert contents(run, *_TIMES) == whole
 
 
-def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path):
-    code = """
+_WORKERS = """
 import multiprocessing, sys, time
 from frepa.stopping import end_with_parent
 def work(ready):
     end_with_parent()
     ready.set()
     time.sleep(60)
-fork = multiprocessing.get_context("fork")
-events = [fork.Event() for _ in range(2)]
-workers = [fork.Process(target=work, args=(event,)) for event in events]
-for worker in workers: worker.start()
-for event in events: event.wait()
-print(*(worker.pid for worker in workers), flush=True)
-if sys.argv[1] == "terminate":
-    time.sleep(1)
-    for worker in workers: worker.terminate()
-    for worker in workers: worker.join(20)
-    print([worker.exitcode for worker in workers])
-time.sleep(60)
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    events = [context.Event() for _ in range(2)]
+    workers = [context.Process(target=work, args=(event,)) for event in events]
+    for worker in workers: worker.start()
+    for event in events: event.wait()
+    print(*(worker.pid for worker in workers), flush=True)
+    if sys.argv[1] == "terminate":
+        time.sleep(1)
+        for worker in workers: worker.terminate()
+        for worker in workers: worker.join(20)
+        print([worker.exitcode for worker in workers])
+    time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
+def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path, context):
+    """Of a worker that a server started, which is the way of Python 3.14, the server is not the parent."""
+    script = tmp_path / "workers.py"  # a file, since a server's workers read the program again
+    script.write_text(_WORKERS)
     for how in ("terminate", "kill"):
-        parent = subprocess.Popen([sys.executable, "-c", code, how], stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, str(script), how, context]
+        parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         pids = [int(word) for word in parent.stdout.readline().split()]
         for pid in pids:  # from outside: not heard
             os.kill(pid, signal.SIGTERM)
@@ -96,6 +104,20 @@ time.sleep(60)
         while any(_runs(pid) for pid in pids):
             assert time.monotonic() < end
             time.sleep(0.05)
+
+
+def test_packing_by_processes_of_a_server_is_the_same(tmp_path, monkeypatch):
+    import processes  # noqa: F401 - lets the server import the package once, not every worker
+
+    server = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr("frepa.images.store.packing.multiprocessing.get_context", lambda: server)
+    scans = write_images(tmp_path / "scans", count=32)
+    for workers in (0, 2):
+        words = ["prepare", str(scans), f"--out={tmp_path / str(workers)}", f"--num-workers={workers}", "--quiet"]
+        assert main(words) == 0
+    found = [contents(tmp_path / name, "store.json", ".frepa-lock") for name in "02"]
+    assert len([name for name in found[0] if name.startswith("shards")]) > 1
+    assert found[0] == found[1]
 
 
 def _runs(pid: int) -> bool:

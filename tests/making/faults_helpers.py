@@ -57,6 +57,18 @@ def contents(folder: Path, *leave_out: str) -> dict[str, bytes]:
     }
 
 
+def command(verb: str, sets: Path, source: object = None) -> list[str]:
+    """A short run of a verb, without --out."""
+    folder = {"segment": "labelled", "detect": "labelled", "classify": "classes"}.get(verb, "scans")
+    text = str(sets / folder if source is None else source)
+    return {
+        "pretrain": ["pretrain", text, *PRETRAIN, "--max-steps=1", "--num-workers=0"],
+        "check": ["check", text, "--num-workers=0", "--quiet"],
+        "prepare": ["prepare", text, "--num-workers=0", "--quiet"],
+        "demo": ["demo", "--quiet"],
+    }.get(verb, [verb, text, f"--encoder={ENCODER}", "--max-steps=1", "--num-workers=0", "--quiet"])
+
+
 class SmallDisk:
     """A folder on a disk of a few bytes, which can be made larger."""
 

@@ -29,7 +29,7 @@ from frepa.images.store.shards import RESERVE_BYTES, DiskFull, Shard, Stopped, f
 from frepa.locks import Lock
 from frepa.names import shown
 from frepa.run_folders import check_inputs
-from frepa.stopping import end_with_parent
+from frepa.stopping import Parent, end_with_parent
 from frepa.user_paths import named_folder
 
 # Raw bytes a shard aims at; fewer records where there are few, so that several processes have something to do
@@ -57,11 +57,11 @@ class _Shared:
     quantize: bool
     done: Any
     stop: Any
-    parent: int
     labels: Labels | None
 
 
 _shared: _Shared | None = None
+_parent: Parent | None = None
 
 
 def pack_source(
@@ -312,7 +312,7 @@ def _write_shards(
         return
     context = multiprocessing.get_context()
     done, stop = context.Value("q", 0), context.Value("b", 0, lock=False)
-    shared = _Shared(source, folder, quantize, done, stop, os.getpid(), labels)
+    shared = _Shared(source, folder, quantize, done, stop, labels)
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
     pending: set[Future[None]] = set()
     shown = 0
@@ -330,8 +330,8 @@ def _write_shards(
 
 
 def _start_worker(shared: _Shared) -> None:
-    global _shared
-    _shared = shared
+    global _shared, _parent
+    _shared, _parent = shared, Parent()
     import torch
 
     # A forked process has none of its parent's OpenMP threads, and would wait for them for ever.
@@ -340,15 +340,16 @@ def _start_worker(shared: _Shared) -> None:
 
 
 def _work(shard: Shard) -> None:
-    shared = _shared
+    shared, parent = _shared, _parent
     assert shared is not None
+    assert parent is not None
 
     def progress(records: int) -> None:
         with shared.done.get_lock():
             shared.done.value += records
 
     def go_on() -> bool:
-        return not shared.stop.value and os.getppid() == shared.parent
+        return not shared.stop.value and parent.lives()
 
     with contextlib.suppress(Stopped):
         options: dict[str, Any] = {"quantize": shared.quantize, "labels": shared.labels}
