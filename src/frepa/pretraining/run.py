@@ -28,6 +28,7 @@ from frepa.pretraining.methods.contract import Batch as MethodBatch
 from frepa.pretraining.methods.contract import Method, Setting
 from frepa.pretraining.methods.registry import build_method, find_method
 from frepa.pretraining.options import Settings, resolved
+from frepa.pretraining.precision import precision_plugin
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.run_report import voxels, write_report
 from frepa.pretraining.source_checks import check_something_readable, check_spacing_known
@@ -40,7 +41,6 @@ from frepa.schedules import learning_rates
 from frepa.stopping import StopRequest, workers_starting
 
 _MOST_PICTURES = 100
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def run_pretraining(settings: Settings, instruments: Instruments) -> Path:
@@ -65,7 +65,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
         accelerator="auto",
         devices=training_devices(execution.devices),
         num_nodes=execution.num_nodes,
-        precision=_PRECISIONS[execution.precision],  # type: ignore[arg-type]
+        plugins=precision_plugin(execution.precision, default_device()),
         strategy="auto",
     )
     fabric.launch()
