@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -154,3 +155,17 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
         load_encoder("random:convnext_ato")
     with pytest.raises(InputError, match="Did you mean output_stride"):
         load_encoder("random:convnext_atto,outputstride=8")
+
+
+def test_a_vit_of_fewer_blocks_is_the_first_blocks_of_the_whole_one():
+    """Against timm's own model of that depth; kept in its file and asked for by --encoder alike."""
+    encoder = build_encoder("vit_tiny", depth=2, guide="none", image_size=32).eval()
+    own = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0, img_size=32).eval()
+    own.load_state_dict(encoder.trunk.state_dict())
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = own.forward_features(image)[:, 1:]
+        torch.testing.assert_close(encoder(image).dense.flatten(2).mT, expected)
+    assert encoder.options["depth"] == 2
+    with pytest.raises(InputError, match="has no option 'depth'"):
+        build_encoder("convnext_atto", depth=2)

@@ -54,6 +54,7 @@ class TimmEncoder(Encoder):
             interpolated for other sizes, and the size that decides where Swin shifts its windows.
         patch_size: side of a patch in pixels (ViT and Swin); None is the trunk's own.
         output_stride: pixels per position of the map, 8, 16 or 32, by dilation (ConvNeXt, ResNet); None is the trunk's.
+        depth: blocks of a plain ViT; None is the trunk's own.
         drop_path_rate: stochastic depth while training.
         final_norm: False leaves out the norm after the last stage, for trunks that were trained without one.
         neck: channels of a neck after the trunk (a 1 x 1 and a 3 x 3 convolution, each with a layer norm over the
@@ -76,6 +77,7 @@ class TimmEncoder(Encoder):
         image_size: int = 512,
         patch_size: int | None = None,
         output_stride: int | None = None,
+        depth: int | None = None,
         drop_path_rate: float = 0.0,
         neck: int | None = None,
         final_norm: bool = True,
@@ -83,10 +85,11 @@ class TimmEncoder(Encoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        for option, value in (("neck", neck), ("patch_size", patch_size), ("image_size", image_size)):
+        sizes = {"neck": neck, "patch_size": patch_size, "depth": depth, "image_size": image_size}
+        for option, value in sizes.items():
             if value is not None and not (isinstance(value, int) and 1 <= value <= _MOST):
                 raise InputError(f"encoder {name}: {option}={value}; give a whole number from 1 to {_MOST}.")
-        asked = {"patch_size": patch_size, "output_stride": output_stride}
+        asked = {"patch_size": patch_size, "output_stride": output_stride, "depth": depth}
         asked = {option: value for option, value in asked.items() if value is not None}
         model = create_trunk(
             name,

@@ -14,7 +14,7 @@ class FullPrecisionInput(MixedPrecision):
     """As Fabric's own, but a batch keeps its float32.
 
     Fabric rounds every input to the type of the products, bfloat16 to 8 significant bits. The images are the target of
-    the loss and what guide, augmentation and spectra are computed from; autocast rounds them where a product asks for it.
+    the loss and what guide, augmentation and spectra are made of; autocast rounds them where a product asks for it.
     """
 
     def convert_input(self, data: Any) -> Any:
