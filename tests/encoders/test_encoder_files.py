@@ -159,7 +159,7 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
 
 def test_a_vit_of_fewer_blocks_is_the_first_blocks_of_the_whole_one():
     """Against timm's own model of that depth; kept in its file and asked for by --encoder alike."""
-    encoder = build_encoder("vit_tiny", depth=2, guide="none", image_size=32).eval()
+    encoder = build_encoder("vit_tiny", depth=2, guide="none", uses_guide=False, image_size=32).eval()
     own = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0, img_size=32).eval()
     own.load_state_dict(encoder.trunk.state_dict())
     image = torch.rand(1, 3, 32, 32)
