@@ -149,6 +149,7 @@ def test_a_head_trains_on_one_stack_and_the_report_says_so(tmp_path: Path, dims:
     results = json.loads((run / "results.json").read_text())
     (only,) = results["sets"].values()
     assert only["cases"] == ({"train": 21, "val": 3, "test": 6} if dims == 2 else {"train": 7, "val": 1, "test": 2})
+    assert only["split"] == f"random, 7:1:2 by {by[:-1]}, seed 0"
     said = "Scores say nothing about other patients"
     assert any(said in warning for warning in results["warnings"])
     assert said in (run / "report.html").read_text()

@@ -144,6 +144,29 @@ def test_classification(tmp_path: Path) -> None:
     assert scores(one, "confusion") == scores(other, "confusion")
 
 
+def test_classification_of_volumes(tmp_path: Path) -> None:
+    rows = []
+    for i, part in enumerate(PARTS * 2):
+        volume = np.random.default_rng(i).normal((170, 90)[i % 2], 30, (10, 12, 8)).clip(0, 255).astype(np.uint8)
+        label = ("bright", "dark")[i % 2]
+        rows.append({"path": write(tmp_path / "data" / f"DOE_{i:02}", volume, i), "label": label, "split": part})
+    source = table(tmp_path / "list.csv", rows)
+    store = prepare(source, out=str(tmp_path / "store"), dims=3, num_workers=0, quiet=True)
+    assert b"DOE" not in b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+    one, other = assert_same(classify, source, store, 3, image_size=12)
+    assert scores(one, "confusion", "classes") == scores(other, "confusion", "classes")
+    assert_same(classify, source, store, 3, image_size=12, head="mlp", max_steps=3, batch_size=4)
+    # Parts of an npz file are those of its store
+    arrays: dict[str, Any] = {}
+    for part, count in (("train", 8), ("val", 2), ("test", 6)):
+        levels = np.where(np.arange(count) % 2, 90, 170)[:, None, None, None]
+        arrays[f"{part}_images"] = np.random.default_rng(count).normal(levels, 30, (count, 9, 9, 9)).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.arange(count) % 2
+    np.savez(tmp_path / "x.npz", **arrays)
+    packed = prepare(str(tmp_path / "x.npz"), out=str(tmp_path / "packed"), dims=3, num_workers=0, quiet=True)
+    assert_same(classify, str(tmp_path / "x.npz"), packed, 3)
+
+
 def boxed(root: Path, dims: int) -> str:
     """A bright block in every image but the last, and its box in the axes of the file."""
     rows = []

@@ -13,7 +13,7 @@ cell is null where nothing is known of the record:
 The schema's metadata holds, as JSON, what is true of the whole: ``classes`` in order, ``target`` of ``mask`` and all
 ``targets``, ``values`` (mask value to class name), ``binary`` masks, ``rules`` (how values of a target become classes),
 ``box_unit``, ``layout``, ``pairs`` (how images and masks were paired, in words), ``origins`` (column to where it is
-from, in words) and ``trouble`` (column to why it could not be filled).
+from, in words), ``trouble`` (column to why it could not be filled) and ``unit`` (what a group is called).
 """
 
 from __future__ import annotations
@@ -174,6 +174,11 @@ class Annotations:
         return self._list("group")
 
     @property
+    def unit(self) -> str:
+        """What a group is called: group; slice or block where `frepa.datasets.stacks` divides by these."""
+        return str(self.facts.get("unit", "group"))
+
+    @property
     def names(self) -> list[str | None]:
         """What each record is to be called, where the source says so."""
         return self._list("case")
@@ -231,13 +236,14 @@ class Annotations:
             raise InputError(self.facts["trouble"][column])
         verbs = [verb for other, verb in _VERBS.items() if other != column and self.has(other)]
         hint = f" frepa {' or frepa '.join(verbs)} learns from these." if verbs else ""
-        raise InputError(f"{where}: has no {missing}. {self.said()}{hint} {_EXPECTED[column]}")
+        raise InputError(f"{where}: has no {missing}. {self.said()}{hint} {EXPECTED[column]}")
 
 
 _NEEDED = {"label": "classes, which frepa classify learns", "mask": "masks, which frepa segment learns",
            "boxes": "boxes, which frepa detect learns"}  # fmt: skip
 _VERBS = {"label": "classify", "labels": "classify", "mask": "segment", "boxes": "detect"}
-_EXPECTED = {
+#: Where each column is read from, in words.
+EXPECTED = {
     "label": "Classes are read from a folder per class (benign/1.png, malignant/2.png), these below train/, val/ and "
     "test/, the column label of a manifest, an npz file as MedMNIST has them, or dataset-id:folder.",
     "mask": "Masks are read from images/ and masks/ (or image/ and label/), flat or below train/, val/ and test/, the "

@@ -72,6 +72,7 @@ class SegmentationSet:
         notes: sentences about the source: how images and masks were paired, what was odd.
         split_note: how the split was made, in words.
         own_folds: the fold each case is tested in where the source says so and it was not asked for others.
+        unit: what a group is called: group, slice or block.
         unpaired: images without a mask, by name.
         left_out: images that cannot be read, with the reason.
     """
@@ -85,6 +86,7 @@ class SegmentationSet:
     notes: tuple[str, ...] = ()
     split_note: str = ""
     own_folds: tuple[int, ...] | None = None
+    unit: str = "group"
     unpaired: tuple[str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
 

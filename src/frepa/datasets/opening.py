@@ -59,6 +59,14 @@ def _is_box_file(text: str, path: Path) -> bool:
     return has_boxes(path)
 
 
+def _is_npz(text: str, path: Path) -> bool:
+    if path.suffix.lower() != ".npz":
+        return False
+    from frepa.datasets.derived import holds_parts
+
+    return holds_parts(path)
+
+
 def _is_labelled_folder(text: str, path: Path) -> bool:
     from frepa.datasets.layouts.opening import named_layout
     from frepa.datasets.layouts.registry import recognised
@@ -73,6 +81,7 @@ KINDS = [
     Kind("store", _is_store, "frepa.images.store.source:open_store"),
     Kind("labelled folder", _is_labelled_folder, "frepa.datasets.layouts.opening:open_folder"),
     Kind("catalogue", _is_catalogue, "frepa.datasets.catalogue.listing:open_catalogue"),
+    Kind("npz", _is_npz, "frepa.datasets.derived:open_npz"),
     Kind("boxes", _is_box_file, "frepa.datasets.layouts.opening:open_boxes_file"),
     Kind("files", lambda text, path: True, "frepa.images.files:open_files"),
 ]
@@ -89,9 +98,10 @@ def open_source(
     """Find every record of ``source``.
 
     Args:
-        source: a folder (searched recursively), a glob pattern, one file (``file.npz#member`` too), a manifest (.csv or
-            .parquet with a ``path`` column, and ``label``, ``mask``, ``split``, ``group``, ``fold``, ``modality``,
-            ``dim``, ``unit``, ``slope``, ``intercept`` if wanted), a table with a row per box, a COCO file, a store,
+        source: a folder (searched recursively), a glob pattern, one file (``file.npz#member`` too;
+            an npz file as MedMNIST has them with all its parts), a manifest (.csv or .parquet with a ``path`` column,
+            and ``label``, ``mask``, ``split``, ``group``, ``fold``, ``modality``, ``dim``, ``unit``, ``slope``,
+            ``intercept`` if wanted), a table with a row per box, a COCO file, a store,
             ``dataset-id:folder``, or ``layout:folder`` (``files:folder`` where no layout is to be recognised). An open
             `Source` is handed back. DICOM files are grouped into series. Files that a recognised layout says are masks
             are no records.
@@ -168,7 +178,7 @@ def open_annotated(
             axes.
     """
     try:
-        source = _open(text, dims, canonical)
+        source = open_source(text, dims=dims, canonical=canonical)
     except InputError as error:
         raise _other_axes(text, dims) or error from None
     known = annotations_of(source)
@@ -183,19 +193,10 @@ def open_annotated(
     return known
 
 
-def _open(text: str, dims: int, canonical: bool) -> Source:
-    path = Path(text).expanduser()
-    if path.suffix.lower() == ".npz" and os.path.isfile(path):
-        from frepa.datasets.derived import open_npz
-
-        return open_npz(path, dims, canonical=canonical)
-    return open_source(text, dims=dims, canonical=canonical)
-
-
 def _other_axes(text: str, dims: int) -> InputError | None:
     """What to do where images have another number of axes than the encoder takes; None where that is not the matter."""
     try:
-        _open(text, 5 - dims, True)
+        open_source(text, dims=5 - dims)
     except InputError:
         path = Path(text)
         files = sorted(path.glob("*.npz")) if os.path.isdir(path) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -133,6 +134,27 @@ def inside_of(values: np.ndarray) -> np.ndarray:
     """A field of view ``(*S)`` bool from its file's values ``(C, *S)``: above half of the largest; all where empty."""
     top = float(values.max())
     return values.max(axis=0) > top / 2 if top > 0 else np.ones(values.shape[1:], dtype=bool)
+
+
+def field_of_view(source: Source, record: int) -> np.ndarray | None:
+    """Where the field of view of a record is, ``(1, *S)`` bool on its grid, axes canonical; None where nothing says.
+
+    Raises:
+        UnreadableScan: it is damaged, or does not fit its image.
+    """
+    column, table = f"mask_{FOV}", source.annotations
+    place = None if table is None or column not in table.column_names else table[column][record].as_py()
+    if place is None:
+        return None
+    name = source.name(record)
+    found = source.read_mask(record, FOV)
+    try:
+        scan = read_scan(Path(os.path.join(source.folder or "", place)), source.dims) if found is None else found
+    except InputError:
+        raise UnreadableScan(name, "its field of view cannot be read") from None
+    if parted := misfit(source.header(record), scan):
+        raise UnreadableScan(name, f"its field of view has another {parted} than the image")
+    return inside_of(scan.array)[None]
 
 
 def mask_of(case: Case, dims: int) -> Scan:

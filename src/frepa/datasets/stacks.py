@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -69,7 +70,7 @@ def in_parts(known: Annotations, by: str) -> Annotations:
     table = with_rows(known)
     units = _units(known)
     groups = names if by == "slices" else _blocks(units)
-    table = _replaced(table, "group", groups)
+    table = _called_by(_replaced(table, "group", groups), by)
     known.source.annotations = table
     known.source.group_codes = None
     return Annotations(known.source, table)
@@ -184,7 +185,7 @@ class VolumeBlocks(Source):
             if _is_mask(column):
                 cells = table[column].to_pylist()
                 table = _replaced(table, column, [cell and self.name(i) for i, cell in enumerate(cells)])
-        self.annotations = _replaced(_replaced(table, "group", groups), "case", groups)
+        self.annotations = _called_by(_replaced(_replaced(table, "group", groups), "case", groups), "blocks")
         self._whole = lru_cache(maxsize=2)(self._read_whole)
         self._mask = lru_cache(maxsize=2)(self._read_mask_whole)
 
@@ -258,6 +259,12 @@ def _cut(scan: Scan, axis: int, first: int, count: int) -> Scan:
 
 def _is_mask(column: str) -> bool:
     return column == "mask" or column.startswith("mask_")
+
+
+def _called_by(table: pa.Table, by: str) -> pa.Table:
+    return table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), b"unit": json.dumps(by.rstrip("s")).encode()}
+    )
 
 
 def _replaced(table: pa.Table, column: str, cells: Iterable[Any]) -> pa.Table:

@@ -60,10 +60,11 @@ def split_groups(groups: Sequence[str], shares: Mapping[str, float], seed: int) 
     return [part_of[group] for group in groups]
 
 
-def complete_split(parts: list[str], groups: Sequence[str], seed: int) -> tuple[list[str], str]:
+def complete_split(parts: list[str], groups: Sequence[str], seed: int, unit: str = "group") -> tuple[list[str], str]:
     """Add the parts that an official split leaves out, and say in words what was done.
 
-    Without a test part the validation part becomes that; without a validation part an eighth of the training groups.
+    Without a test part the validation part becomes that; without a validation part an eighth of the training groups,
+    which are called by ``unit``.
 
     Raises:
         InputError: there is no training part.
@@ -83,7 +84,7 @@ def complete_split(parts: list[str], groups: Sequence[str], seed: int) -> tuple[
         parts = list(parts)
         for i, part in zip(members, inner):
             parts[i] = part
-        notes.append(f"an eighth of the training groups is used for validation, seed {seed}")
+        notes.append(f"an eighth of the training {unit}s is used for validation, seed {seed}")
     assert set(parts) <= set(SHARES)
     return parts, "; ".join(notes)
 
@@ -131,7 +132,7 @@ def given_folds(folds: Sequence[int | None], rule: str) -> tuple[int, ...] | Non
 
 
 def folds_of(
-    own: Sequence[int] | None, groups: Sequence[str], targets: np.ndarray, count: int, seed: int
+    own: Sequence[int] | None, groups: Sequence[str], targets: np.ndarray, count: int, seed: int, unit: str = "group"
 ) -> tuple[list[int], str]:
     """The fold each case is tested in, and how it came about: a source's own folds where it has so many, else by group.
 
@@ -142,8 +143,8 @@ def folds_of(
     if own is not None and len(numbers) == count:
         tested, note = [numbers.index(fold) for fold in own], f"the source's own {count} folds"
     else:
-        tested, note = fold_groups(groups, targets, count, seed), f"{count} folds by group, seed {seed}"
-    return tested, f"{note}; an eighth of each fold's other groups is used for validation"
+        tested, note = fold_groups(groups, targets, count, seed), f"{count} folds by {unit}, seed {seed}"
+    return tested, f"{note}; an eighth of each fold's other {unit}s is used for validation"
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ class DividedRecords:
         unlabelled: records left out because nothing says what they show.
         left_out: records left out because they cannot be read, with the reason.
         given_folds: the fold each record is tested in where the source says so, else None.
+        unit: what a group is called: group, slice or block.
     """
 
     source: Source
@@ -174,6 +176,7 @@ class DividedRecords:
     unlabelled: int
     left_out: tuple[Skipped, ...]
     given_folds: tuple[int, ...] | None = field(default=None, kw_only=True)
+    unit: str = field(default="group", kw_only=True)
 
     def rows(self, part: str) -> np.ndarray:
         """Rows of ``train``, ``val`` or ``test``."""
@@ -207,7 +210,7 @@ class DividedRecords:
         Raises:
             InputError: fewer groups than folds.
         """
-        tested, note = folds_of(self.given_folds, self.groups, self.targets, count, seed)
+        tested, note = folds_of(self.given_folds, self.groups, self.targets, count, seed, self.unit)
         divided = []
         for fold in range(count):
             parts = ["test" if its == fold else "train" for its in tested]
@@ -254,6 +257,7 @@ def divide(
     *,
     grouped: bool = True,
     complete: bool = True,
+    unit: str = "group",
 ) -> tuple[list[str], str]:
     """A part for every record and how it came about, in words.
 
@@ -268,6 +272,7 @@ def divide(
         seed: another seed gives another division.
         grouped: patients are known.
         complete: False keeps the parts as they are, and what has none is tested on.
+        unit: what a group is called, see `Annotations.unit`.
 
     Raises:
         InputError: some records have a part and others not, or there are too few groups.
@@ -282,10 +287,10 @@ def divide(
         )
     try:
         if rule == "random" or set(named) <= {"train"}:
-            parts, note = split_groups(groups, SHARES, seed), f"random, 7:1:2 by group, seed {seed}"
+            parts, note = split_groups(groups, SHARES, seed), f"random, 7:1:2 by {unit}, seed {seed}"
             note += "; all that is labelled is its training part" if named and rule == "official" else ""
         else:
-            parts, note = complete_split(named, groups, seed)
+            parts, note = complete_split(named, groups, seed, unit)
     except InputError as error:
         raise InputError(f"{text}: {error}") from None
     return parts, note if grouped else f"{note} (no patients are known: every image is a group of its own)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -27,6 +27,8 @@ from frepa.images.scan import Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source
 from frepa.stopping import end_with_parent
 
+#: Gives the field of view of a record, ``(1, *S)`` bool on the record's grid, or None where it is not known.
+Field = Callable[[Source, int], np.ndarray | None]
 MODES = ("resize", "crop")
 # Streams of `sampling.uniform`: one number per purpose
 _WINDOW_STREAM, _CROP_STREAM = 1, 2
@@ -41,7 +43,8 @@ class Batch(TypedDict):
     index: record of the source of each row.
     affine: ``(4, 4)`` of each row, indices of the row's own axes to RAS millimetres, or None where the file has none.
     inside: ``(B, 1, *size)`` bool, False where nothing was recorded: what was added around a record to fill the frame,
-        and its padding value; None unless asked for.
+        its padding value, and what lies outside its field of view where that is known; None unless asked for.
+    told: ``(B,)`` bool: the field of view is known, so that nobody needs to estimate it; None like ``inside``.
     skipped: records that would have been in this batch, with the reason.
     """
 
@@ -51,17 +54,19 @@ class Batch(TypedDict):
     index: list[int]
     affine: list[np.ndarray | None]
     inside: torch.Tensor | None
+    told: torch.Tensor | None
     skipped: list[Skipped]
 
 
 class Row(NamedTuple):
     """A record as it is seen: ``unit (1 | 3, *size)`` float32 in [0, 1], one channel where it is grey; its affine or
-    None; and ``inside (1, *size)`` bool as in `Batch`, or None.
+    None; and ``inside (1, *size)`` bool and ``told`` as in `Batch`, or None and False.
     """
 
     unit: np.ndarray
     affine: np.ndarray | None
     inside: np.ndarray | None
+    told: bool = False
 
 
 class Preparation:
@@ -81,7 +86,8 @@ class Preparation:
             `frepa.images.placing`). For "resize" it decides the proportions alone, and there is one resampling. A
             scan whose own spacing is unknown is left out.
         foreground: share of the crops centred on a foreground voxel, see `frepa.images.placing.crop_first`.
-        inside: tell of each pixel whether it was recorded.
+        inside: tell of each pixel whether it was recorded, and where the field of view is known, whether it is in it.
+        field: where fields of view are known from; they are asked for with ``inside`` alone.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class Preparation:
         spacing: float | Sequence[float] | None = None,
         foreground: float = 0.0,
         inside: bool = False,
+        field: Field | None = None,
     ) -> None:
         if mode not in MODES:
             raise InputError(f"Unknown mode {mode!r} for fitting images to a size. {nearest(mode, MODES)}")
@@ -116,7 +123,7 @@ class Preparation:
         self.seed, self.centre = int(seed), centre
         self.spacing = None if spacing is None else per_axis(spacing, source.dims)
         self.foreground = 0.0 if centre else foreground
-        self.inside = inside
+        self.inside, self.field = inside, field
 
     def one(self, index: int, position: int) -> Row:
         """The record at ``index`` as it is seen at a position of the run. Raises `UnreadableScan`."""
@@ -132,10 +139,10 @@ class Preparation:
             place = placement(grid, self.size)
             affine = resampled_affine(affine, scan.size, place.inner)
             affine = shifted_affine(affine, [-first for first in place.offset])
-        inside = None
+        inside, field = None, self._field(index)
         if self.inside:
-            inside = resize_pad(_recorded(scan), self.size, "nearest", proportions=grid) > 0
-        return Row(resize_pad(unit, self.size, proportions=grid), affine, inside)
+            inside = resize_pad(_recorded(scan, field), self.size, "nearest", proportions=grid) > 0
+        return Row(resize_pad(unit, self.size, proportions=grid), affine, inside, field is not None)
 
     def _crop(self, index: int, position: int, draw: float) -> Row:
         """Only what the crop needs is read, where that is enough to know the bounds of the whole record."""
@@ -167,8 +174,11 @@ class Preparation:
         middle = (0.5,) * len(self.size)
         unit = crop_at(crop.resample(self._unit(part, limits)), self.size, middle)
         affine = None if known.affine is None else crop.affine(known.affine, self.size)
-        inside = crop_at(crop.resample(_recorded(part)) > 0.5, self.size, middle) if self.inside else None
-        return Row(unit, affine, inside)
+        field = self._field(index)
+        place = (slice(None), *(slice(first, first + n) for first, n in zip(crop.start, crop.size)))
+        seen = None if field is None else field[place]
+        inside = crop_at(crop.resample(_recorded(part, seen)) > 0.5, self.size, middle) if self.inside else None
+        return Row(unit, affine, inside, field is not None)
 
     def _unit(self, scan: Scan, limits: tuple[float, float]) -> np.ndarray:
         unit = scale(scan.array, limits, padding=scan.padding)
@@ -179,6 +189,9 @@ class Preparation:
             return grid_of(scan, self.spacing)
         except ValueError as error:
             raise UnreadableScan(self.source.name(index), str(error)) from None
+
+    def _field(self, index: int) -> np.ndarray | None:
+        return self.field(self.source, index) if self.inside and self.field is not None else None
 
     def _where(self, position: int) -> Sequence[float]:
         """Place of the crop per axis, in [0, 1)."""
@@ -194,16 +207,18 @@ class Preparation:
         grey: list[bool] = []
         affines: list[np.ndarray | None] = []
         inside = torch.empty(len(indices), 1, *self.size, dtype=torch.bool) if self.inside else None
+        told = torch.zeros(len(indices), dtype=torch.bool)
         skipped: list[Skipped] = []
         for place, (index, position) in enumerate(zip(indices, positions)):
             try:
-                unit, affine, recorded = self.one(index, position)
+                unit, affine, recorded, known = self.one(index, position)
             except UnreadableScan as error:
                 skipped.append(error.skipped(self.source.name(index)))
                 continue
             rows[len(kept)] = unit  # one channel is repeated by broadcasting
             if inside is not None and recorded is not None:
                 inside[len(kept)] = torch.from_numpy(recorded)
+            told[len(kept)] = known
             grey.append(unit.shape[0] == 1)
             affines.append(affine)
             kept.append(place)
@@ -214,15 +229,17 @@ class Preparation:
             index=[int(indices[place]) for place in kept],
             affine=affines,
             inside=None if inside is None else inside[: len(kept)],
+            told=None if inside is None else told[: len(kept)],
             skipped=skipped,
         )
 
 
-def _recorded(scan: Scan) -> np.ndarray:
-    """``(1, *S)`` float32, 1 where the scan has a value and 0 where it holds its padding value alone."""
-    if scan.padding is None:
-        return np.ones((1, *scan.array.shape[1:]), np.float32)
-    return (scan.array != scan.padding).any(axis=0, keepdims=True).astype(np.float32)
+def _recorded(scan: Scan, field: np.ndarray | None) -> np.ndarray:
+    """``(1, *S)`` float32, 1 where the scan has a value, not its padding value alone, and the field of view is."""
+    seen = np.ones((1, *scan.array.shape[1:]), bool) if field is None else field
+    if scan.padding is not None:
+        seen = seen & (scan.array != scan.padding).any(axis=0, keepdims=True)
+    return seen.astype(np.float32)
 
 
 class ImageDataset(Dataset[Batch]):

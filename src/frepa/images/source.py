@@ -153,7 +153,7 @@ class _Selection(Source):
         super().__init__()
         if indices.size and (indices.min() < 0 or indices.max() >= len(parent)):
             raise IndexError(f"indices must lie in 0 .. {len(parent) - 1}")
-        self.dims, self.location = parent.dims, parent.location
+        self.dims, self.location, self.folder = parent.dims, parent.location, parent.folder
         self._parent, self._indices = parent, indices
         self.modalities = parent.modalities
         self.modality_codes, self.group_codes, self.labels = (

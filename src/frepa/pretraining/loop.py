@@ -225,7 +225,7 @@ def _for_method(
         image, inside = image.to(device, non_blocking=True), loaded["inside"]
         if inside is not None:
             inside = inside.to(device, non_blocking=True)
-        known: dict[str, Any] = {"labels": labels, "texts": texts, "inside": inside}
+        known: dict[str, Any] = {"labels": labels, "texts": texts, "inside": inside, "told": loaded["told"]}
         return Batch(image, loaded["grey"], loaded["position"], step, epoch, **known), len(image) / share
     blank = torch.zeros(1, *image.shape[1:], device=device)
     labels = None if labels is None else torch.full((1,), -1)

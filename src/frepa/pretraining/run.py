@@ -13,14 +13,16 @@ from typing import Any, cast
 import lightning_fabric
 import torch
 
+from frepa.datasets.derived import training_images
 from frepa.datasets.opening import open_source
+from frepa.datasets.reading import field_of_view
 from frepa.encoders.files import DESCRIPTION, save_encoder
 from frepa.errors import InputError, RunEnded, Stopped
 from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
 from frepa.machine import default_device, training_devices, training_precision
 from frepa.memory import StepMemory, check_room, measure_step
-from frepa.pretraining.columns import classes_of, columns_of
+from frepa.pretraining.columns import Classes, classes_of
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.loop import Plan, fit
 from frepa.pretraining.lost_data import LostData
@@ -72,7 +74,8 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
     source, plan, part = _open(settings, fabric.world_size)
     check_something_readable(source)
     news: list[str] = []
-    method = _build(settings, source, news.append)
+    classes = classes_of(source, settings.method_name, find_method(settings.method_name).build.needs)
+    method = _build(settings, source, classes, news.append)
     shape: dict[str, Any] = {
         "size": data.image_size,
         "mode": data.fit,
@@ -81,6 +84,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
         "foreground": data.foreground,
         "seed": seed,
         "inside": method.wants_inside,
+        "field": field_of_view,
     }
     held_out = load_images(source, part.held_out.tolist(), **shape)
     looks = open_looks(
@@ -121,7 +125,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
     if source.skipped:
         journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")
         journal.skipped |= {item.path: item.reason for item in source.skipped}
-    columns = columns_of(source)
+    columns = classes.columns if classes.names else None
     # Every rank gets one, because the ranks wait for each other around it; only the first one does anything.
     validation = Validation(held_out, fabric, run, journal, columns) if len(part.held_out) else None
     journal.tell(_announcement(settings, source, plan, method, fabric, run))
@@ -234,7 +238,7 @@ def _stopped(run: RunFolder, reason: str) -> RunEnded | Stopped:
 def _open(settings: Settings, world_size: int) -> tuple[Source, Plan, TrainingPart]:
     data, how = settings.data, settings.optimisation
     assert how.batch_size is not None  # resolved
-    source = open_source(settings.source, dims=data.dims)
+    source = training_images(open_source(settings.source, dims=data.dims))
     if data.spacing is not None:
         check_spacing_known(source, data.spacing)
     weights = modality_weights(data.modality_weights)
@@ -262,14 +266,8 @@ def _open(settings: Settings, world_size: int) -> tuple[Source, Plan, TrainingPa
     return source, plan, part
 
 
-def _build(settings: Settings, source: Source, tell: Callable[[str], None]) -> Method:
+def _build(settings: Settings, source: Source, classes: Classes, tell: Callable[[str], None]) -> Method:
     data, seed = settings.data, settings.optimisation.seed
-    for column in find_method(settings.method_name).build.needs:
-        if getattr(source, column, None) is None:
-            raise InputError(
-                f"--method {settings.method_name} needs {column}, and {source.location} has none. Give a manifest "
-                "with a column 'label', or a labelled dataset of the catalogue."
-            )
     torch.manual_seed(seed)  # initial weights; nothing after this draws from the global generator
     as_target = settings.guide_as == "target"
     encoder = starting_encoder(
@@ -288,7 +286,7 @@ def _build(settings: Settings, source: Source, tell: Callable[[str], None]) -> M
         image_size=cast(int, data.image_size),
         fit=cast(str, data.fit),
         seed=seed,
-        classes=classes_of(source),
+        classes=classes.names,
         guide_target=settings.guide if as_target else "none",
     )
     return build_method(settings.method_name, settings.method, setting)

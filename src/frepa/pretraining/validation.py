@@ -46,7 +46,7 @@ class Validation:
         self.fabric, self.run, self.journal = fabric, run, journal
         self.labels, self.texts = columns(batch) if columns is not None else (None, None)
         self.image, self.grey, self.affine = batch["image"], batch["grey"], batch["affine"]
-        self.inside = batch["inside"]
+        self.inside, self.told = batch["inside"], batch["told"]
 
     @torch.no_grad()
     def __call__(self, method: Method, epoch: int, step: int) -> None:
@@ -68,6 +68,7 @@ class Validation:
                     labels=self.labels,
                     texts=self.texts,
                     inside=None if self.inside is None else self.inside.to(self.fabric.device),
+                    told=self.told,
                 )
             )
         method.train()

@@ -66,7 +66,7 @@ def open_data(
         targets[row, [place[name] for name in names]] = 1
     groups, grouped = groups_of(found, kept)
     given = [found.splits[i] for i in kept]
-    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete)
+    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
     return ClassificationData(
         source=found.source,
         classes=classes,
@@ -80,6 +80,7 @@ def open_data(
         unlabelled=len(found.labels) - len(kept),
         left_out=tuple(found.source.skipped),
         given_folds=given_folds([found.folds[i] for i in kept], split),
+        unit=found.unit,
     )
 
 

@@ -178,7 +178,7 @@ def open_boxes(
         raise InputError(f"{text}: {len(kept):,} images and no box in any of them. Boxes were taken from {origin}.")
     groups, grouped = groups_of(found, kept)
     given = [found.splits[i] for i in kept]
-    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete)
+    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
     return DetectionData(
         source=found.source,
         classes=classes,
@@ -193,6 +193,7 @@ def open_boxes(
         spheres=found.spheres,
         findings=findings,
         given_folds=given_folds([found.folds[i] for i in kept], split),
+        unit=found.unit,
         warnings=tuple(found.source.warnings),
     )
 

@@ -63,7 +63,8 @@ class SegmentationData:
         for item in self.sets:
             groups = groups_of(item)
             try:
-                tested, note = folds_of(item.own_folds, groups, np.ones((len(groups), 1), np.uint8), count, seed)
+                ones = np.ones((len(groups), 1), np.uint8)
+                tested, note = folds_of(item.own_folds, groups, ones, count, seed, item.unit)
             except InputError as error:
                 raise InputError(f"{item.name}: {error}") from None
             for fold, sets in enumerate(divided):
@@ -125,10 +126,10 @@ def open_sets(
         name = stem(path) if path.is_file() else path.resolve().name
         found = cases_of(known, _free_name(name, {item.name for item in sets}))
         given = [case.split for case in found.cases]
-        parts, note = divide(found.name, given, groups_of(found), split, seed, complete=complete)
+        parts, note = divide(found.name, given, groups_of(found), split, seed, complete=complete, unit=known.unit)
         cases = tuple(replace(case, split=part) for case, part in zip(found.cases, parts))
         own = given_folds([case.fold for case in cases], split)
-        sets.append(replace(found, cases=cases, split_note=note, own_folds=own))
+        sets.append(replace(found, cases=cases, split_note=note, own_folds=own, unit=known.unit))
     return sets
 
 

@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     texts: a text for each image; None where the source has none.
     inside: ``(B, 1, *S)`` bool on the device, False where a scan recorded nothing (`frepa.images.loading.Batch`); None
         unless the method ``wants_inside``.
+    told: ``(B,)`` bool on the CPU: the field of view is known and ``inside`` is in it; None like ``inside``.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
     texts: list[str] | None = None
     inside: Tensor | None = None
+    told: Tensor | None = None
 
 
 class Pictures(NamedTuple):

@@ -62,7 +62,8 @@ class Frepa:
         mask_noise: what a masked image patch becomes: gaussian (its mean and variance), permute (its own pixels
             shuffled) or zero.
         fov: where images are masked, perturbed and scored: whole, anywhere; scan, not in what was added around an image
-            to fill the frame; lit, nor in its dark surround, below a tenth of the range. Not in the paper.
+            to fill the frame, nor outside its field of view where the source gives one; lit, nor where it gives none in
+            the dark surround, below a tenth of the range. Not in the paper.
         frequency_probability: how often a view is corrupted in the spectrum rather than in the image.
         rmse_weight: weight of the RMSE.
         gradient_weight: weight of the gradient loss.
@@ -285,7 +286,13 @@ class FrepaMethod(Reconstructing):
         inside = batch.inside
         if batch.augment and self.augmentation is not None:
             inside = self.augmentation.follow(inside, self.augmenting(batch))
-        return inside & lit(image) if self.fov == "lit" else inside
+        if self.fov != "lit":
+            return inside
+        estimated = [True] * len(inside) if batch.told is None else (~batch.told).tolist()  # on the CPU: nothing waits
+        rows = [row for row, guessed in enumerate(estimated) if guessed]
+        inside = inside.clone()
+        inside[rows] &= lit(image[rows])
+        return inside
 
     def _corrupt(self, image: Tensor, grey: Tensor, positions: list[int], view: int, field: Tensor | None) -> Corrupted:
         """Corrupt every row; grey rows of a colour batch are corrupted once and replicated, as grey images are."""
