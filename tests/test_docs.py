@@ -79,6 +79,7 @@ PAGES = {
     "classification.md": 3,
     "detection.md": 2,
     "predicting.md": 3,
+    "analyses.md": 2,
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from frepa.encoders.files import load_encoder
     from frepa.pretraining.methods import all as methods
     from frepa.verbs._result import RunResult
+    from frepa.verbs.analyze import analyze
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
@@ -31,6 +32,7 @@ except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
 _WHERE = {
+    "analyze": "frepa.verbs.analyze",
     "check": "frepa.verbs.check",
     "pretrain": "frepa.verbs.pretrain",
     "predict": "frepa.verbs.predict",
@@ -45,7 +47,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "RunResult", "check", "classify", "demo", "detect", "load_encoder", "load_head", "methods", "predict",
+    "RunResult", "analyze", "check", "classify", "demo", "detect", "load_encoder", "load_head", "methods", "predict",
     "prepare", "pretrain", "segment",
 ]  # fmt: skip
 

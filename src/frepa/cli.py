@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -18,7 +19,7 @@ import frepa
 from frepa import config_files
 from frepa.errors import InputError, nearest
 from frepa.names import shown
-from frepa.options import REQUIRED, Group, Option, choices, defaults_of, groups, instead
+from frepa.options import REQUIRED, Group, Option, choices, chosen_first, defaults_of, groups, instead
 from frepa.stopping import terminated_like_interrupted
 
 # PyTorch says so on a CPU in an error of no kind of its own
@@ -36,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "segment": "frepa.verbs.segment:segment",
     "detect": "frepa.verbs.detect:detect",
     "predict": "frepa.verbs.predict:predict",
+    "analyze": "frepa.verbs.analyze:analyze",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",
@@ -133,6 +135,8 @@ def read_words(command: str, verb: Callable[..., Any], words: Sequence[str]) -> 
     chosen = {}
     for name in choices(verb):
         typed = _values(words, f"--{name}")
+        if name == chosen_first(verb) and words and not words[0].startswith("-"):
+            typed = [*typed, words[0]]
         value = typed[-1] if typed else config_files.name_in(filed.get(name))
         given = filed.get(name)
         if value is None and given is not None and (not isinstance(given, dict) or "name" in given):
@@ -174,7 +178,8 @@ def build_parser(
             raise InputError(_plain(message, hints, unseen))
 
         def format_help(self, *args: Any, **kwargs: Any) -> str:
-            return _dashed(super().format_help(*args, **kwargs))
+            # A list option has a second spelling in the parser, which is not ours
+            return re.sub(r", --[a-z_]+\+ [A-Z]+", "", _dashed(super().format_help(*args, **kwargs)))
 
     doc = parse_docstring(inspect.unwrap(verb).__doc__ or "")
     about = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
@@ -239,8 +244,21 @@ def _split(
         if name == "config" and not value:
             raise InputError("--config is empty. Give a file such as RUN/config.yaml.")
         if name != "config":
-            named[name] = value
+            named[name] = _added(named.get(name), value) if _is_list(known[name].hint) else value
     return named, positional
+
+
+def _is_list(hint: Any) -> bool:
+    return all(get_origin(kind) is list for kind in _kinds(hint))
+
+
+def _added(before: str | None, value: str) -> str:
+    """A list option, as JSON, with one more value: it is given once for each, or as a list of its own."""
+    own = [value]
+    if value.startswith("["):
+        with contextlib.suppress(ValueError):
+            own = json.loads(value)
+    return json.dumps([*json.loads(before or "[]"), *own])
 
 
 def _negated_inside(name: str) -> str:
@@ -310,7 +328,8 @@ def _plain(message: str, hints: Mapping[str, Any], unseen: Container[str]) -> st
 def _expected(hint: Any, value: str) -> str:
     """What a parameter of this type takes, in words that end with a full stop."""
     kinds = _kinds(hint)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names[list[str]] = "text, once or several times"
     parts = []
     literals: list[str] = []
     for kind in kinds:
@@ -331,7 +350,7 @@ def _kinds(hint: Any) -> list[Any]:
 
 def _metavar(hint: Any) -> str:
     """What stands for a value in the help: its choices, or its kind."""
-    words = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
+    words: dict[Any, str] = {int: "N", float: "X", bool: "true|false", str: "TEXT", list[str]: "TEXT"}
     parts: list[str] = []
     for kind in _kinds(hint):
         parts += (

@@ -108,9 +108,16 @@ def choices(verb: Callable[..., Any]) -> dict[str, Choice]:
 
 
 def defaults_of(verb: Callable[..., Any]) -> dict[str, str]:
-    """What is chosen where nothing is said."""
+    """What is chosen where nothing is said; without those that have to be chosen."""
     parameters = inspect.signature(_inner(verb)).parameters
-    return {name: parameters[name].default for name in choices(verb)}
+    return {n: parameters[n].default for n in choices(verb) if parameters[n].default is not REQUIRED}
+
+
+def chosen_first(verb: Callable[..., Any]) -> str | None:
+    """The choice that a verb's first argument is, as in ``frepa analyze KIND SOURCE``; None where it is none."""
+    first = next(iter(inspect.signature(_inner(verb)).parameters.values()), None)
+    named = first is None or first.kind is inspect.Parameter.KEYWORD_ONLY
+    return first.name if not named and first is not None and first.name in choices(verb) else None
 
 
 def groups(verb: Callable[..., Any], chosen: Mapping[str, str] | None = None) -> list[Group]:
@@ -130,9 +137,11 @@ def groups(verb: Callable[..., Any], chosen: Mapping[str, str] | None = None) ->
         hint = hints[name]
         if name in picked:
             text = f"{about.get(name, '')} One of {', '.join(picked[name].names())}, or MODULE:NAME of your own."
-            own.append(Option(name, str, parameter.default, text))
-            cls = picked[name].options(names[name])
-            found.append(Group(f"{name} {names[name]}: {summary(cls)}", of_class(cls, f"{name}.")))
+            positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+            own.append(Option(name, str, parameter.default, text, positional))
+            if name in names:
+                cls = picked[name].options(names[name])
+                found.append(Group(f"{name} {names[name]}: {summary(cls)}", of_class(cls, f"{name}.")))
         elif dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             found.append(Group(summary(hint), of_class(hint)))
@@ -200,8 +209,8 @@ def instead(
     """What to give in place of an option that a verb does not have."""
     bare = name.removeprefix("no_")
     for parameter, choice in choices(verb).items():
-        here = (defaults_of(verb) | dict(chosen or {}))[parameter]
-        for other in dict.fromkeys([here, *choice.names()]):
+        here = (defaults_of(verb) | dict(chosen or {})).get(parameter)
+        for other in dict.fromkeys([*([here] if here else []), *choice.names()]):
             cls = choice.options(other)
             fields = {field.name for field in dataclasses.fields(cls)}
             if name in fields or bare in fields:
@@ -209,6 +218,8 @@ def instead(
                     return f"It belongs to the {parameter}: {parameter}={cls.__name__}({bare}=...)."
                 dashed = f"--{parameter}.{name}".replace("_", "-")
                 before = "" if other == here else f"--{parameter} {other} "
+                if parameter == chosen_first(verb) and other != here:
+                    return f"It belongs to another {parameter}: {other} ... {dashed}."
                 return f"It belongs to the {parameter}: {before}{dashed}."
     known = [option.name for group in groups(verb, chosen) for option in group.options]
     return nearest(name, known)

@@ -156,6 +156,7 @@ def prepared(folder: Path) -> dict[str, list[str]]:
         "segment": ["labelled", *head, "--head=linear", "--crop-size=32"],
         "detect": ["labelled", *head, "--crop-size=32"],
         "predict": ["run", "scans", *read],
+        "analyze": ["frequencies", "scans", f"--encoder={ENCODER}", "--crop-size=16", "--images=4", *read],
         "datasets list": [],
         "datasets show": ["drive"],
         "datasets verify": ["drive", "scans"],

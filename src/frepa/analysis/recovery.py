@@ -54,7 +54,8 @@ class Recovery:
         energy: share of the images' energy (without their mean) in each ring, (rings,).
         bands: R^2 of each band of `BANDS`.
         similarity: rho of each band, 1 - RMSE between the filtered images (Frepa Eq. 15), mean over images.
-        penalty: of the ridge regression, chosen on the images it was fitted to.
+        spread: standard deviation of rho over images.
+        penalty: of the ridge regression, chosen on the images it was fitted to; NaN for another decoder.
         channels, outputs: numbers per position, and pixels of its block they have to tell.
     """
 
@@ -63,6 +64,7 @@ class Recovery:
     energy: tuple[float, ...]
     bands: Mapping[str, float]
     similarity: Mapping[str, float]
+    spread: Mapping[str, float]
     penalty: float
     channels: int
     outputs: int
@@ -70,7 +72,11 @@ class Recovery:
 
 @torch.no_grad()
 def recovery(
-    features: FeatureMap, stride: int | tuple[int, ...], fit: Iterable[Tensor], test: Iterable[Tensor]
+    features: FeatureMap,
+    stride: int | tuple[int, ...],
+    fit: Iterable[Tensor],
+    test: Iterable[Tensor],
+    bands: Mapping[str, tuple[float, float]] = BANDS,
 ) -> Recovery:
     """Fit the regression to the batches of ``fit`` and see what it recovers of those of ``test``.
 
@@ -79,6 +85,28 @@ def recovery(
         stride: pixels per position, one number or one per axis.
         fit, test: batches (B, C, *S) in [0, 1], all with the same C and each S a multiple of the stride. At least two
             batches to fit, so that the penalty can be chosen by leaving some out; test images must be others.
+        bands: name to limits in cycles per pixel.
+
+    Raises:
+        ValueError: no batches, or a size that the stride does not divide.
+    """
+    path, penalty = fitted(features, stride, fit)
+    ridge, seen = path.at(penalty), Comparison(bands)
+    for images in test:
+        rows, _ = _rows(features, images, stride)
+        seen.add(images, told(rows, path, ridge, images.shape, stride) - images, rows.shape[1], stride)
+    if not seen.outputs:
+        raise ValueError("no images to test")
+    return seen.result(penalty)
+
+
+@torch.no_grad()
+def fitted(
+    features: FeatureMap, stride: int | tuple[int, ...], fit: Iterable[Tensor], target: FeatureMap | None = None
+) -> tuple[RidgePath, float]:
+    """The regression from a map to the pixels of the same images, and the penalty chosen by leaving some out.
+
+    ``target`` gives the images that are to be told, (B, C, *S), where they are not those that the map is of.
 
     Raises:
         ValueError: no batches, or a size that the stride does not divide.
@@ -86,17 +114,26 @@ def recovery(
     folds: list[RidgeSums] = []
     for number, images in enumerate(fit):
         rows, blocks = _rows(features, images, stride)
+        if target is not None:
+            blocks = blocks_of(target(images), stride)
         if len(folds) < _FOLDS:
             folds.append(RidgeSums(rows.shape[1], blocks.shape[1], rows.device))
         folds[number % _FOLDS].add(rows, blocks)
     if not folds:
         raise ValueError("no images to fit")
-    penalty = choose_by_leaving_out(folds)
     total = folds[0]
     for fold in folds[1:]:
         total = total.plus(fold)
-    path = RidgePath(total)
-    return _compare(features, stride, path, path.at(penalty), penalty, test)
+    return RidgePath(total), choose_by_leaving_out(folds)
+
+
+def told(
+    rows: Tensor, path: RidgePath, ridge: Ridge, shape: torch.Size | tuple[int, ...], stride: int | tuple[int, ...]
+) -> Tensor:
+    """Images of ``shape`` (B, C, *S) float32 as the regression tells them from rows (B * positions, K)."""
+    scale = torch.where(path.std > 0, 1 / path.std, 0.0)
+    found = ((rows.double() - path.mean) * scale) @ ridge.weight + ridge.bias
+    return unblocked(found.float(), shape, stride)
 
 
 @torch.no_grad()
@@ -129,7 +166,7 @@ def cross_bands(maps: Sequence[Tensor], images: Sequence[Tensor], stride: int | 
     for penalty in _FEW_PENALTIES:
         seen = Comparison()
         for own, part, path in zip(rows, parts, paths):
-            seen.add(part, own, path, path.at(penalty), stride)
+            seen.add(part, told(own, path, path.at(penalty), part.shape, stride) - part, width, stride)
         for name, share in seen.result(penalty).bands.items():
             best[name] = share if math.isnan(best[name]) else max(best[name], share)
     return best
@@ -158,40 +195,26 @@ def _rows(features: FeatureMap, images: Tensor, stride: int | tuple[int, ...]) -
     return rows_of(features(images).float()), blocks_of(images, steps)
 
 
-def _compare(
-    features: FeatureMap,
-    stride: int | tuple[int, ...],
-    path: RidgePath,
-    ridge: Ridge,
-    penalty: float,
-    test: Iterable[Tensor],
-) -> Recovery:
-    seen = Comparison()
-    for images in test:
-        rows, _ = _rows(features, images, stride)
-        seen.add(images, rows, path, ridge, stride)
-    if not seen.outputs:
-        raise ValueError("no images to test")
-    return seen.result(penalty)
-
-
 class Comparison:
-    """What ridge regressions told of images, compared with them over any number of batches."""
+    """Reconstructions compared with their images, ring by ring and band by band, over any number of batches.
 
-    def __init__(self) -> None:
+    Args:
+        bands: name to limits in cycles per pixel; each is the ring from the first (with it) to the second (without).
+    """
+
+    def __init__(self, bands: Mapping[str, tuple[float, float]] = BANDS) -> None:
+        self.bands = dict(bands)
         self.channels = self.outputs = 0
         self._error, self._energy = (torch.zeros(RINGS + 1, dtype=torch.float64) for _ in range(2))
-        self._band_error, self._band_energy = dict.fromkeys(BANDS, 0.0), dict.fromkeys(BANDS, 0.0)
-        self._similarity: dict[str, list[Tensor]] = {name: [] for name in BANDS}
+        self._band_error, self._band_energy = dict.fromkeys(self.bands, 0.0), dict.fromkeys(self.bands, 0.0)
+        self._similarity: dict[str, list[Tensor]] = {name: [] for name in self.bands}
 
-    def add(self, images: Tensor, rows: Tensor, path: RidgePath, ridge: Ridge, stride: int | tuple[int, ...]) -> None:
-        """Take in images (B, C, *S) and what is told of them from rows (B * positions, K)."""
-        blocks = blocks_of(images, stride)
-        self.channels, self.outputs = rows.shape[1], blocks.shape[1]
-        scale = torch.where(path.std > 0, 1 / path.std, 0.0)
-        # The residual is filtered, as everything here is linear: never prediction and image apart.
-        residual = ((rows.double() - path.mean) * scale) @ ridge.weight + ridge.bias - blocks.double()
-        residual = unblocked(residual.float(), images.shape, stride)
+    def add(self, images: Tensor, residual: Tensor, channels: int, stride: int | tuple[int, ...]) -> None:
+        """Take in images (B, C, *S) and the residual of what was told of them from ``channels`` numbers per position.
+
+        The residual is filtered, as everything here is linear: never prediction and image apart.
+        """
+        self.channels, self.outputs = channels, images.shape[1] * math.prod(per_axis(stride, images.ndim - 2))
         shape = tuple(images.shape[2:])
         radius = radial_frequency(shape).to(images.device)
         # A coefficient of the half spectrum stands for its mirror image too, except on the planes that have none.
@@ -201,7 +224,7 @@ class Comparison:
         ring[radius == 0] = RINGS  # the mean counts in no ring
         for total, values in ((self._error, off), (self._energy, whole)):
             total.index_add_(0, ring.flatten().cpu(), values.sum((0, 1)).flatten().cpu())
-        for name, (low, high) in BANDS.items():
+        for name, (low, high) in self.bands.items():
             inside = (radius >= low) & (radius < high)
             counted = inside & (radius > 0)
             self._band_error[name] += float(off[..., counted].sum())
@@ -220,6 +243,7 @@ class Comparison:
             energy=tuple((energy[:RINGS] / total if total else energy[:RINGS]).tolist()),
             bands={n: 1 - self._band_error[n] / e if e else math.nan for n, e in self._band_energy.items()},
             similarity={name: float(torch.cat(values).mean()) for name, values in self._similarity.items()},
+            spread={n: float(torch.cat(values).std(correction=0)) for n, values in self._similarity.items()},
             penalty=penalty,
             channels=self.channels,
             outputs=self.outputs,

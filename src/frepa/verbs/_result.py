@@ -117,7 +117,10 @@ class Report(os.PathLike[str]):
 
 def _scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of what ``results.json`` calls test, of all sets where there are several, and of the baselines."""
-    if "sets" in results:
+    if "analysis" in results:
+        for name, item in results["scores"].items():
+            yield from _rows(item, name)
+    elif "sets" in results:
         for name, item in results["sets"].items():
             yield from _rows(item.get("test", {}), name)
             yield from _rows(item.get("baselines", {}), f"{name}, no encoder")

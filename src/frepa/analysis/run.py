@@ -1,0 +1,225 @@
+"""`frepa analyze`: encoders, a source and a folder, the same for every analysis."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from frepa.analysis.contract import Analysis, AnalysisPage, Study, Subject
+from frepa.analysis.registry import find_analysis
+from frepa.downstream.head_files import WEIGHTS
+from frepa.downstream.trained import load_head
+from frepa.encoders.reference import EncoderReference, open_encoder
+from frepa.errors import InputError
+from frepa.files import plain, write_json
+from frepa.images.intensity import check_window
+from frepa.images.readers.pixels import check_extent
+from frepa.machine import default_device, device_name, versions
+from frepa.options import check_seed
+from frepa.run_folders import out_folder
+from frepa.stopping import StopRequest
+
+RESULTS = "results.json"
+# "Frepa=RUN": a name of one's own for an encoder. A specification has a colon or a comma before its first "=".
+_NAMED = re.compile(r"([^:,=/\\@]+)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeOptions:
+    """What `analyze` is told; see the verb. ``kind`` and ``options``: the analysis and its own options."""
+
+    kind: str
+    options: Any
+    source: str
+    encoder: Sequence[str]
+    out: str
+    dims: int | None
+    image_size: int | None
+    crop_size: int | None
+    images: int | None
+    window: str | None
+    batch_size: int
+    seed: int
+    num_workers: int
+    overwrite: bool
+    quiet: bool
+
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
+        check_seed(self.seed)
+        check_window(self.window)
+        check_extent("image_size", self.image_size, self.dims or 2)
+        check_extent("crop_size", self.crop_size, self.dims or 2)
+        for name, value, least in (
+            ("images", self.images, 2), ("batch-size", self.batch_size, 1), ("num-workers", self.num_workers, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise InputError(f"--{name} {value}: expected {least} or more.")
+
+    def kept(self) -> dict[str, Any]:
+        """What ``config.yaml`` holds: ``--config`` reads it again."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("kind", "options")}
+        own["encoder"] = list(self.encoder)
+        dropped = ("overwrite", "quiet")
+        return {"kind": {"name": self.kind, **asdict(self.options)}} | {
+            n: v for n, v in own.items() if n not in dropped
+        }
+
+
+def run_analysis(options: AnalyzeOptions) -> Path:
+    """Open what is named, analyse, and write the folder; returns it.
+
+    It holds ``results.json``, ``figures/`` (PNG and SVG), ``report.html`` and ``config.yaml``.
+
+    Raises:
+        InputError: anything the user can mend; nothing was written then, as far as it shows before measuring.
+    """
+    options.check()
+    analysis = find_analysis(options.kind).build(options.options)
+    analysis.check()
+    inputs = {"the source": options.source, "--encoder": [named(text)[1] for text in options.encoder]}
+    with (
+        out_folder(options.out, "analyze", overwrite=options.overwrite, inputs=inputs) as out,
+        StopRequest(at_once="Stopped on request. Nothing was written; give the same command again."),
+    ):
+        device = default_device()
+        subjects = open_subjects(options.encoder, analysis, device, options.dims)
+        study = Study(
+            source=options.source, dims=subjects[0].encoder.dims if subjects else options.dims or 2, subjects=subjects,
+            image_size=options.image_size, crop_size=options.crop_size, images=options.images, window=options.window,
+            batch_size=options.batch_size, seed=options.seed, num_workers=options.num_workers, device=device,
+            quiet=options.quiet,
+        )  # fmt: skip
+        for subject in subjects:
+            print(f"{subject.name}: {subject.reference.sentence(device_name(device))}", file=sys.stderr)
+        page = AnalysisPage(f"{analysis.title}: {_shown(options.source)}", analysis.question)
+        found = analysis.analyse(study, page)
+        results = {
+            "analysis": options.kind,
+            "source": options.source,
+            "encoders": {subject.name: subject.reference.as_dict() for subject in subjects},
+            "inputs": study.inputs,
+            "notes": study.notes,
+            "scores": found.scores,
+            "numbers": found.numbers,
+            "figures": list(page.files),
+            "device": device_name(device),
+            "versions": versions(),
+        }
+        _finish(page, study, options, results)
+        out.start(options.kept())
+        write_json(out.root / RESULTS, results)
+        page.write(out.root)
+        for sentence in study.notes:
+            print(sentence, file=sys.stderr)
+    return out.root
+
+
+def named(text: str) -> tuple[str | None, str]:
+    """``NAME=ENCODER`` as its name and the encoder; no name where the text is a file or begins with a scheme."""
+    match = _NAMED.fullmatch(text)
+    if match is None or os.path.exists(text):
+        return None, text
+    return match[1].strip() or None, match[2]
+
+
+def open_subjects(
+    texts: Sequence[str], analysis: Analysis, device: torch.device, dims: int | None
+) -> tuple[Subject, ...]:
+    """The encoders, each under a name of its own, all of one number of axes.
+
+    Raises:
+        InputError: too few, one that is none, or of other axes than the others (or than ``dims``).
+    """
+    if len(texts) < analysis.least:
+        raise InputError(
+            f"--encoder missing: {'one is' if analysis.least == 1 else f'{analysis.least} are'} needed. Give "
+            "--encoder once for each, such as --encoder RUN --encoder random:convnext_atto."
+        )
+    found: list[Subject] = []
+    for text in texts:
+        given, place = named(text)
+        head = None
+        if _has_head(Path(place)):
+            head = load_head(place, device=device)
+            if not analysis.reads_runs:
+                raise InputError(
+                    f"--encoder {place}: a run with a head for {head.task}, and this analysis looks at encoders. Name "
+                    f"the encoder it was trained on: {head.reference.source}."
+                )
+            encoder, reference = head.models[0].encoder, head.reference
+        else:
+            encoder, reference = open_encoder(place)
+        first = found[0].encoder.dims if found else dims or encoder.dims
+        if encoder.dims != first:
+            asked = "the others take" if found else "--dims says"
+            raise InputError(
+                f"--encoder {place}: this is an encoder for {encoder.dims}D images, and {asked} {first}D ones. Analyse "
+                "them apart."
+            )
+        name = given or _name(reference, None if head is None else Path(place).name)
+        number, free = 2, name
+        while free in {subject.name for subject in found}:
+            free, number = f"{name} ({number})", number + 1
+        found.append(Subject(free, encoder.to(device), reference, head))
+    same = [s for s in found if found[0].reference.weights == s.reference.weights]
+    if len(same) == len(found) > 1 and not analysis.reads_runs:
+        raise InputError("--encoder: all of them are the same encoder, with equal weights. Name others.")
+    return tuple(found)
+
+
+def _has_head(folder: Path) -> bool:
+    """Whether a folder is a run of a head rather than of an encoder; a bundle is both, and counts as an encoder."""
+    if not folder.is_dir() or (folder / "encoder.safetensors").is_file():
+        return False
+    return (folder / WEIGHTS).is_file() or any((folder / name).is_dir() for name in ("folds", "seeds"))
+
+
+def _name(reference: EncoderReference, run: str | None) -> str:
+    method = "untrained" if reference.method == "random" else reference.method
+    words = [*([run] if run is not None else []), *([method] if method else []), reference.name]
+    return (
+        f"{' '.join(words)}, guide {reference.guide}" if reference.guide != "none" else f"{' '.join(words)}, no guide"
+    )
+
+
+def _shown(source: str) -> str:
+    return source if len(source) < 80 else f"...{source[-76:]}"
+
+
+def _finish(page: AnalysisPage, study: Study, options: AnalyzeOptions, results: dict[str, Any]) -> None:
+    """What is the same at the end of every page."""
+    for sentence in study.notes:
+        page.note(sentence)
+    guides = {subject.reference.guide for subject in study.subjects}
+    if len(guides) > 1:
+        page.note(
+            "The encoders do not all see the same guide channel, which is a factor of its own: compare those that do."
+        )
+    page.section("How it was made")
+    page.table(
+        [
+            {
+                "Encoder": s.name,
+                "Architecture": s.reference.name,
+                "Pretrained by": s.reference.method or "not stated",
+                "Guide": s.reference.guide,
+                "Parameters": f"{s.reference.parameters / 1e6:.2f} M",
+                "From": s.reference.source,
+            }
+            for s in study.subjects
+        ]
+        or [{"Encoder": "none"}]
+    )
+    page.code("Configuration", yaml.safe_dump(options.kept(), sort_keys=False, allow_unicode=True))
+    page.code("Images", json.dumps(plain(study.inputs), indent=2))
+    page.code("Versions", "\n".join(f"{name} {number}" for name, number in results["versions"].items()))
