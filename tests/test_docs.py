@@ -80,6 +80,7 @@ PAGES = {
     "detection.md": 2,
     "predicting.md": 3,
     "analyses.md": 2,
+    "embeddings.md": 2,
 }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from frepa.verbs.classify import classify
     from frepa.verbs.demo import demo
     from frepa.verbs.detect import detect
+    from frepa.verbs.embed import embed
     from frepa.verbs.predict import predict
     from frepa.verbs.prepare import prepare
     from frepa.verbs.pretrain import pretrain
@@ -36,6 +37,7 @@ _WHERE = {
     "check": "frepa.verbs.check",
     "pretrain": "frepa.verbs.pretrain",
     "predict": "frepa.verbs.predict",
+    "embed": "frepa.verbs.embed",
     "prepare": "frepa.verbs.prepare",
     "classify": "frepa.verbs.classify",
     "segment": "frepa.verbs.segment",
@@ -47,8 +49,8 @@ _WHERE = {
 }
 
 __all__ = [
-    "RunResult", "analyze", "check", "classify", "demo", "detect", "load_encoder", "load_head", "methods", "predict",
-    "prepare", "pretrain", "segment",
+    "RunResult", "analyze", "check", "classify", "demo", "detect", "embed", "load_encoder", "load_head", "methods",
+    "predict", "prepare", "pretrain", "segment",
 ]  # fmt: skip
 
 

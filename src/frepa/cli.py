@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "detect": "frepa.verbs.detect:detect",
     "predict": "frepa.verbs.predict:predict",
     "analyze": "frepa.verbs.analyze:analyze",
+    "embed": "frepa.verbs.embed:embed",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from frepa.downstream.trained import TrainedHead, load_head
 from frepa.errors import InputError, Stopped
 from frepa.images.files import FileSource
 from frepa.verbs.predict import predict
-from tiny_runs import balls, classifying, detecting, segmenting
+from tiny_runs import balls, classifying, detecting, read_rows, segmenting
 
 OBLIQUE = [0.8, 0.6, 0.0, -0.6, 0.8, 0.0, 0.0, 0.0, 1.0]
 TILTED = [*(np.array([0.9, 0.1, -0.2]) / np.linalg.norm([0.9, 0.1, -0.2]))]
@@ -33,11 +32,6 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def solid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return segmenting(tmp_path_factory.mktemp("solid"), (8, 16, 16))
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def threshold(self: Segmenter, image: np.ndarray) -> Prediction:

@@ -157,6 +157,7 @@ def prepared(folder: Path) -> dict[str, list[str]]:
         "detect": ["labelled", *head, "--crop-size=32"],
         "predict": ["run", "scans", *read],
         "analyze": ["frequencies", "scans", f"--encoder={ENCODER}", "--crop-size=16", "--images=4", *read],
+        "embed": ["scans", f"--encoder={ENCODER}", "--image-size=32", *read],
         "datasets list": [],
         "datasets show": ["drive"],
         "datasets verify": ["drive", "scans"],

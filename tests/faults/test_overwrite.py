@@ -32,7 +32,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "segment", "classify", "detect", "check", "prepare", "demo"])
+@pytest.mark.parametrize("verb", ["pretrain", "segment", "classify", "detect", "embed", "check", "prepare", "demo"])
 def test_a_project_with_a_config_is_no_run(tmp_path, capsys, verb):
     project = tmp_path / "proj"
     _images(project)
@@ -44,6 +44,7 @@ def test_a_project_with_a_config_is_no_run(tmp_path, capsys, verb):
         "segment": ["segment", str(project), f"--encoder={ENCODER}", *HEAD],
         "classify": ["classify", str(project), f"--encoder={ENCODER}", *HEAD],
         "detect": ["detect", str(project), f"--encoder={ENCODER}", *HEAD],
+        "embed": ["embed", str(project / "images"), f"--encoder={ENCODER}", "--num-workers=0", "--quiet"],
         "check": ["check", str(project / "images"), "--num-workers=0", "--quiet"],
         "prepare": ["prepare", str(project / "images"), "--num-workers=0", "--quiet"],
         "demo": ["demo", "--quiet"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,12 @@ def masked_set(root: Path, count: int = 8, size: tuple[int, ...] = (28, 32)) -> 
             else:
                 np.save(root / folder / f"{i}.npy", array)
     return root
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def segmenting(root: Path, size: tuple[int, ...] = (28, 32), **options: object) -> Path:

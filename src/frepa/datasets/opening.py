@@ -155,7 +155,7 @@ def _has(source: Source, column: str) -> bool:
 def open_annotated(
     text: str,
     dims: int,
-    column: str,
+    column: str | None,
     *,
     instead: str | None = None,
     canonical: bool = True,
@@ -168,7 +168,7 @@ def open_annotated(
     Args:
         text: a SOURCE as in `open_source`.
         dims: 2 or 3, as the encoder takes.
-        column: must be known of one image at least.
+        column: must be known of one image at least; None where images alone will do, slices of stacks too.
         instead: a column that serves as well.
         canonical: as in `open_source`.
         divide_by: what stays whole where images are divided into parts, see `frepa.datasets.stacks.in_parts`.
@@ -182,6 +182,8 @@ def open_annotated(
     except InputError as error:
         raise _other_axes(text, dims) or error from None
     known = annotations_of(source)
+    if column is None:
+        return known
     if instead is not None and known.has(instead) and not known.has(column):
         column = instead
     known.need(column)

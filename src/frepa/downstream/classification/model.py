@@ -15,10 +15,10 @@ from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.head_files import load_weights, open_head, save_head
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
+from frepa.encoders.framing import encoder_input, framed
 from frepa.encoders.reference import EncoderReference
 from frepa.encoders.slice_transfer import SliceTransfer, pad_stacks
 from frepa.heads.classifier import ClassificationHead
-from frepa.images.geometry import placement, resize, resize_pad
 from frepa.images.intensity import Window
 
 TASK = "classification"
@@ -96,20 +96,11 @@ class Classifier(HeadOnFrozen):
 
     def frame(self, image: np.ndarray) -> np.ndarray:
         """Bring an image ``(C, *S)`` float32 in [0, 1] to the size the encoder is fed; same type and range."""
-        side = self.settings.image_size
-        if not isinstance(self.encoder, SliceTransfer):
-            return resize_pad(image, (side,) * self.encoder.dims)
-        place = placement(image.shape[2:], (side, side))
-        framed = np.zeros((*image.shape[:2], side, side), np.float32)
-        rows, columns = place.slices
-        framed[:, :, rows, columns] = resize(image, (image.shape[1], *place.inner))
-        return framed
+        return framed(self.encoder, image, self.settings.image_size)
 
-    @torch.no_grad()
     def inputs(self, framed: np.ndarray) -> Tensor:
         """(in_channels, *S) on the device: a framed image and the guide computed from it."""
-        image = torch.from_numpy(framed)[None].to(self.device)
-        return self.encoder.prepare_input(image, self.encoder.make_guide(image))[0]
+        return encoder_input(self.encoder, framed, self.device)
 
     @torch.no_grad()
     def encode(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
