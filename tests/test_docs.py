@@ -81,6 +81,7 @@ PAGES = {
     "predicting.md": 3,
     "analyses.md": 2,
     "embeddings.md": 2,
+    "exporting.md": 3,
 }
 
 

@@ -13,8 +13,8 @@ ROOT = Path(frepa.__file__).parent
 ROOMS = (
     "errors", "names", "options", "files", "states", "checkpoints", "locks", "stopping", "user_paths", "run_folders",
     "processors", "machine", "memory", "draws", "schedules", "report", "images", "datasets", "checks", "corruption",
-    "encoders", "heads", "pretraining", "downstream", "analysis", "comparison", "verbs", "config_files", "cli",
-    "__main__",
+    "encoders", "exporting", "heads", "pretraining", "downstream", "analysis", "comparison", "verbs", "config_files",
+    "cli", "__main__",
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "predict": "frepa.verbs.predict:predict",
     "analyze": "frepa.verbs.analyze:analyze",
     "embed": "frepa.verbs.embed:embed",
+    "export": "frepa.verbs.export:export",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

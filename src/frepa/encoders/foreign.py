@@ -62,8 +62,10 @@ class TrunkInput(nn.Module):
         if self.size is not None and any(length != self.size for length in x.shape[2:]):
             wanted, found = (" x ".join(map(str, shape)) for shape in ((self.size,) * (x.ndim - 2), x.shape[2:]))
             raise InputError(f"encoder {self.name} takes images of {wanted} only (its image_size), found {found}.")
-        if not self.uses_guide:
-            x = x[:, : self.image_channels]
+        return self.scaled(x if self.uses_guide else x[:, : self.image_channels])
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """What the trunk takes, (B, C, *S), from an image in [0, 1] and, where the trunk has it, the guide after it."""
         if self.mean is None or self.std is None:
             return x
         image, guide = x[:, : self.image_channels], x[:, self.image_channels :]

@@ -91,7 +91,7 @@ class TimmEncoder(Encoder):
                 raise InputError(f"encoder {name}: {option}={value}; give a whole number from 1 to {_MOST}.")
         asked = {"patch_size": patch_size, "output_stride": output_stride, "depth": depth}
         asked = {option: value for option, value in asked.items() if value is not None}
-        model = create_trunk(
+        model, told = create_trunk(
             name,
             required={**asked, "in_chans": image_channels + uses_guide},
             # Trunks differ in how they are told to take any size; each accepts the ones it knows.
@@ -135,6 +135,8 @@ class TimmEncoder(Encoder):
         )
         self.options |= self.input.options
         self.trunk = model
+        # What timm was told, but for the input channels and what matters in training alone
+        self.trunk_options = {k: v for k, v in told.items() if k not in ("in_chans", "drop_path_rate")}
         self._norm = norm
         self.neck = nn.Identity() if neck is None else _neck(trunk_channels, neck)
 
@@ -211,8 +213,8 @@ def _neck(channels: int, out: int) -> nn.Sequential:
     )
 
 
-def create_trunk(name: str, *, required: dict[str, Any], flexible: dict[str, Any]) -> nn.Module:
-    """The timm model for a registered name or ``timm:NAME``, without classifier.
+def create_trunk(name: str, *, required: dict[str, Any], flexible: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm model for a registered name or ``timm:NAME``, without classifier, and the options that it was given.
 
     Options in ``flexible`` are left out where the architecture does not know them; those in ``required`` raise
     InputError.
@@ -224,7 +226,7 @@ def create_trunk(name: str, *, required: dict[str, Any], flexible: dict[str, Any
     flexible = dict(flexible)
     while True:
         try:
-            return timm.create_model(trunk, num_classes=0, **required, **flexible)
+            return timm.create_model(trunk, num_classes=0, **required, **flexible), {**required, **flexible}
         except TypeError as error:
             # Raised by the constructor's signature, before any weight is made.
             unknown = re.findall(r"'(\w+)'", str(error)) if "unexpected keyword argument" in str(error) else []
@@ -281,6 +283,14 @@ def _maps(model: Any, x: Tensor, norm: bool = True, looks: int | list[int] = 1) 
     elif isinstance(last, nn.LayerNorm) and last.normalized_shape == dense.shape[1:2]:
         dense = last(dense.movedim(1, -1)).movedim(-1, 1)
     return [*before, dense]
+
+
+def last_map(encoder: TimmEncoder, model: Any, x: Tensor) -> Tensor:
+    """Of a timm model built like the encoder's trunk, the map (B, channels, h, w) that the encoder would read.
+
+    ``x`` is as the model's first layer takes it.
+    """
+    return _maps(model, x, encoder._norm)[-1]
 
 
 def _try_trunk(

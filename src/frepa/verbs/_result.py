@@ -34,7 +34,7 @@ class RunResult(os.PathLike[str]):
         return str(self.folder)
 
     def __repr__(self) -> str:
-        return f"RunResult({str(self.folder)!r})"
+        return f"{type(self).__name__}({str(self.folder)!r})"
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Path:
         return self.folder / name
@@ -93,6 +93,37 @@ class RunResult(os.PathLike[str]):
         page = self.folder / "report.html"
         link = f" · <a href='{html.escape(page.absolute().as_uri())}'>report</a>" if page.is_file() else ""
         return f"<p><code>{html.escape(str(self.folder))}</code>{link}</p>{table}"
+
+
+class ExportResult(RunResult):
+    """A folder with an exported encoder.
+
+    ``results`` is what ``export.json`` says: what the input must hold, how the files are opened, the differences.
+    """
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What ``export.json`` holds."""
+        return json.loads((self.folder / "export.json").read_text("utf-8"))
+
+    @property
+    def difference(self) -> float:
+        """The largest absolute difference between what was written and the encoder, over all outputs."""
+        return float(self.results["largest_difference"])
+
+    @property
+    def scores(self) -> Any:
+        """A `pyarrow.Table` of the largest absolute differences, one row per output and input size."""
+        import pyarrow as pa
+
+        rows = self.results["differences"]
+        sizes = [" x ".join(map(str, row["shape"])) for row in rows]
+        return pa.table({
+            "of": pa.array(sizes, pa.string()),
+            "score": pa.array([f"{row['output']}, largest difference" for row in rows], pa.string()),
+            "value": pa.array([row["largest"] for row in rows], pa.float64()),
+            "std": pa.array([None] * len(rows), pa.float64()),
+        })  # fmt: skip
 
 
 class Report(os.PathLike[str]):
@@ -165,4 +196,4 @@ def _shown(value: float | None, std: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     spread = f" ± {std:.4f}" if isinstance(std, float) and math.isfinite(std) else ""
-    return f"{value:.4f}{spread}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-4 and not spread else f"{value:.4f}{spread}"

@@ -1,0 +1,109 @@
+"""An encoder as a program of tensors alone, traced by torch.export: what the torch and the ONNX file hold."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from frepa.encoders.contract import Encoder, per_axis
+from frepa.errors import InputError
+from frepa.exporting.contract import Asked, features
+
+INPUT = "image"
+# Most images of a batch and pixels of a side that a program is proven for.
+_MOST_IMAGES, _MOST_PIXELS = 4096, 16384
+
+
+class Program(nn.Module):
+    """``program(image (B, C, *S)) -> (dense,)`` or ``(dense, embedding)``.
+
+    C is the image's channels and, where the encoder has a guide, one of guide. S are multiples of ``size_multiple``.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in the order of their names, see `features`."""
+        encoder = self.encoder
+        if encoder.guide == "none":
+            image = encoder.prepare_input(image)
+        found = encoder.extract(image)
+        return (found.dense,) if found.dense is found.embedding else tuple(found)
+
+
+class Traced(NamedTuple):
+    """A program with what must be known about it.
+
+    program: as torch.export gives it. outputs: their names. shapes: extents to compare at. sizes: which ones it takes,
+    in words.
+    """
+
+    program: ExportedProgram
+    outputs: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    sizes: str
+
+
+def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
+    """The program of an encoder: any number of images, and sizes that vary where the encoder's computation allows it.
+
+    Attention in windows is computed by numbers of windows, which become part of the program: then one size is taken.
+
+    Raises:
+        InputError: the encoder does what no such program can express.
+    """
+    shape = asked.shape(encoder)
+    steps = per_axis(encoder.size_multiple, encoder.dims)
+    channels = encoder.image_channels + (encoder.guide != "none")
+    module = Program(encoder).eval()
+    images: dict[int, Any] = {0: Dim("batch", min=1, max=_MOST_IMAGES)}
+    reason = ""
+    if not _windowed(encoder):
+        names = "DHW"[-encoder.dims :]
+        varying = {
+            axis: step * Dim(f"{name}_{step}", min=2, max=_MOST_PIXELS // step) if step > 1 else Dim(name, min=2)
+            for axis, (name, step) in enumerate(zip(names, steps), start=2)
+        }
+        # Extents that differ, so that none is taken for another's
+        example = tuple(step * number for step, number in zip(steps, (5, 3, 4)))
+        try:
+            program = _exported(module, (2, channels, *example), images | varying)
+            outputs = tuple(features(encoder, torch.zeros(1, encoder.in_channels, *example)))
+            least = " x ".join(str(2 * step) for step in steps)
+            words = f"any number of images, any size from {least} in multiples of {_times(steps)}"
+            return Traced(program, outputs, (shape, example), words)
+        except Exception as error:  # whatever a library does that has no symbol
+            reason = str(error)
+    try:
+        program = _exported(module, (2, channels, *shape), images)
+    except Exception as error:
+        first = next((line.strip() for line in (str(error) or reason).splitlines() if line.strip()), "no reason given")
+        raise InputError(
+            f"--to {to}: {encoder.name} computes what torch.export cannot write down ({first[:200]}). The encoder "
+            "itself is in encoder.safetensors: open it with frepa.load_encoder."
+        ) from None
+    outputs = tuple(features(encoder, torch.zeros(1, encoder.in_channels, *shape)))
+    words = f"any number of images of {_times(shape)} (--image-size chooses it)"
+    return Traced(program, outputs, (shape,), words)
+
+
+def _exported(module: nn.Module, shape: tuple[int, ...], varying: dict[int, Any]) -> ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what libraries do while they are traced
+        example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        return torch.export.export(module, (example,), dynamic_shapes={INPUT: varying}, strict=False)
+
+
+def _windowed(encoder: Encoder) -> bool:
+    """Whether some attention of it is in windows; all four libraries name their side so."""
+    return any(getattr(module, "window_size", 0) not in (0, None) for module in encoder.modules())
+
+
+def _times(numbers: tuple[int, ...]) -> str:
+    return " x ".join(map(str, numbers))

@@ -1,0 +1,199 @@
+"""Encoders in other programs' files, opened here by those programs and held against the encoder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import frepa
+import tiny_encoders  # noqa: F401 (registers them)
+from frepa.encoders.contract import Encoder
+from frepa.encoders.files import load_encoder, save_encoder
+from frepa.errors import InputError
+from frepa.exporting import timm_folder
+from frepa.exporting.unguided import without_guide
+
+VIT = "random:timm:test_vit,image_size=32"
+CONVNEXT = "random:timm:test_convnext,image_size=64"
+
+
+def _input(encoder: Encoder, *size: int) -> torch.Tensor:
+    """Image and guide (noise, or zeros where there is none), by another seed than the export's own."""
+    torch.manual_seed(7)
+    image = torch.rand(1, encoder.image_channels, *size)
+    return encoder.prepare_input(image, torch.rand(1, 1, *size))
+
+
+@torch.no_grad()
+def test_timm_opens_what_was_written(tmp_path: Path) -> None:
+    import timm
+
+    written = frepa.export(VIT, to="timm", out=str(tmp_path / "out"), quiet=True)
+    model = timm.create_model(f"local-dir:{written}", pretrained=True).eval()
+    encoder = load_encoder(VIT)
+    x = _input(encoder, 48, 32)
+    tokens = model.forward_features(x)
+    dense = tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (3, 2))
+    torch.testing.assert_close(dense, encoder(x).dense, rtol=0, atol=1e-6)
+    assert model.num_classes == 0
+    assert model.pretrained_cfg["input_size"] == (4, 32, 32)
+    assert written.difference < 1e-6
+    assert written.results["input"]["channels"] == 4
+    assert "frangi guide" in written.results["input"]["holds"]
+    assert sorted(path.name for path in written.iterdir() if path.name[0] != ".") == [
+        "config.json", "export.json", "model.safetensors",
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def test_without_guide_timm_gets_an_input_for_the_image_alone(tmp_path: Path) -> None:
+    """The norm after pooling is the map's last one here."""
+    import timm
+
+    name = f"{CONVNEXT},guide=none"
+    written = frepa.export(name, to="timm", out=str(tmp_path / "out"), quiet=True)
+    model = timm.create_model(f"local-dir:{written}", pretrained=True).eval()
+    encoder = load_encoder(name)
+    x = _input(encoder, 64, 96)
+    dense = model.head.norm(model.forward_features(x[:, :3]))
+    torch.testing.assert_close(dense, encoder(x).dense, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_foreign_trunks_scaling_is_in_timms_configuration(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(1)
+    trunk = timm.create_model("test_vit", num_classes=0)
+    torch.save(trunk.state_dict(), tmp_path / "weights.pth")
+    name = f"timm:test_vit@{tmp_path / 'weights.pth'},image_size=32,mean=0.1/0.2/0.3,std=0.4/0.5/0.6"
+    written = frepa.export(name, to="timm", out=str(tmp_path / "out"), quiet=True)
+    model = timm.create_model(f"local-dir:{written}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config)
+    image = torch.rand(3, 32, 32)
+    encoder = load_encoder(name)
+    found = model.forward_features(transform(image)[None])[:, 1:].transpose(1, 2).unflatten(2, (2, 2))
+    wanted = encoder(encoder.prepare_input(image[None])).dense
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [VIT, "random:tiny3d_for_tests", "random:tiny_for_tests,guide=none"])
+@torch.no_grad()
+def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str) -> None:
+    written = frepa.export(name, to="torch", out=str(tmp_path / "out"), quiet=True)
+    program = torch.export.load(written / "encoder.pt2").module()
+    encoder = load_encoder(name)
+    x = _input(encoder, *(32, 80, 48)[-encoder.dims :])
+    given = x if encoder.guide != "none" else x[:, : encoder.image_channels]
+    torch.testing.assert_close(program(given)[0], encoder(x).dense, rtol=0, atol=1e-6)
+    with zipfile.ZipFile(written / "encoder.pt2") as archive:  # a pickle begins with its protocol
+        held = {item: archive.read(item)[:2] for item in archive.namelist() if "/weights/" not in item}
+    assert not [item for item, begin in held.items() if begin[:1] == b"\x80" or begin == b"PK"]
+
+
+@torch.no_grad()
+def test_attention_in_windows_makes_a_program_for_one_size(tmp_path: Path) -> None:
+    name = "random:swin_torchvision,width=8,depths=[1,1],heads=[2,2],window=2"
+    written = frepa.export(name, to="torch", out=str(tmp_path / "out"), image_size=32, quiet=True)
+    program = torch.export.load(written / "encoder.pt2").module()
+    encoder = load_encoder(name)
+    x = _input(encoder, 32, 32)
+    torch.testing.assert_close(program(x)[0], encoder(x).dense, rtol=0, atol=1e-6)
+    assert "any number of images of 32 x 32" in written.results["input"]["sizes"]
+    with pytest.raises(RuntimeError):
+        program(_input(encoder, 48, 48))
+    with pytest.raises(InputError, match=r"--image-size 30: .* multiples of 8 pixels\. Give 32"):
+        frepa.export(name, to="torch", out=str(tmp_path / "other"), image_size=30)
+
+
+@torch.no_grad()
+def test_onnxruntime_opens_what_was_written_at_other_sizes(tmp_path: Path) -> None:
+    import onnxruntime
+
+    name = "random:tiny_for_tests"
+    written = frepa.export(name, to="onnx", out=str(tmp_path / "out"), quiet=True)
+    session = onnxruntime.InferenceSession(str(written / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    encoder = load_encoder(name)
+    x = _input(encoder, 18, 26)
+    (dense,) = session.run(["dense"], {"image": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(dense), encoder(x).dense, rtol=0, atol=1e-5)
+
+
+def test_a_result_shows_its_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = frepa.export(VIT, to="timm", out=str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "opened again by timm" in said
+    assert "Largest difference: dense" in said
+    assert "guide of the clean image as channel 4" in said
+    rows = written.scores.to_pylist()
+    assert [row["score"] for row in rows] == ["dense, largest difference", "forward_features, largest difference"]
+    assert written.results == json.loads((written / "export.json").read_text())
+    assert "largest difference" in written._repr_html_()
+
+
+@torch.no_grad()
+def test_the_channel_of_zeros_can_be_left_out() -> None:
+    encoder = load_encoder("random:vit3d_tiny,guide=none,image_size=16,patch_size=8,depth=1")
+    slim = without_guide(encoder)
+    assert slim.trunk.patch_embedding.patch_embeddings.in_channels == 1
+    x = _input(encoder, 16, 8, 24)
+    torch.testing.assert_close(slim(x).dense, encoder(x).dense, rtol=0, atol=1e-5)
+    guided = load_encoder("random:tiny_for_tests")
+    assert without_guide(guided) is guided
+
+
+REFUSED = {
+    "random:vit3d_tiny,image_size=32": r"timm has 2D networks only.*Use --to onnx or --to torch",
+    "random:timm:test_vit,image_size=32,neck=8": "has a neck behind its trunk",
+    "random:timm:test_convnext,final_norm=false": "has no final norm",
+    "random:tiny_for_tests": "is no network of timm",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_timm_cannot_express_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=REFUSED[name]):
+        frepa.export(name, to="timm", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(InputError, match=r"--to onx: not a kind of export. Did you mean onnx\?"):
+        frepa.export(VIT, to="onx", out=out)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="nowhere was not found"):
+        frepa.export("nowhere", to="timm", out=out)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"needs the package onnxruntime.*pip install 'frepa\[export\]'"):
+        frepa.export(VIT, to="onnx", out=out)
+    assert not Path(out).exists()
+
+
+def test_an_export_that_differs_is_refused_and_the_earlier_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    frepa.export(VIT, to="timm", out=str(out), quiet=True)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(InputError, match="a run is there already"):
+        frepa.export(VIT, to="timm", out=str(out))
+
+    def shifted(encoder, folder, asked):
+        exported = timm_folder.write(encoder, folder, asked)
+        return replace(exported, run=lambda x: {name: y + 0.01 for name, y in exported.run(x).items()})
+
+    monkeypatch.setattr(timm_folder, "TARGET", replace(timm_folder.TARGET, write=shifted))
+    with pytest.raises(InputError, match=r"does not give what the encoder gives: dense differs by 0\.01"):
+        frepa.export(f"{VIT},seed=1", to="timm", out=str(out), overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.undo()
+    save_encoder(tmp_path / "encoder", load_encoder(f"{VIT},seed=1"))
+    frepa.export(str(tmp_path / "encoder"), to="timm", out=str(out), overwrite=True, quiet=True)
+    assert (out / "model.safetensors").read_bytes() != before["model.safetensors"]
