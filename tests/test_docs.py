@@ -82,6 +82,7 @@ PAGES = {
     "analyses.md": 2,
     "embeddings.md": 2,
     "exporting.md": 3,
+    "evaluating.md": 2,
 }
 
 

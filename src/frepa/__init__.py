@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from frepa.verbs.demo import demo
     from frepa.verbs.detect import detect
     from frepa.verbs.embed import embed
+    from frepa.verbs.evaluate import evaluate
     from frepa.verbs.export import export
     from frepa.verbs.predict import predict
     from frepa.verbs.prepare import prepare
@@ -45,14 +46,15 @@ _WHERE = {
     "detect": "frepa.verbs.detect",
     "demo": "frepa.verbs.demo",
     "export": "frepa.verbs.export",
+    "evaluate": "frepa.verbs.evaluate",
     "RunResult": "frepa.verbs._result",
     "load_encoder": "frepa.encoders.files",
     "load_head": "frepa.downstream.trained",
 }
 
 __all__ = [
-    "RunResult", "analyze", "check", "classify", "demo", "detect", "embed", "export", "load_encoder", "load_head",
-    "methods", "predict", "prepare", "pretrain", "segment",
+    "RunResult", "analyze", "check", "classify", "demo", "detect", "embed", "evaluate", "export", "load_encoder",
+    "load_head", "methods", "predict", "prepare", "pretrain", "segment",
 ]  # fmt: skip
 
 

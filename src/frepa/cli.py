@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "analyze": "frepa.verbs.analyze:analyze",
     "embed": "frepa.verbs.embed:embed",
     "export": "frepa.verbs.export:export",
+    "evaluate": "frepa.verbs.evaluate:evaluate",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 _PLACE_TOLERANCE = 0.6
 
 
+class BrokenFile(InputError):
+    """A file of a labelled set cannot be read, and so nothing can be said of its case; ``trouble`` says why."""
+
+    def __init__(self, trouble: UnreadableScan) -> None:
+        super().__init__(f"{trouble}. Repair the file or take it out of the set.")
+        self.trouble = trouble
+
+
 class LabelledImage(NamedTuple):
     """image ``(C, *S)`` float32 in [0, 1]; classes ``(*S)`` uint8; inside ``(*S)`` bool or None, the field of view."""
 
@@ -48,7 +56,7 @@ def read_scan(path: Path, dims: int, *, canonical: bool = True) -> Scan:
     try:
         return reader.read(Path(place.file), place.member, place.row, canonical=canonical, **options)
     except UnreadableScan as error:
-        raise _broken(error) from None
+        raise BrokenFile(error) from None
 
 
 def read_header(path: Path, dims: int, *, canonical: bool = True) -> Header:
@@ -58,11 +66,7 @@ def read_header(path: Path, dims: int, *, canonical: bool = True) -> Header:
     try:
         return reader.header(Path(place.file), place.member, canonical=canonical, **options)
     except UnreadableScan as error:
-        raise _broken(error) from None
-
-
-def _broken(error: UnreadableScan) -> InputError:
-    return InputError(f"{error}. Repair the file or take it out of the set.")
+        raise BrokenFile(error) from None
 
 
 def header_of(source: Source, record: int) -> Header:
@@ -74,7 +78,7 @@ def header_of(source: Source, record: int) -> Header:
     try:
         return reorient_header(source.header(record))
     except UnreadableScan as error:
-        raise _broken(error) from None
+        raise BrokenFile(error) from None
 
 
 def check_row(path: Path, dims: int) -> None:
@@ -166,7 +170,7 @@ def mask_of(case: Case, dims: int) -> Scan:
     try:
         own = case.source.read_mask(case.record, case.target)
     except UnreadableScan as error:
-        raise _broken(error) from None
+        raise BrokenFile(error) from None
     scan = read_mask(case.mask, dims) if own is None else reorient(own)
     return scan if not case.rule else replace_scan(scan, array=RULES[case.rule](scan.array[0])[None])
 
@@ -198,7 +202,7 @@ def read_case(case: Case, labels: LabelMap, dims: int, window: Window = None) ->
     try:
         scan = reorient(case.source.read(case.record))
     except UnreadableScan as error:
-        raise _broken(error) from None
+        raise BrokenFile(error) from None
     mask = mask_of(case, dims)
     check_fit(case.image, scan, case.mask, mask, "mask")
     inside = None
@@ -206,7 +210,7 @@ def read_case(case: Case, labels: LabelMap, dims: int, window: Window = None) ->
         try:
             own = case.source.read_mask(case.record, FOV)
         except UnreadableScan as error:
-            raise _broken(error) from None
+            raise BrokenFile(error) from None
         fov = read_scan(case.fov, dims) if own is None else reorient(own)
         check_fit(case.image, scan, case.fov, fov, "field of view")
         inside = inside_of(fov.array)

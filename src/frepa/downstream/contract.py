@@ -116,6 +116,13 @@ def tested_again(found: Mapping[str, Any], round: Round, place: Place, data: Any
 
 
 @dataclass(frozen=True)
+class Untrained:
+    """What stands for a training where a head was trained before, and is applied as it is."""
+
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Tested(Generic[Data, Model]):
     """One trained head on its test part; a task adds what it found.
 

@@ -218,6 +218,21 @@ class DividedRecords:
         return divided
 
 
+def rows_of(text: str, parts: Sequence[str], wanted: str) -> list[int]:
+    """Places of a part of a set that is only tested on; of all of it where ``wanted`` is "all".
+
+    Raises:
+        InputError: it has no such part.
+    """
+    rows = [row for row, part in enumerate(parts) if wanted in (part, "all")]
+    if not rows:
+        there = ", ".join(f"{parts.count(part):,} {part}" for part in SHARES if part in parts)
+        raise InputError(
+            f"{text}: has no part {wanted} (there are {there}). Name another one with --part, or --part all."
+        )
+    return rows
+
+
 def numbered(groups: Sequence[str]) -> list[int]:
     """A number from 1 on for every group, in order of appearance: it tells patients apart without naming them."""
     numbers: dict[str, int] = {}

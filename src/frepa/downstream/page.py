@@ -34,15 +34,19 @@ class RunPage(Page):
     def begin(self, about: str, facts: Mapping[str, Any]) -> None:
         """Subtitle and key facts; ``facts`` are the task's own."""
         encoder, training = self.summary["encoder"], self.summary["training"]
-        self.subtitle = f"{about}; frozen encoder, guide channel: {self.summary['guide']}"
+        state = "frozen encoder" if training else "a trained head, applied as it is"
+        self.subtitle = f"{about}; {state}, guide channel: {self.summary['guide']}"
         blocks = {"Trained with the head": f"{encoder['trained'] / 1e6:.2f} M in blocks"} if encoder["trained"] else {}
         steps = {item["steps"] for item in training}
-        own: dict[str, Any] = {"Heads": len(training)} if len(training) > 1 else {}
+        heads = len(training) or len(self.summary["heads"])
+        own: dict[str, Any] = {"Heads": heads if training else f"{heads}, averaged"} if heads > 1 else {}
         if len(steps) == 1:
             own["Steps"] = training[0]["steps"]
         if len(training) == 1:
             own["Head kept from step"] = training[0]["best_step"]
         seconds = sum(item["seconds"] for item in training)
+        if training:
+            own["Training"] = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
         self.facts(
             {
                 "Encoder": encoder["name"],
@@ -52,7 +56,6 @@ class RunPage(Page):
                 **blocks,
                 **facts,
                 **own,
-                "Training": f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s",
                 "Device": self.summary["device"],
             }
         )
@@ -75,6 +78,8 @@ class RunPage(Page):
             key: of the score in ``metrics.jsonl``, a fraction; ``name`` and ``caption`` are shown with it.
             solved: sentences about what was solved in closed form.
         """
+        if not self.summary["training"]:
+            return
         self.section("Training")
         for sentence in dict.fromkeys(solved):
             self.text(sentence)

@@ -112,7 +112,7 @@ def predict_all(options: PredictOptions) -> Path:
     ):
         if out.resumed:
             check_same_options(out.root / CONFIG, options.kept(), _MAY_CHANGE)
-            _check_same_heads(out.root / RESULTS, hashes)
+            check_same_heads(out.root / RESULTS, hashes)
         sources = [_open(text, head) for text in options.source]
         if options.format == "dicom-seg":
             _check_dicom(sources)
@@ -286,14 +286,15 @@ def _check_dicom(sources: Sequence[Source]) -> None:
                 )
 
 
-def _check_same_heads(results: Path, hashes: list[str]) -> None:
+def check_same_heads(results: Path, hashes: list[str]) -> None:
+    """Raise InputError where ``results.json`` of a folder that is gone on with names other heads."""
     if not results.is_file():
         return
     known = json.loads(results.read_text("utf-8")).get("heads")
     if known != hashes:
         raise InputError(
-            f"--resume: {results.parent} was begun with other heads than the run holds now, and its predictions would "
-            "be of both. Start again with --overwrite, or name another folder."
+            f"--resume: {results.parent} was begun with other heads than the run holds now, and its results would be "
+            "of both. Start again with --overwrite, or name another folder."
         )
 
 

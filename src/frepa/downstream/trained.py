@@ -64,12 +64,25 @@ class TrainedHead(ABC, Generic[Model]):
         models: one, or one per fold and seed; on their device, in evaluation mode.
         files: the head files they were read from.
         reference: to the encoder.
+        extras: what was noted of each while it was trained: its fold and seed, baselines of its training part.
     """
 
     task: ClassVar[str]
 
-    def __init__(self, models: Sequence[Model], files: Sequence[Path], reference: EncoderReference) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        files: Sequence[Path],
+        reference: EncoderReference,
+        extras: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.models, self.files, self.reference = list(models), list(files), reference
+        self.extras = list(extras)
+
+    def noted(self, name: str) -> list[Any]:
+        """What was noted under a name, of every head; empty where one of them has it not, as older ones may."""
+        found = [extra.get(name) for extra in self.extras]
+        return [] if any(item is None for item in found) else found
 
     @classmethod
     @abstractmethod
@@ -173,7 +186,8 @@ def load_head(
     for file, description in zip(files, descriptions):
         models.append(kind.load(file, _shared(models, descriptions[0], description) or encoder, place))
         models[-1].autocast = autocast
-    return kind(models, files, EncoderReference(**descriptions[0]["encoder"]))
+    extras = [description.get("extra") or {} for description in descriptions]
+    return kind(models, files, EncoderReference(**descriptions[0]["encoder"]), extras)
 
 
 def _shared(models: Sequence[HeadOnFrozen], first: Mapping[str, Any], own: Mapping[str, Any]) -> Encoder | None:

@@ -350,7 +350,7 @@ def test_the_majority_answer_stands_beside_the_score(run: Path) -> None:
 
 
 def test_constant_answers_are_named() -> None:
-    from frepa.downstream.classification.task import constant_answer
+    from frepa.downstream.classification.summary import constant_answer
 
     same = np.eye(2, dtype=bool)[[1, 1, 1]]
     assert "ill for every test case" in str(constant_answer(same, ["well", "ill"], several=False))

@@ -26,8 +26,7 @@ def test_the_usual_box_is_the_mean_share_of_the_image() -> None:
     usual = usual_boxes(_data())  # type: ignore[arg-type]
     np.testing.assert_allclose(usual.corners, [[0.1, 0.2, 0.3, 0.4], [0, 0, 0.1, 0.1]])
     np.testing.assert_allclose(usual.scores, [2 / 3, 1 / 3])
-    case = SimpleNamespace(row=2, case=DetectionCase(_data().boxes[2], usual))
-    assert usual_precision(_data(), [case], "ap_50") == pytest.approx(1)  # type: ignore[arg-type, list-item]
+    assert usual_precision(usual, [_data().boxes[2]], [(100, 100)], 2)["ap_50"] == pytest.approx(1)
 
 
 def test_constant_detections_are_named() -> None:

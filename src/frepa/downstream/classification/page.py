@@ -18,13 +18,14 @@ def fill_page(page: RunPage, summary: Mapping[str, Any]) -> None:
     """Results; and ``confusion.png`` where classes exclude each other."""
     scores = summary["test"]
     once = "Reading once" if summary["encoder"]["trained"] else "Encoding once"
+    seconds = summary.get("encoding_seconds")
     page.begin(
         f"{len(summary['classes'])} classes",
         {
             "Head": f"{summary['head']}, on the embedding",
             "Images": f"{summary['images']:,}",
             "Image size": f"{summary['image_size']} px",
-            once: f"{summary['encoding_seconds']:.1f} s",
+            **({} if seconds is None else {once: f"{seconds:.1f} s"}),
         },
     )
     page.section("Results")
@@ -39,9 +40,11 @@ def fill_page(page: RunPage, summary: Mapping[str, Any]) -> None:
         row[name.upper()] = MeanStd(100 * scores[name]["value"], 100 * scores[name]["std"])
         if "low" in scores[name]:
             row[f"{name.upper()}, 95 %"] = f"{100 * scores[name]['low']:.2f} to {100 * scores[name]['high']:.2f}"
-    floor = dict.fromkeys(row, "") | {"Answer": "commonest training answer for every case"}
-    floor |= {name.upper(): 100 * value for name, value in summary["baselines"]["majority"].items()}
-    page.table([row, floor])
+    rows = [row]
+    for known in summary["baselines"].values():
+        floor = dict.fromkeys(row, "") | {"Answer": "commonest training answer for every case"}
+        rows.append(floor | {name.upper(): 100 * value for name, value in known.items()})
+    page.table(rows)
     if summary["constant"]:
         page.note(summary["constant"], level="warning")
     for name in ("folds", "seeds"):
@@ -68,6 +71,6 @@ def fill_page(page: RunPage, summary: Mapping[str, Any]) -> None:
     page.section("Data")
     parts = summary["cases"]
     if parts is not None:
-        page.table([{name.capitalize(): count for name, count in parts.items()}])
+        page.table([{name.capitalize(): count for name, count in parts.items() if count}])
     left_out = f"{summary['unlabelled']:,} images without a label and {summary['left_out']:,} unreadable ones left out."
     page.text(f"Labels from {summary['labels']}. Split: {summary['split']}. {left_out}")

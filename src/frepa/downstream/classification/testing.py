@@ -32,6 +32,29 @@ class TestedClassifier(Tested[ClassificationData, Classifier]):
         """What is true of them, ``(n, K)``."""
         return self.data.targets[self.rows]
 
+    @property
+    def usual(self) -> np.ndarray | None:
+        """See `shares`; None where nobody knows."""
+        return shares(self.data)
+
+
+@dataclass(frozen=True)
+class AppliedClassifier(TestedClassifier):
+    """Heads trained elsewhere on a set they have not seen; ``known`` are the `shares` of their own training part."""
+
+    known: np.ndarray | None
+
+    @property
+    def usual(self) -> np.ndarray | None:
+        """As it was known where the heads were trained."""
+        return self.known
+
+
+def shares(data: ClassificationData) -> np.ndarray:
+    """Share of the training part that is of each class ``(K,)``: what a guess that is blind to the image goes by."""
+    known: np.ndarray = data.targets[data.rows("train")].mean(0)
+    return known
+
 
 def case_rows(item: TestedClassifier) -> Iterator[dict[str, Any]]:
     """Lines of ``cases.csv``: what is true, what was answered, the probability of every class."""

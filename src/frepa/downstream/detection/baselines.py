@@ -8,9 +8,8 @@ import numpy as np
 
 from frepa.downstream.detection.data import DetectionData
 from frepa.downstream.detection.metrics import DetectionCase, average_precision
-from frepa.downstream.detection.testing import FoundCase
 from frepa.downstream.scores import summarise
-from frepa.images.boxes import Detections
+from frepa.images.boxes import Boxes, Detections
 
 #: What results and report call it.
 NAME = "the mean training box of each class at its mean place in every image, blind to the image"
@@ -30,17 +29,21 @@ def usual_boxes(data: DetectionData) -> Detections:
     return Detections(mean, np.asarray(there, np.int64), share)
 
 
-def usual_precision(data: DetectionData, cases: Sequence[FoundCase], level: str) -> float:
-    """Average precision of :func:`usual_boxes` on test images, mean over classes, at ``level`` such as "ap_50"."""
-    usual = usual_boxes(data)
+def usual_precision(
+    usual: Detections, truths: Sequence[Boxes], sizes: Sequence[Sequence[int]], classes: int
+) -> dict[str, float]:
+    """Average precision of :func:`usual_boxes` on test images, mean over classes: ``ap_10``, ``ap_50``, ``ap_50_95``.
+
+    Args:
+        usual: as shares of the image.
+        truths: boxes of each image; sizes: its extent.
+        classes: their number.
+    """
     found = [
-        DetectionCase(
-            item.case.truth,
-            usual._replace(corners=usual.corners * np.tile(np.asarray(data.shapes[item.row], float), 2)),
-        )
-        for item in cases
+        DetectionCase(truth, usual._replace(corners=usual.corners * np.tile(np.asarray(size, float), 2)))
+        for truth, size in zip(truths, sizes)
     ]
-    return summarise(average_precision(found, len(data.classes))[level]).mean
+    return {level: summarise(each).mean for level, each in average_precision(found, classes).items()}
 
 
 def constant_answer(cases: Sequence[DetectionCase]) -> str | None:

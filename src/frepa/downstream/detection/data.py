@@ -183,7 +183,7 @@ def open_boxes(
         source=found.source,
         classes=classes,
         records=np.asarray(kept, np.int64),
-        targets=_presence(classes, findings),
+        targets=presence(classes, findings),
         parts=tuple(parts),
         groups=groups,
         split_note=note,
@@ -198,7 +198,8 @@ def open_boxes(
     )
 
 
-def _presence(classes: Sequence[str], findings: Sequence[Findings]) -> np.ndarray:
+def presence(classes: Sequence[str], findings: Sequence[Findings]) -> np.ndarray:
+    """Whether a finding of each class is marked in each image, ``(n, K)`` uint8."""
     return np.array([[name in marked.labels for name in classes] for marked in findings], np.uint8)
 
 

@@ -45,8 +45,9 @@ def fill_page(
     if len(rows) > 1:
         rows.append(_row("mean", test["mean"], dims))
     page.table(rows, caption="The output is constant." if summary["constant"] else "")
-    floor = summary["baselines"]["usual"]
-    page.table([{_AP[level]: 100 * value for level, value in floor.items()}], caption=f"Without an encoder: {NAME}.")
+    for floor in summary["baselines"].values():
+        row = {_AP[level]: 100 * value for level, value in floor.items()}
+        page.table([row], caption=f"Without an encoder: {NAME}.")
     top = test["top_one"]
     if mostly_single(test):
         page.table(
@@ -72,7 +73,7 @@ def fill_page(
     page.section("Data")
     page.text(f"Boxes: {summary['boxes']}. Split: {summary['split']}.")
     if summary["cases"]:
-        page.table([{"Part": part, "Images": count} for part, count in summary["cases"].items()])
+        page.table([{"Part": part, "Images": count} for part, count in summary["cases"].items() if count])
     if summary["left_out"]:
         page.text(f"{summary['left_out']:,} images could not be read and were left out; `skipped.csv` lists them.")
 

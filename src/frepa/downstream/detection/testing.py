@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from frepa.downstream.contract import Tested
+from frepa.downstream.detection.baselines import usual_boxes
 from frepa.downstream.detection.data import DetectionData, Reading
 from frepa.downstream.detection.metrics import DetectionCase, case_scores
 from frepa.downstream.detection.model import Detector
@@ -50,6 +51,23 @@ class TestedDetector(Tested[DetectionData, Detector]):
 
     __test__ = False  # no test class
 
+    @property
+    def usual(self) -> Detections | None:
+        """See `usual_boxes`; None where nobody knows."""
+        return usual_boxes(self.data)
+
+
+@dataclass(frozen=True)
+class AppliedDetector(TestedDetector):
+    """Heads trained elsewhere on a set they have not seen; ``known`` are the `usual_boxes` of their own training."""
+
+    known: Detections | None
+
+    @property
+    def usual(self) -> Detections | None:
+        """As it was known where the heads were trained."""
+        return self.known
+
 
 def find_in(
     detector: Detector, reading: Reading, part: str, *, workers: int = 2, quiet: bool = False
@@ -63,12 +81,13 @@ def find_in(
         for row, item in zip(rows, read_ahead(reading, rows, workers)):
             if item is not None:
                 case = DetectionCase(item.boxes, detector.predict(item.image))
-                results.append(FoundCase(row, data.name(row), case, item.affine, _grid(item.native)))
+                results.append(FoundCase(row, data.name(row), case, item.affine, grid_of(item.native)))
             bar.update()
     return results
 
 
-def _grid(native: Header) -> Filed:
+def grid_of(native: Header) -> Filed:
+    """The grid of a file from what it says of itself; of an image its size alone."""
     size = tuple(native.size)
     return Filed(size, native.affine if len(size) == 3 else None, native.spacing)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +35,14 @@ class Baselines:
     Attributes:
         classes: number of classes, background included.
         commonest: the foreground class with the most training pixels.
-        atlas: ``(classes, *grid)`` float32, share of training masks of each class at each place, best offsets added.
+        atlas: ``(classes, *grid)`` float32, share of training masks of each class at each place, best offsets added;
+            None where it is not known.
         guide: kind of guide that is thresholded, and the threshold; None where there are several foreground classes.
     """
 
     classes: int
     commonest: int
-    atlas: np.ndarray
+    atlas: np.ndarray | None
     guide: tuple[str, float] | None
 
     def scores(self, labelled: LabelledImage, working: tuple[int, ...]) -> dict[str, float]:
@@ -48,8 +50,9 @@ class Baselines:
         truth = labelled.classes
         found = {
             "all_foreground": np.full(truth.shape, self.commonest, np.uint8),
-            "atlas": resize(self.atlas, truth.shape, "bilinear").argmax(0).astype(np.uint8),
         }
+        if self.atlas is not None:
+            found["atlas"] = resize(self.atlas, truth.shape, "bilinear").argmax(0).astype(np.uint8)
         if self.guide is not None:
             kind, threshold = self.guide
             guide = hessian_guide(torch.from_numpy(resize(labelled.image, working))[None], kind=kind)[0].numpy()
@@ -59,6 +62,24 @@ class Baselines:
             counts = count(truth, prediction, self.classes)
             scores[name] = case_mean(dice(counts), counts)
         return scores
+
+    def kept(self) -> dict[str, Any]:
+        """What a head file keeps of it, as plain values: all but the atlas, which is blind to another set's images."""
+        return {"commonest": self.commonest, "guide": self.guide}
+
+
+def kept_baselines(kept: Sequence[Mapping[str, Any]], classes: int) -> Baselines | None:
+    """From what the head files of a run kept, thresholds averaged.
+
+    Of heads that kept nothing every pixel as the one foreground class there is; None where there are several.
+    """
+    if not kept:
+        return Baselines(classes, 1, None, None) if classes == 2 else None
+    guides = [item["guide"] for item in kept]
+    guide = None
+    if all(guides) and len({kind for kind, _ in guides}) == 1:
+        guide = (str(guides[0][0]), float(np.mean([threshold for _, threshold in guides])))
+    return Baselines(classes, int(kept[0]["commonest"]), None, guide)
 
 
 def fit_baselines(cache: CaseCache, train: Sequence[int], classes: int, guide: str) -> Baselines:

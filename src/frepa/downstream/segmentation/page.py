@@ -29,14 +29,11 @@ def fill_page(page: RunPage, summary: Mapping[str, Any], tested: Sequence[Tested
     """Results, and the overlays of the best, median and worst test case of every set."""
     training, labels = summary["training"], tested[0].data.labels
     best = [item["best_val_dsc"] for item in training if math.isfinite(item["best_val_dsc"])]
-    page.begin(
-        ", ".join(summary["sets"]),
-        {
-            "Head": f"{summary['head']}, on features: {summary['features']}",
-            "Validation DSC": f"{100 * sum(best) / len(best):.2f} %" if best else "none",
-            "Speed": f"{sum(item['crops_per_second'] for item in training) / len(training):.1f} crops/s",
-        },
-    )
+    facts: dict[str, Any] = {"Head": f"{summary['head']}, on features: {summary['features']}"}
+    if training:
+        facts["Validation DSC"] = f"{100 * sum(best) / len(best):.2f} %" if best else "none"
+        facts["Speed"] = f"{sum(item['crops_per_second'] for item in training) / len(training):.1f} crops/s"
+    page.begin(", ".join(summary["sets"]), facts)
     page.section("Results")
     page.text(
         "Per cent, mean and standard deviation over the test cases (one degree of freedom less than cases). DSC is "
@@ -98,12 +95,12 @@ def _add_overlays(page: RunPage, tested: Sequence[TestedSegmenter]) -> None:
         scores = [case.scores["dsc"] for _, case in every]
         for word, place in best_median_worst(scores, [case.name for _, case in every]):
             item, result = every[place]
-            segmenter = item.restored()
+            segmenter = item.model
             labels = item.data.labels[one.name]
             case = next(case for case in item.data.cases_of(one.name) if case.name == result.name)
             truth = read_case(case, labels, segmenter.encoder.dims, segmenter.settings.window)
             # Predicted again rather than read back: files may turn axes, and three more predictions cost little.
-            found = segmenter.predict(truth.image).classes
+            found = item.classes_of(truth.image)
             title = f"{one.name}, {result.name}: DSC {100 * result.scores['dsc']:.1f} %"
             picture = png_bytes(
                 segmentation_overlay(truth.image, truth.classes, found, title=title, inside=truth.inside)

@@ -48,6 +48,10 @@ class TestedSegmenter(Tested[SegmentationData, Segmenter]):
 
     __test__ = False  # no test class
 
+    def classes_of(self, image: np.ndarray) -> np.ndarray:
+        """What is found in an image ``(C, *S)`` in [0, 1], ``(*S)`` uint8: as in the test."""
+        return self.restored().predict(image).classes
+
 
 def predict_and_score(
     segmenter: Segmenter,
@@ -69,18 +73,36 @@ def predict_and_score(
     with bar:
         for item, labelled in zip(cases, read_ahead(read, cases, workers)):
             found = segmenter.predict(labelled.image).classes
-            scores = score_case(
-                labelled.classes, found, segmenter.head.classes, inside=labelled.inside, centreline=centreline
-            )
-            target = folder / item.set_name / item.case.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path = write_labels(target, *_in_file_axes(item.labels.to_values(found), item.case))
             working = segmenter.working_size(labelled.classes.shape)
             floors = {} if baselines is None else baselines.scores(labelled, working)
-            only = int(found.flat[0]) if (found == found.flat[0]).all() else None
-            results.append(CaseResult(item.set_name, item.case.name, scores, path, floors, only))
+            results.append(
+                scored(item, labelled, found, folder, classes=segmenter.head.classes, floors=floors,
+                       centreline=centreline)
+            )  # fmt: skip
             bar.update()
     return results
+
+
+def scored(
+    item: LabelledCase,
+    labelled: LabelledImage,
+    found: np.ndarray,
+    folder: Path,
+    *,
+    classes: int,
+    floors: dict[str, float],
+    centreline: bool,
+) -> CaseResult:
+    """Score the classes ``(*S)`` found in one case, and write them to ``folder/SET/CASE`` with the masks' own values.
+
+    ``floors``: what needs no encoder scores there.
+    """
+    scores = score_case(labelled.classes, found, classes, inside=labelled.inside, centreline=centreline)
+    target = folder / item.set_name / item.case.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = write_labels(target, *_in_file_axes(item.labels.to_values(found), item.case))
+    only = int(found.flat[0]) if (found == found.flat[0]).all() else None
+    return CaseResult(item.set_name, item.case.name, scores, path, floors, only)
 
 
 def _in_file_axes(values: np.ndarray, case: Case) -> tuple[np.ndarray, Filed]:
