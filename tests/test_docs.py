@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def _blocks(page: str) -> list[tuple[str, str]]:
-    return re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    return re.findall(r"```(bash|python|yaml)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
 
 
 def _write_images(folder: Path) -> None:
@@ -83,6 +83,7 @@ PAGES = {
     "embeddings.md": 2,
     "exporting.md": 3,
     "evaluating.md": 2,
+    "comparing.md": 2,
 }
 
 
@@ -101,7 +102,9 @@ def test_blocks_of_the_pages_run(place, monkeypatch, page):
     blocks = _blocks(page)
     assert len(blocks) == PAGES[page]
     for language, code in blocks:
-        if language == "python":
+        if language == "yaml":  # "# study.yaml" is the file it stands for
+            Path(code.split()[1]).write_text(code)
+        elif language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(code, page, "exec"), names)
             assert out.getvalue()

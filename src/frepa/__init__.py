@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from frepa.verbs.analyze import analyze
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
+    from frepa.verbs.compare import compare
     from frepa.verbs.demo import demo
     from frepa.verbs.detect import detect
     from frepa.verbs.embed import embed
@@ -37,6 +38,7 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 _WHERE = {
     "analyze": "frepa.verbs.analyze",
     "check": "frepa.verbs.check",
+    "compare": "frepa.verbs.compare",
     "pretrain": "frepa.verbs.pretrain",
     "predict": "frepa.verbs.predict",
     "embed": "frepa.verbs.embed",
@@ -53,8 +55,8 @@ _WHERE = {
 }
 
 __all__ = [
-    "RunResult", "analyze", "check", "classify", "demo", "detect", "embed", "evaluate", "export", "load_encoder",
-    "load_head", "methods", "predict", "prepare", "pretrain", "segment",
+    "RunResult", "analyze", "check", "classify", "compare", "demo", "detect", "embed", "evaluate", "export",
+    "load_encoder", "load_head", "methods", "predict", "prepare", "pretrain", "segment",
 ]  # fmt: skip
 
 

@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "embed": "frepa.verbs.embed:embed",
     "export": "frepa.verbs.export:export",
     "evaluate": "frepa.verbs.evaluate:evaluate",
+    "compare": "frepa.verbs.compare:compare",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

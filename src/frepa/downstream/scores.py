@@ -90,8 +90,8 @@ def interval(value: float, drawn: np.ndarray) -> Interval:
     return Interval(value, float(drawn.std(ddof=1)), float(low), float(high))
 
 
-def resamples(groups: Sequence[str], seed: int) -> Iterator[np.ndarray]:
-    """How often each case is in each of ``RESAMPLES`` resamples, ``(B, n)`` int64, a few at a time.
+def resamples(groups: Sequence[str], seed: int, times: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each case is in each of ``times`` resamples, ``(B, n)`` int64, a few at a time.
 
     Groups (patients) are drawn whole, with replacement, as many as there are.
     """
@@ -101,6 +101,6 @@ def resamples(groups: Sequence[str], seed: int) -> Iterator[np.ndarray]:
     count = int(group.max()) + 1
     draw = np.random.default_rng(seed)
     step = max(1, _CHUNK_BYTES // (8 * len(group)))
-    for first in range(0, RESAMPLES, step):
-        times = draw.multinomial(count, np.full(count, 1 / count), size=min(step, RESAMPLES - first))
-        yield times[:, group]
+    for first in range(0, times, step):
+        drawn = draw.multinomial(count, np.full(count, 1 / count), size=min(step, times - first))
+        yield drawn[:, group]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -108,4 +110,47 @@ def prediction_overlay(image: np.ndarray, prediction: np.ndarray) -> Figure:
         bare(axes)
     if note:
         figure.suptitle(note, fontsize=10)
+    return figure
+
+
+def side_by_side(
+    image: np.ndarray, truth: np.ndarray, inside: np.ndarray | None, found: Mapping[str, np.ndarray]
+) -> Figure:
+    """One image, and what each of several found in it: hits, false alarms and misses on the same ground.
+
+    Args:
+        image: ``(C, *S)`` in [0, 1]. truth: ``(*S)`` labels. inside: ``(*S)`` bool, the field of view, or None. Of a
+            volume the slice with the most labelled voxels is shown.
+        found: ``(*S)`` labels by title.
+    """
+    image, truth = np.asarray(image, dtype=float), np.asarray(truth)
+    if truth.ndim == 3:
+        z = int(np.argmax((truth > 0).sum(axis=(1, 2))))
+        image, truth = image[:, z], truth[z]
+        found = {title: each[z] for title, each in found.items()}
+        inside = None if inside is None else inside[z]
+    picture = np.clip(plane(image), 0, 1)
+    base = picture.mean(-1) if picture.ndim == 3 else picture
+    height, width = base.shape
+    columns = min(4, len(found) + 1)
+    rows = -(-(len(found) + 1) // columns)
+    side = 2.9
+    figure = new_figure(side * columns, rows * (side * height / width + 0.3) + 0.4)
+    grid = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
+    grid[0].imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    grid[0].set_title("image", fontsize=9)
+    names: dict[str, str] = {}
+    for axes, (title, each) in zip(grid[1:], found.items()):
+        marks, legend = mark_errors(truth, np.asarray(each), inside)
+        names |= {name: colour for colour, name in legend}
+        canvas = np.repeat((0.75 * base)[..., None], 3, axis=-1)
+        for value, colour in enumerate((HIT, FALSE_ALARM, MISS, CONFUSED), start=1):
+            rgb = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+            canvas[marks == value] = 0.2 * canvas[marks == value] + 0.8 * rgb
+        axes.imshow(canvas, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+    for axes in grid:
+        bare(axes)
+    handles = [Patch(facecolor=colour, label=name) for name, colour in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=9)
     return figure

@@ -37,6 +37,14 @@ def macro_auc(probabilities: np.ndarray, targets: np.ndarray) -> float:
     return _mean(auc_per_class(probabilities, targets))
 
 
+def macro_auc_of(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`macro_auc` where every case counts as often as ``weights (B, n)`` says; ``(B,)``, NaN where not defined."""
+    areas = np.stack([_weighted_auc(p, t, weights) for p, t in zip(probabilities.T, targets.T)])
+    known = np.isfinite(areas)
+    total = np.where(known, areas, 0).sum(0)
+    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), math.nan)
+
+
 def confusion(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Cases ``(K, K)`` int64 by true class (rows) and most probable class (columns); one class per case."""
     classes = targets.shape[1]
@@ -52,14 +60,10 @@ def bootstrap(
     Resamples in which a score is not defined are left out of its spread.
     """
     right = _right(probabilities, targets, several).reshape(len(targets), -1).mean(1)
-    columns = [(p, t) for p, t in zip(probabilities.T, targets.T)]
     found: dict[str, list[np.ndarray]] = {"acc": [], "auc": []}
     for weights in resamples(groups, seed):
         found["acc"].append(weights @ right / weights.sum(1))
-        areas = np.stack([_weighted_auc(p, t, weights) for p, t in columns])
-        known = np.isfinite(areas)
-        total = np.where(known, areas, 0).sum(0)
-        found["auc"].append(np.where(known.any(0), total / np.maximum(known.sum(0), 1), math.nan))
+        found["auc"].append(macro_auc_of(probabilities, targets, weights))
     values = {
         "acc": accuracy(probabilities, targets, several=several),
         "auc": macro_auc(probabilities, targets),

@@ -64,4 +64,5 @@ def case_rows(item: TestedClassifier) -> Iterator[dict[str, Any]]:
         said = [n for n, p in zip(classes, found) if p > 0.5] if data.several else [classes[found.argmax()]]
         line = {"case": data.source.name(int(data.records[row])), "group": groups[row], **item.round.kept}
         line |= {"truth": "|".join(true), "predicted": "|".join(said)}
-        yield line | {f"p_{name}": float(p) for name, p in zip(classes, found)}
+        # With every digit: answers near 0 and 1 are told apart by their last ones, and the AUC ranks them.
+        yield line | {f"p_{name}": f"{float(p):.9g}" for name, p in zip(classes, found)}

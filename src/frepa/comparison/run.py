@@ -1,0 +1,138 @@
+"""`frepa compare` from a study to its folder: read, plan, compute what is missing, tell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from frepa.comparison.cells import CELLS, Baseline, plan_cells
+from frepa.comparison.page import write_page
+from frepa.comparison.running import check_engine, run_cells, threads_for
+from frepa.comparison.scores import read_scores
+from frepa.comparison.study import read_study
+from frepa.comparison.table import make_table
+from frepa.comparison.writing import counts, write_tables
+from frepa.errors import InputError, Stopped
+from frepa.machine import versions
+from frepa.names import shown
+from frepa.run_folders import out_folder
+from frepa.user_paths import named_folder
+
+_LARGEST = 2**20
+STUDY = "study.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """How a study is run; see ``frepa compare``."""
+
+    out: str
+    jobs: int = 1
+    threads: int | None = None
+    backend: str = "loky"
+    cluster: str | None = None
+    num_workers: int = 0
+    retry: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+
+
+def read_study_file(path: str) -> Mapping[str, Any]:
+    """What a study's YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, or is no study.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file.read(_LARGEST))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not YAML"
+        raise InputError(f"{shown(path)}: the study cannot be read ({reason}). Give a YAML file.") from None
+    if content is None:
+        raise InputError(f"{shown(path)}: the study is empty. It needs encoders and tasks; see docs/comparing.md.")
+    if not isinstance(content, Mapping):
+        raise InputError(f"{shown(path)}: this is no study. It needs encoders and tasks, each with names.")
+    return content
+
+
+def run_study(
+    content: Mapping[str, Any],
+    name: str,
+    options: CompareOptions,
+    verbs: Mapping[str, Callable[..., Any]],
+    baselines: Mapping[str, Baseline],
+    *,
+    kind: str = "compare",
+) -> Path:
+    """Compute the missing cells of a study and write its table; returns the folder.
+
+    Args:
+        content: of the study's file. name: of the file, for messages.
+        options: how it is run.
+        verbs: what trains and tests heads, by name.
+        baselines: rows that need no encoder.
+        kind: the verb, which marks the folder.
+
+    Raises:
+        InputError: the study is not understood; nothing was computed then.
+    """
+    check_engine(options.jobs, options.threads, options.backend, options.cluster)
+    study = read_study(content, name, verbs, {key: kind.options for key, kind in baselines.items()})
+    root = named_folder(options.out)
+    inputs = {
+        "a source": [text for task in study.tasks for text in _listed(task.source)],
+        "an encoder": [spec for row in study.rows for spec in row.encoders],
+    }
+    go_on = f"Continue with the same command and --resume ({root})."
+    with out_folder(
+        root, kind, overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
+        go_on="Make room and give the same command with --resume.",
+    ) as out:  # fmt: skip
+        cells, contents = plan_cells(study, verbs, baselines)
+        out.start()
+        _keep(root, content)
+        try:
+            records = run_cells(
+                cells,
+                root / CELLS,
+                verbs,
+                baselines,
+                jobs=options.jobs,
+                threads=options.threads or threads_for(options.jobs),
+                backend=options.backend,
+                cluster=options.cluster,
+                num_workers=options.num_workers,
+                retry=options.retry,
+                quiet=options.quiet,
+                tell=_tell,
+            )
+        except KeyboardInterrupt:
+            raise Stopped(f"Stopped on request; finished cells are kept. {go_on}") from None
+        scored = [read_scores(cell, records[cell.key], root / CELLS) for cell in cells]
+        table = make_table(study, scored)
+        about = {"task": "comparison", **counts(scored, contents), "versions": versions()}
+        write_tables(root, study, scored, table, about)
+        write_page(root, study, scored, table, contents)
+    return root
+
+
+def _keep(root: Path, content: Mapping[str, Any]) -> None:
+    from frepa.files import write_text
+
+    write_text(root / STUDY, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def _listed(source: str | tuple[str, ...]) -> list[str]:
+    return [source] if isinstance(source, str) else list(source)
+
+
+def _tell(sentence: str) -> None:
+    tqdm.write(shown(sentence), file=sys.stderr)
