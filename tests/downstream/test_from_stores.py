@@ -15,7 +15,7 @@ from PIL import Image
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.checks.run import check_source
-from frepa.datasets.opening import open_source
+from frepa.datasets.opening import annotations_of, open_source
 from frepa.datasets.packing import stored_labels
 from frepa.errors import InputError
 from frepa.images.store.source import StoreSource
@@ -136,7 +136,7 @@ def test_classification(tmp_path: Path) -> None:
         )
     source = str(tmp_path / "data")
     # The names of folders may be those of patients: they are classes only where that is said
-    assert stored_labels(open_source(source), native=lambda: open_source(source)) is None
+    assert stored_labels(open_source(source), native=lambda axes: open_source(source)) is None
     store = prepare(source, out=str(tmp_path / "store"), label_folders=True, num_workers=0, quiet=True)
     one, other = assert_same(classify, source, store, 2, image_size=16)
     assert json.loads((other / "results.json").read_text())["classes"] == ["bright", "dark"]
@@ -246,6 +246,69 @@ def test_slices_of_a_volume_have_its_masks_slices_and_stay_together(tmp_path: Pa
     (only,) = json.loads((run / "results.json").read_text())["sets"].values()
     assert sum(only["cases"].values()) == len(groups)
     assert only["cases"]["test"] == 2 * 8
+
+
+def painted(root: Path, kind: str) -> tuple[str, str]:
+    """Volumes of every orientation with boxes or spheres in a table, and a manifest of masks that show the same."""
+    boxes_of, masks_of = [], []
+    for i in range(6):
+        rng = np.random.default_rng(i)
+        size = (14, 18, 9)
+        image = write(root / f"{i:02}", rng.integers(0, 255, size, np.uint8), i)
+        mask, rows = np.zeros(size, np.uint8), []
+        if i != 4:
+            low = rng.integers(2, 5, 3)
+            high = low + rng.integers(2, 5, 3)
+            mask[tuple(slice(a, b) for a, b in zip(low, high))] = 1
+            rows = [{f"{a}_{end}": v for end, corner in (("min", low), ("max", high)) for a, v in zip("xyz", corner)}]
+        if kind == "spheres" and i != 4:
+            affine = AFFINES[i % 3]
+            x, y, z, _ = affine @ [6.0, 7.0, 4.0, 1.0]
+            rows = [{"coordX": -x, "coordY": -y, "coordZ": z, "diameter_mm": 7.0}]
+            grid = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), -1)
+            places = grid @ affine[:3, :3].T + affine[:3, 3]
+            mask = (np.linalg.norm(places - [x, y, z], axis=-1) < 3.5).astype(np.uint8)
+        boxes_of += [{"path": image, **row} for row in rows or [{}]]
+        masks_of.append({"image": image, "mask": write(root / f"mask{i:02}", mask, i)})
+    return table(root.parent / "boxes.csv", boxes_of), table(root.parent / "masks.csv", masks_of)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "spheres"])
+def test_slices_have_the_part_of_a_volumes_boxes_that_crosses_them(tmp_path: Path, kind: str) -> None:
+    """The masks of the same slices, which are turned and cut elsewhere, say where the boxes have to be."""
+    texts = painted(tmp_path / "set", kind)
+    stores = [
+        StoreSource(prepare(text, out=str(tmp_path / str(k)), num_workers=0, quiet=True))
+        for k, text in enumerate(texts)
+    ]
+    boxed_, masked_ = (annotations_of(store) for store in stores)
+    assert len(boxed_.source) == len(masked_.source) == 6 * 9
+    found = 0
+    for record, marked in enumerate(boxed_.findings):
+        mask = masked_.source.read_mask(record, "")
+        assert mask is not None
+        assert marked is not None
+        assert np.array_equal(boxed_.source.read(record).array, masked_.source.read(record).array)
+        places = np.argwhere(mask.array[0])
+        if kind == "boxes":
+            assert len(marked.values) == bool(len(places))
+        if len(places):
+            found += 1
+            expected = [*places.min(0), *(places.max(0) + 1)]
+            # Voxels whose centres are in a sphere reach less far than the sphere does
+            assert np.abs(marked.values[0] - expected).max() <= (0 if kind == "boxes" else 1.01)
+    assert found >= 10
+    with pytest.raises(InputError, match=r"its boxes have three axes.*slices:"):
+        detect(texts[0], encoder=ENCODERS[2], out=str(tmp_path / "run"), **QUICK)
+
+
+def test_boxes_that_do_not_tell_their_slice_are_said_to_be_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a", np.zeros((6, 8, 5), np.uint8), 0)
+    text = table(tmp_path / "boxes.csv", [{"path": "a.nii.gz", "x_min": 1, "y_min": 1, "x_max": 3, "y_max": 4}])
+    prepare(text, out=str(tmp_path / "store"), num_workers=0, quiet=True)
+    assert "Not kept: boxes on stacks (1), which do not say in which slice they are." in capsys.readouterr().err
 
 
 def test_what_a_store_lacks_is_said(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from frepa.datasets.annotations import CORNERS, FOV, SCHEMA, Annotations, table_
 from frepa.datasets.cases import cases_of
 from frepa.datasets.opening import annotations_of
 from frepa.datasets.reading import inside_of, misfit, read_mask, read_scan
+from frepa.datasets.slice_boxes import boxes_on_slices
 from frepa.datasets.stacks import with_rows
 from frepa.errors import InputError
 from frepa.images import boxes
@@ -42,17 +43,21 @@ class StoredLabels:
     Args:
         known: what is known of the images, axes canonical.
         keep_names: names of images and patients stay as they are.
-        native: the same source with axes as stored, where boxes of volumes have to be turned with them.
+        native: the same source with axes as stored, opened with dims 2 or 3: boxes of volumes are turned with them.
+        lost: a sentence on what cannot be kept.
     """
 
-    def __init__(self, known: Annotations, *, keep_names: bool, native: Callable[[], Source]) -> None:
+    def __init__(
+        self, known: Annotations, *, keep_names: bool, native: Callable[[int], Source], lost: str = ""
+    ) -> None:
+        self._lost = lost
         self._source, self._target = known.source, str(known.facts.get("target") or "")
         table = known.table
         self.masks = tuple(c for c in table.column_names if _is_mask(c) and known.has(c))
         self._places = {column: table[column].combine_chunks() for column in self.masks}
         columns = {c: table[c] for c in table.column_names if not _is_mask(c) and known.has(c)}
         if "boxes" in columns and known.source.dims == 3 and known.facts.get("box_unit", CORNERS) == CORNERS:
-            columns["boxes"] = _turned(columns["boxes"].to_pylist(), known.source, native())
+            columns["boxes"] = _turned(columns["boxes"].to_pylist(), known.source, native(3))
         if "group" in columns and not keep_names:
             columns["group"] = _anonymous(columns["group"])
         columns.pop("case", None)
@@ -82,7 +87,8 @@ class StoredLabels:
         found = [kinds[column] for column in self.table.column_names if column in kinds]
         found += ["masks"] if "mask" in self.masks else []
         found += ["fields of view"] if f"mask_{FOV}" in self.masks else []
-        return f"Kept with them: {', '.join(dict.fromkeys(found))}."
+        kept = f"Kept with them: {', '.join(dict.fromkeys(found))}." if found else ""
+        return " ".join(filter(None, (kept, self._lost)))
 
     def read(self, index: int, column: str, image: Scan) -> np.ndarray | None:
         """A mask, ``(1, *S)`` on the grid of ``image``; see `frepa.images.store.labels.Labels`."""
@@ -117,13 +123,13 @@ class StoredLabels:
 
 
 def stored_labels(
-    source: Source, *, native: Callable[[], Source], keep_names: bool = False, label_folders: bool = False
+    source: Source, *, native: Callable[[int], Source], keep_names: bool = False, label_folders: bool = False
 ) -> StoredLabels | None:
     """What a store keeps of what is known of a source's images; None where nothing is known.
 
     Args:
         source: axes canonical.
-        native: opens the same with axes as stored.
+        native: opens the same with axes as stored, with dims 2 or 3.
         keep_names: names of images and patients stay as they are.
         label_folders: the folder of an image is its class. Not taken for granted: it may be the name of a patient.
 
@@ -131,31 +137,52 @@ def stored_labels(
         InputError: annotations that cannot be understood.
     """
     known = annotations_of(source, folders=label_folders)
-    if not any(known.has(column) for column in known.table.column_names):
-        return None
+    lost = ""
     if source.dims == 2 and isinstance(source, FileSource) and not known.facts.get("each"):
-        known = _slices(known, source)
-    return StoredLabels(known, keep_names=keep_names, native=native)
+        known, lost = _slices(known, source, native)
+    if not lost and not any(known.has(column) for column in known.table.column_names):
+        return None
+    return StoredLabels(known, keep_names=keep_names, native=native, lost=lost)
 
 
-def _slices(known: Annotations, source: FileSource) -> Annotations:
+def _slices(known: Annotations, source: FileSource, native: Callable[[int], Source]) -> tuple[Annotations, str]:
     """What is known of a stack, told of each of its slices, which stay together where parts are made of them.
 
-    Boxes of a stack do not say which slice they are in, so slices have none.
+    Boxes of volumes are given to the slices that they cross. Those of two axes do not say which slice of a stack they
+    are in, so its slices have none, and a sentence says so.
     """
     stacked = [source.is_stack(i) for i in range(len(source))]
     if not any(stacked):
-        return known
-    table = with_rows(known)
-    if "boxes" in table.column_names:
-        boxes_of = zip(table["boxes"].to_pylist(), stacked)
-        without = pa.array([None if one else cell for cell, one in boxes_of], SCHEMA["boxes"])
+        return known, ""
+    table, lost = with_rows(known), ""
+    volumes = _boxed_volumes(known, native)
+    if volumes is not None:
+        added = table_of({"boxes": boxes_on_slices(source, volumes)}, {"box_unit": CORNERS})
+        table = table.drop_columns(["boxes"]) if "boxes" in table.column_names else table
+        facts = {**known.facts, "box_unit": CORNERS, "classes": volumes.facts.get("classes", ())}
+        table = table_of(dict(zip(table.column_names, table.columns)) | {"boxes": added["boxes"]}, facts)
+    elif known.has("boxes"):
+        cells = table["boxes"].to_pylist()
+        flat = {source.file(i) for i, cell in enumerate(cells) if stacked[i] and cell}
+        lost = f"Not kept: boxes on stacks ({len(flat):,}), which do not say in which slice they are." if flat else ""
+        without = pa.array([None if one else cell for cell, one in zip(cells, stacked)], SCHEMA["boxes"])
         table = table.set_column(table.column_names.index("boxes"), "boxes", without)
     if source.group_codes is None and not known.has("group"):
         files = [source.file(i) if one else None for i, one in enumerate(stacked)]
         table = table.drop_columns(["group"]) if "group" in table.column_names else table
         table = table.append_column("group", pa.array(files, pa.string()))
-    return Annotations(source, table)
+    return Annotations(source, table), lost
+
+
+def _boxed_volumes(known: Annotations, native: Callable[[int], Source]) -> Annotations | None:
+    """The volumes that slices are of, where boxes of these are known, which slices could not be told."""
+    if known.has("boxes") or "boxes" not in known.facts.get("trouble", {}):
+        return None
+    try:
+        volumes = annotations_of(native(3), folders=False)
+    except InputError:
+        return None
+    return volumes if volumes.has("boxes") else None
 
 
 def _is_mask(column: str) -> bool:

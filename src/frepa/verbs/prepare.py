@@ -81,7 +81,7 @@ def prepare(
         tell(sentence)
     labels = stored_labels(
         opened,
-        native=lambda: open_source(source, dims=dims, max_pixels=max_pixels, canonical=False, voi=voi),
+        native=lambda axes: open_source(source, dims=axes, max_pixels=max_pixels, canonical=False, voi=voi),
         keep_names=keep_names,
         label_folders=label_folders,
     )
@@ -97,7 +97,7 @@ def prepare(
     )
     train = f"frepa pretrain {out}" + (" --dims 3" if dims == 3 else "")
     tell(f"{facts['records']} scans in {facts['shard_bytes'] / 1e6:.1f} MB. Train on them with {train}.")
-    if labels is not None:
+    if labels is not None and labels.said():
         tell(labels.said())
     return Path(out)
 

@@ -43,14 +43,17 @@ def read_table(path: Path, names: Iterable[str], dims: int) -> Listing:
     """Files are relative to the table's folder, or named alone and found among ``names``, the files below it.
 
     x is the last axis of the file's array (the column of an image, i of NIfTI), y the one before. Millimetres are
-    those of LUNA16's tables, LPS as in DICOM and ITK. A row with empty box cells is an image without findings.
+    those of LUNA16's tables, LPS as in DICOM and ITK. A row with empty box cells is an image without findings. Of a
+    table of volumes 2D images get the other columns, and the word why they have no boxes.
 
     Raises:
         InputError: a column is missing, a cell cannot be understood (names the line), or most images are not there.
     """
     columns, rows = _read(path)
     files = next((name for name in _FILES if name in columns), None)
-    wanted = _wanted(path, columns, files, dims)
+    # A table of volumes has the columns of a table of images too
+    of_volumes = dims == 2 and _box_columns(columns, 3) is not None
+    wanted = _wanted(path, columns, files, 3 if of_volumes else dims)
     assert files is not None
     images: dict[str, list[tuple[int, _Row]]] = {}
     for number, row in enumerate(rows, start=2):
@@ -70,14 +73,17 @@ def read_table(path: Path, names: Iterable[str], dims: int) -> Listing:
     for called, mine in images.items():
         name = place[called]
         if name is not None:
-            known["boxes"][name] = _boxes(path, mine, wanted, columns)
+            known["boxes"][name] = None if of_volumes else _boxes(path, mine, wanted, columns)
             for column, read in (("split", _split), ("fold", _fold), ("group", _group)):
                 if column in known:
                     known[column][name] = read(path, mine)
     spheres = wanted == _SPHERE
     kind = "centres and diameters in mm (LPS)" if spheres else "pixel corners"
     origin = f"the columns {', '.join(columns[name] for name in wanted)} of the table ({kind})"
-    facts = {"box_unit": SPHERES if spheres else CORNERS, "origins": {"boxes": origin}, "layout": "table"}
+    facts: dict[str, Any] = {"box_unit": SPHERES if spheres else CORNERS, "layout": "table"}
+    facts["origins"] = {"boxes": origin}
+    if of_volumes:
+        facts = {"layout": "table", "trouble": {"boxes": _of_volumes(path, columns)}}
     return Listing(known, facts, absent=absent)
 
 
@@ -129,16 +135,9 @@ def _box_columns(columns: Mapping[str, str], dims: int) -> tuple[str, ...] | Non
 
 def _wanted(path: Path, columns: Mapping[str, str], files: str | None, dims: int) -> tuple[str, ...]:
     wanted = _box_columns(columns, dims)
-    # A table of volumes has the columns of a table of images too
-    of_volumes = dims == 2 and _box_columns(columns, 3) is not None
-    if files is not None and wanted is not None and not of_volumes:
+    if files is not None and wanted is not None:
         return wanted
     shown = ", ".join(columns.values())
-    if of_volumes:
-        raise InputError(
-            f"{path}: its boxes have three axes (columns {shown}), and the encoder takes 2D images. Give a 3D "
-            'encoder, or put slices: before it, as in --encoder "slices:ENCODER".'
-        )
     if dims == 3 and _box_columns(columns, 2) is not None:
         raise InputError(
             f"{path}: its boxes have no third axis (columns {shown}), and the encoder takes volumes. Add z_min and "
@@ -146,6 +145,14 @@ def _wanted(path: Path, columns: Mapping[str, str], files: str | None, dims: int
         )
     missing = "that names the image" if files is None else "set that gives a box"
     raise InputError(f"{path}: there is no column {missing}; its columns are {shown}. Expected {EXPECTS}.")
+
+
+def _of_volumes(path: Path, columns: Mapping[str, str]) -> str:
+    return (
+        f"{path}: its boxes have three axes (columns {', '.join(columns.values())}), and the encoder takes 2D images. "
+        'Give a 3D encoder, or put slices: before it, as in --encoder "slices:ENCODER"; or pack the slices with '
+        "frepa prepare, which gives each its part of the boxes."
+    )
 
 
 def _one(path: Path, rows: Sequence[tuple[int, _Row]], column: str) -> str:
