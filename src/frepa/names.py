@@ -11,6 +11,7 @@ from pathlib import Path
 # Control, format (zero width, turned direction), surrogate, private and line or paragraph separators
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_LONG, _END = 40, 12
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
 
 
@@ -28,6 +29,11 @@ def shown(name: str | Path, *, keep: str = "") -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(one if one in keep else _written(one) for one in text)
+
+
+def shortened(name: str) -> str:
+    """A name with its middle left out where it is long."""
+    return name if len(name) <= _LONG else f"{name[:_END]}...{name[-_END:]}"
 
 
 def _written(one: str) -> str:

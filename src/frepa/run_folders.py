@@ -331,7 +331,7 @@ def check_same_options(config: Path, options: Mapping[str, Any], may_change: Ite
     changed = [
         f"  {name}: was {stored.get(name)!r}, now {value!r}"
         for name, value in options.items()
-        if name not in free and stored.get(name) != value
+        if name not in free and stored.get(name) != value and not (name not in stored and _off(value))
     ]
     if changed:
         raise InputError(
@@ -339,6 +339,11 @@ def check_same_options(config: Path, options: Mapping[str, Any], may_change: Ite
             + "\n".join(changed)
             + f"\nGive the same options again (--config {config} holds them), or start a new run."
         )
+
+
+def _off(value: Any) -> bool:
+    """Whether an option that a run was begun without knowing of leaves everything as it was."""
+    return value is None or value is False
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,10 +101,23 @@ def _below(folder: str) -> str:
 
 
 def _listed(table: Path) -> Iterator[str]:
-    """One path of each folder that the text columns of a manifest name; links of folders are followed by the caller.
+    """One path of each folder that the text columns of a manifest name; links of folders are followed by the caller."""
+    folders = set()
+    for cell in cells_of(table):
+        if len(cell) < 4096 and "\0" not in cell:
+            path = os.path.join(table.parent, cell)
+            if os.path.dirname(path) not in folders:
+                folders.add(os.path.dirname(path))
+                yield path
+
+
+def cells_of(table: Path) -> Iterator[str]:
+    """Every different text in the columns of a manifest; none where it is no table.
 
     A table that cannot be read lists nothing here: whoever opens it says what is wrong with it.
     """
+    if table.suffix.lower() not in _TABLES:
+        return
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -113,13 +126,6 @@ def _listed(table: Path) -> Iterator[str]:
         read = parquet.read_table(name) if table.suffix.lower() == ".parquet" else csv.read_csv(name)
     except (OSError, pa.ArrowException):
         return
-    folders = set()
     for column in read.columns:
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            continue
-        for cell in column.unique().to_pylist():
-            if cell and len(cell) < 4096 and "\0" not in cell:
-                path = os.path.join(table.parent, cell)
-                if os.path.dirname(path) not in folders:
-                    folders.add(os.path.dirname(path))
-                    yield path
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            yield from filter(None, column.unique().to_pylist())

@@ -13,7 +13,7 @@ CONFIG = {"source": "a", "lr": 0.1, "schedule": "cosine", "epochs": 2, "num_work
 
 def _open(root, config=CONFIG, *, resume=False, overwrite=False) -> RunFolder:
     with RunFolder(root) as run:
-        run.open(config, resume=resume, overwrite=overwrite)
+        run.open(config, config["source"], resume=resume, overwrite=overwrite)
     return run
 
 
@@ -25,7 +25,7 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
     with pytest.raises(InputError, match="contradict"):
         _open(tmp_path / "run", resume=True, overwrite=True)
     with RunFolder(tmp_path / "run") as run:
-        run.open(CONFIG, resume=True, overwrite=False)
+        run.open(CONFIG, CONFIG["source"], resume=True, overwrite=False)
         run.append(run.metrics, [{"step": 1}])
     _open(tmp_path / "run", overwrite=True)
     assert not run.metrics.exists()

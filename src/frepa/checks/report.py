@@ -13,6 +13,7 @@ from frepa.checks.findings import ERROR, KINDS, LEVELS, NOTE, WARNING, Finding
 from frepa.checks.items import Item
 from frepa.checks.run import Checked
 from frepa.images.geometry import resize_pad
+from frepa.images.hidden_names import SOURCE, Names
 from frepa.images.intensity import to_unit
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
@@ -35,9 +36,9 @@ def counts_by_kind(findings: Sequence[Finding]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (LEVELS.index(KINDS[item[0]].level), order[item[0]]))
 
 
-def write_page(path: Path, source: Source, checked: Checked) -> Path:
+def write_page(path: Path, source: Source, checked: Checked, names: Names) -> Path:
     """``report.html``: the verdict, findings by kind with what to do and pictures, what the scans are."""
-    page = Page("Scan report", f"{shown(source.location)}, read with dims {source.dims}")
+    page = Page("Scan report", f"{SOURCE if names.hidden else shown(source.location)}, read with dims {source.dims}")
     page.facts(checked.facts)
     found = counts_by_kind(checked.findings)
     text, level = verdict(checked.findings)
@@ -59,12 +60,13 @@ def write_page(path: Path, source: Source, checked: Checked) -> Path:
             _by_folder(page, of_kind)
         else:
             page.table([{"file": shown(f.file), "what was found": shown(f.message)} for f in of_kind])
-    _inventory(page, checked.items)
+    _inventory(page, checked.items, names)
     page.section("What was not looked for")
     page.text(
         "Text burnt into the pixels, such as a patient's name on an ultrasound image or a scanned film, is not looked "
-        "for: look at the pictures before you share this page or train on the data. Files are shown under the names "
-        "they have; nothing else of their headers that names a patient, a place or a date is read into this report."
+        "for: look at the pictures before you share this page or train on the data. Files are shown under "
+        f"{'keyed hashes of their names' if names.hidden else 'the names they have'}; nothing else of their headers "
+        "that names a patient, a place or a date is read into this report."
         "\n\nDuplicates are found where every pixel is equal, not where an image was resized or compressed again."
     )
     return page.save(path)
@@ -116,7 +118,7 @@ def _by_folder(page: Page, findings: Sequence[Finding]) -> None:
     page.table(rows, caption=f"{len(findings):,}, by folder.{more}")
 
 
-def _inventory(page: Page, items: Sequence[Item]) -> None:
+def _inventory(page: Page, items: Sequence[Item], names: Names) -> None:
     kinds: dict[tuple[str, str, str, int], list[Item]] = {}
     for item in items:
         top = item.folder.partition("/")[0]
@@ -128,7 +130,7 @@ def _inventory(page: Page, items: Sequence[Item]) -> None:
         spacing = [item.first.spacing for item in members if item.first.spacing]
         rows.append(
             {
-                "folder": shown(top),
+                "folder": shown(top if top == "." else names.name(top)),
                 "modality": modality or None,
                 "unit": unit,
                 "files": len(members),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from frepa.checks.findings import Finding, kind_of
 from frepa.checks.items import Item, gather, label_records
@@ -13,6 +13,7 @@ from frepa.checks.peers import unlike_their_peers
 from frepa.checks.rules import duplicates, mixed_units, shared_patients, single_findings
 from frepa.checks.scanning import Failed, measure_all
 from frepa.checks.splits import splits_of
+from frepa.images.hidden_names import Names
 from frepa.images.source import Source
 
 
@@ -24,6 +25,21 @@ class Checked:
     records: dict[int, Measured]
     items: list[Item]
     facts: dict[str, int | str]
+
+    def under(self, names: Names) -> Checked:
+        """The same with what stands for names of files in the findings."""
+        if not names.hidden:
+            return self
+        findings = [
+            replace(
+                one,
+                file=names.name(one.file),
+                message=names.said(one.message),
+                other=names.name(one.other) if one.other else "",
+            )
+            for one in self.findings
+        ]
+        return replace(self, findings=findings)
 
 
 def check_source(

@@ -17,6 +17,7 @@ from frepa.downstream.page import RunPage
 from frepa.downstream.resuming import HeadState
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference
+from frepa.images.hidden_names import Names
 from frepa.images.scan import Skipped
 
 #: Wraps an iteration over so many items, for a progress bar.
@@ -38,6 +39,10 @@ class TaskData(Protocol):
 
     def without(self: Data, unreadable: dict[int, Skipped]) -> Data:
         """The same without the images that turned out to be unreadable, keyed by record."""
+        ...
+
+    def under(self: Data, names: Names) -> Data:
+        """The same with what stands for names of files."""
         ...
 
 

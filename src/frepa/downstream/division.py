@@ -11,6 +11,7 @@ import numpy as np
 
 from frepa.datasets.annotations import Annotations, class_order
 from frepa.errors import InputError
+from frepa.images.hidden_names import Names
 from frepa.images.scan import Skipped
 from frepa.images.source import Source
 
@@ -201,6 +202,11 @@ class DividedRecords:
         """The same without the records that cannot be read, keyed by record."""
         kept = [row for row, record in enumerate(self.records.tolist()) if record not in unreadable]
         return replace(self.chosen(kept), left_out=(*self.left_out, *unreadable.values()))
+
+    def under(self: _Data, names: Names) -> _Data:
+        """The same with what stands for names of files; groups stay, since they are numbered before they are shown."""
+        names.learn(self.source)
+        return replace(self, source=names.source(self.source), left_out=tuple(map(names.skipped, self.left_out)))
 
     def folds(self: _Data, count: int, seed: int) -> list[_Data]:
         """``count`` divisions in which every group is tested once; an eighth of the other groups is for validation.

@@ -92,6 +92,7 @@ class RunOptions:
         num_workers: threads that read ahead; they never change the result.
         precision: fp32, bf16 or auto.
         bundle: the encoder is written into the run too.
+        anonymous_names: keyed hashes stand for names of files in all that the run writes and says.
         feature_cache: folder for the 2D features of a slice transfer; None keeps none.
         resume: continue the run that is there. overwrite: replace it.
     """
@@ -103,6 +104,7 @@ class RunOptions:
     precision: str
     feature_cache: str | None
     bundle: bool = False
+    anonymous_names: bool = False
     resume: bool = False
     overwrite: bool
     quiet: bool
@@ -133,7 +135,8 @@ class TaskOptions:
 
     def kept(self) -> dict[str, Any]:
         """What ``config.yaml`` holds: the verb's options by name, so that the file can be given as ``--config``."""
-        return {name: value for name, value in _flat(self) if name not in _PASSING}
+        hidden = ("source",) if self.run.anonymous_names else ()
+        return {name: value for name, value in _flat(self) if name not in (*_PASSING, *hidden)}
 
 
 def check_least(least: int, **values: int | None) -> None:

@@ -25,6 +25,7 @@ from frepa.errors import InputError, Stopped, nearest
 from frepa.files import append_json_lines, file_digest, keep_lines, write_csv, write_json
 from frepa.images.filed import OF_VOLUMES, Filed, filed
 from frepa.images.files import FileSource
+from frepa.images.hidden_names import Names, naming
 from frepa.images.scan import Scan, Skipped, UnreadableScan
 from frepa.images.source import Source
 from frepa.machine import device_name, versions
@@ -53,6 +54,7 @@ class PredictOptions:
     overlays: bool
     precision: str
     num_workers: int
+    anonymous_names: bool = False
     resume: bool
     overwrite: bool
     quiet: bool
@@ -60,16 +62,22 @@ class PredictOptions:
     def check(self) -> None:
         """Raise InputError for values out of range."""
         check_least(0, num_workers=self.num_workers)
+        if self.anonymous_names and self.format == "dicom-seg":
+            raise InputError(
+                "--format dicom-seg: such a file names the patient and the images it belongs to. Take nifti, or leave "
+                "--anonymous-names out."
+            )
         if self.format not in FORMATS:
             raise InputError(f"--format {self.format}: not known. {nearest(self.format, FORMATS)}")
 
     def kept(self) -> dict[str, Any]:
         """What ``config.yaml`` holds."""
-        return {name: value for name, value in asdict(self).items() if name not in ("resume", "overwrite", "quiet")}
+        left_out = ("resume", "overwrite", "quiet", *(["source"] if self.anonymous_names else []))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class _Read(NamedTuple):
-    """One record: where it comes from, its name; and the scan, or why there is none."""
+    """One record: where it comes from and what it is called; and the scan, or why there is none."""
 
     key: tuple[int, str]
     scan: Scan | None
@@ -99,6 +107,7 @@ def predict_all(options: PredictOptions) -> Path:
     how.check(head)
     go_on = f"Continue with the same command and --resume ({options.out})."
     with (
+        naming(options.anonymous_names, options.source, keep=[options.out, options.run, options.encoder]) as names,
         out_folder(
             options.out,
             "predict",
@@ -116,15 +125,17 @@ def predict_all(options: PredictOptions) -> Path:
         sources = [_open(text, head) for text in options.source]
         if options.format == "dicom-seg":
             _check_dicom(sources)
+        for source in sources:
+            names.learn(source)
         for sentence in _announced(sources, head):
             _tell(sentence)
         out.start(options.kept())
         root = out.root
         facts = {"task": head.task, "heads": hashes, **_facts(head)}
         write_json(root / RESULTS, facts)
-        done, names = _finished(root)
-        skipped = {name: item for source in sources for name, item in ((s.path, s) for s in source.skipped)}
-        waiting = _records(sources, done, options.num_workers)
+        done, taken = _finished(root)
+        skipped = {item.path: item for source in sources for item in map(names.skipped, source.skipped)}
+        waiting = _records(sources, done, options.num_workers, names)
         with tqdm(total=sum(map(len, sources)), initial=len(done), unit="scan", desc="Predicting",
                   disable=options.quiet, dynamic_ncols=True) as bar:  # fmt: skip
             for item in waiting:
@@ -135,14 +146,14 @@ def predict_all(options: PredictOptions) -> Path:
                     continue
                 answer: Answer = head.answer(item.scan, item.grid)
                 with stop.deferred():
-                    target = out_name(item.key[1], sources[item.key[0]].location, names)
+                    target = out_name(item.key[1], sources[item.key[0]].location, taken)
                     row: dict[str, Any] = {"image": item.key[1]}
                     try:
                         row |= write_answer(answer, root, target, how) | answer.row
                     except UnreadableScan as error:  # a format that this scan cannot be written in
-                        skipped[item.key[1]] = error.skipped(item.key[1])
+                        skipped[item.key[1]] = names.skipped(error.skipped(item.key[1]))
                         continue
-                    row["notes"] = "; ".join(item.scan.notes)
+                    row["notes"] = names.said("; ".join(item.scan.notes))
                     line = {"key": item.key, "target": target, "row": row, "boxes": getattr(answer, "boxes", None)}
                     append_json_lines(root / DONE, [line])
                 if stop.requested:
@@ -196,22 +207,27 @@ def _announced(sources: Sequence[Source], head: TrainedHead[Any]) -> Iterator[st
         yield from source.warnings
 
 
-def _records(sources: Sequence[Source], done: set[tuple[int, str]], workers: int) -> Iterator[_Read]:
+def _records(sources: Sequence[Source], done: set[tuple[int, str]], workers: int, names: Names) -> Iterator[_Read]:
+    def called(number: int, index: int) -> tuple[int, str]:
+        name = sources[number].name(index)
+        # A source that is its only record has no name below itself
+        return number, names.name(Path(sources[number].location).name if names.hidden and name == "." else name)
+
     def read(place: tuple[int, int]) -> _Read:
         number, index = place
         source = sources[number]
-        key = (number, source.name(index))
+        key = called(number, index)
         try:
             scan = source.read(index)
             return _Read(key, scan, filed(source, index, scan), None)
         except UnreadableScan as error:
-            return _Read(key, None, None, error.skipped(key[1]))
+            return _Read(key, None, None, names.skipped(error.skipped(key[1])))
 
     places = (
         (number, index)
         for number, source in enumerate(sources)
         for index in range(len(source))
-        if not done or (number, source.name(index)) not in done
+        if not done or called(number, index) not in done
     )
     return read_ahead(read, places, workers)
 

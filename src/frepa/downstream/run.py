@@ -19,6 +19,7 @@ from frepa.downstream.resuming import MAY_CHANGE_ON_RESUME, STATES, HeadState, d
 from frepa.encoders.files import save_encoder
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.files import remove_empty, write_csv, write_json
+from frepa.images.hidden_names import Names, naming
 from frepa.machine import default_device, device_name, versions
 from frepa.run_folders import CONFIG, OutFolder, check_same_options, out_folder
 from frepa.stopping import StopRequest
@@ -44,7 +45,9 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
     options.check()
     inputs = {"the source": options.data.source, "--encoder": options.encoder}
     go_on = f"Continue with the same command and --resume ({options.run.out})."
+    texts = [options.data.source] if isinstance(options.data.source, str) else options.data.source
     with (
+        naming(options.run.anonymous_names, texts, keep=[options.run.out, options.encoder]) as names,
         out_folder(
             options.run.out,
             task.verb,
@@ -61,11 +64,11 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
         if out.resumed and (out.root / RESULTS).is_file() and not (out.root / STATES).is_dir():
             _tell(f"The run {out.root} is complete; nothing is left to do.")
         else:
-            _run(task, out, stop, go_on)
+            _run(task, out, stop, go_on, names)
     return out.root
 
 
-def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_on: str) -> None:
+def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_on: str, names: Names) -> None:
     options, root, quiet = task.options, out.root, task.options.run.quiet
 
     # 2. Open the encoder. 3. Open the data.
@@ -80,6 +83,8 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
     # 4. Divide: one split, or folds.
     folds, seed = options.data.folds, options.run.seed
     divided = data.folds(folds, seed) if folds else [data]
+    # Not before: an order by name decides what is drawn
+    data, *divided = (part.under(names) for part in (data, *divided))
     warnings = _checked(task, divided)
 
     # 5. Build the heads, and what is done once for all of them.
@@ -133,16 +138,16 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
 
     # 9. Summarise.
     broken = {skipped.path: skipped for item in tested for skipped in item.unreadable.values()}
-    left_out = [*data.left_out, *broken.values()]
+    left_out = [names.skipped(item) for item in (*data.left_out, *broken.values())]
     own = task.summarise(tested)
     summary: dict[str, Any] = {
         "task": task.name,
         "encoder": reference.as_dict(),
         "guide": reference.guide,
-        "source": _shown(options.data.source),
-        **own,
+        "source": names.name(_shown(options.data.source)),
+        **names.tree(own),
         "left_out": len(left_out),
-        "warnings": [*warnings, *own.get("warnings", [])],
+        "warnings": names.tree([*warnings, *own.get("warnings", [])]),
         "training": [{"fold": item.round.fold, "seed": item.round.seed, **asdict(item.training)} for item in tested],
         "device": device_name(device),
         "versions": versions(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,3 +198,25 @@ class _Selection(Source):
         digest = hashlib.sha256(self._parent.fingerprint.encode())
         digest.update(self._indices.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+class Renamed(_Selection):
+    """All records of a source under other names; its files are where they were.
+
+    Args:
+        parent: the source.
+        name: gives the new name for an old one.
+        location: what messages call it.
+    """
+
+    def __init__(self, parent: Source, name: Callable[[str], str], location: str) -> None:
+        super().__init__(parent, np.arange(len(parent)))
+        self._rename, self.location = name, location
+        self.annotations = parent.annotations
+
+    def name(self, index: int) -> str:
+        return self._rename(self._parent.name(index))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self._parent.fingerprint

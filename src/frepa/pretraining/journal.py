@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frepa.files import announce
+from frepa.images.hidden_names import Names
 from frepa.memory import duration, gigabytes, memory_in_use
 from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.run_folder import RunFolder
@@ -46,10 +47,11 @@ class Journal:
         quiet: bool = False,
         lost: LostData | None = None,
         on_loss: Callable[[str], None] | None = None,
+        names: Names | None = None,
     ) -> None:
         self.fabric, self.run = fabric, run
         self.batch_size, self.every, self.quiet = batch_size, every, quiet
-        self.lost, self.on_loss = lost, on_loss
+        self.lost, self.on_loss, self.names = lost, on_loss, names or Names()
         self.skipped: dict[str, str] = {}
         self._new: dict[str, str] = {}  # found by this rank and not yet told to the others
         self._pending: list[tuple[int, float, dict[str, Tensor], dict[str, Tensor], float]] = []
@@ -103,7 +105,7 @@ class Journal:
 
     def saw(self, batch: Mapping[str, Any]) -> None:
         """Remember the files of this batch that could not be used, and notice when there are too many."""
-        skipped = batch.get("skipped", ())
+        skipped = [self.names.skipped(item) for item in batch.get("skipped", ())]
         self._skip({item.path: item.reason for item in skipped})
         if self.lost is not None and self.on_loss is not None:
             why = self.lost.saw(len(batch["index"]), [f"{item.path}: {item.reason}" for item in skipped])

@@ -85,6 +85,8 @@ class Execution:
         precision: fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp32.
         recompute: compute the encoder's activations again in the backward pass instead of keeping them (activation
             checkpointing): less memory, more time, the same result. For large U-shaped 3D encoders.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere; config.yaml then holds
+            neither the source nor the labelled set of --probe.
         resume: continue the run in --out; starts it when there is none yet.
         accept_changed_source: with --resume, go on although files of the source were added, removed or altered.
         overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
@@ -98,6 +100,7 @@ class Execution:
     num_nodes: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     recompute: bool = False
+    anonymous_names: bool = False
     resume: bool = False
     accept_changed_source: bool = False
     overwrite: bool = False
@@ -147,7 +150,7 @@ class Settings:
     def config(self) -> dict[str, Any]:
         """Every option by name as plain values: what ``config.yaml`` holds and ``--config`` takes."""
         run = {name: value for name, value in asdict(self.execution).items() if name not in _OF_THE_CALL}
-        return {
+        options = {
             "source": self.source,
             "out": self.out,
             "method": {"name": self.method_name, **asdict(self.method)},
@@ -160,6 +163,8 @@ class Settings:
             **asdict(self.watching),
             **run,
         }
+        hidden = ("source", "probe") if self.execution.anonymous_names else ()
+        return {name: value for name, value in options.items() if name not in hidden}
 
 
 _OF_THE_CALL = ("resume", "accept_changed_source", "overwrite", "quiet")

@@ -18,6 +18,7 @@ from frepa.datasets.opening import open_source
 from frepa.datasets.reading import field_of_view
 from frepa.encoders.files import DESCRIPTION, save_encoder
 from frepa.errors import InputError, RunEnded, Stopped
+from frepa.images.hidden_names import Names, naming
 from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
 from frepa.machine import default_device, training_devices, training_precision
@@ -53,12 +54,14 @@ def run_pretraining(settings: Settings, instruments: Instruments) -> Path:
     Raises:
         InputError: anything the user can mend.
     """
-    with RunFolder(settings.out) as run:
-        _pretrain(resolved(settings), run, instruments)
+    texts, keep = [settings.source, settings.watching.probe], [settings.out, settings.encoder, settings.start_from]
+    hidden = settings.execution.anonymous_names
+    with naming(hidden, texts, keep=keep) as names, RunFolder(settings.out) as run:
+        _pretrain(resolved(settings), run, instruments, names)
     return run.root
 
 
-def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> None:
+def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments, names: Names) -> None:
     precision = training_precision(settings.execution.precision, default_device())
     execution = replace(settings.execution, precision=cast(Any, precision))
     settings = replace(settings, execution=execution)
@@ -72,6 +75,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
     )
     fabric.launch()
     source, plan, part = _open(settings, fabric.world_size)
+    names.learn(source)
     check_something_readable(source)
     news: list[str] = []
     classes = classes_of(source, settings.method_name, find_method(settings.method_name).build.needs)
@@ -119,12 +123,14 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments) -> N
 
     stop = StopRequest()
     lost = LostData(execution.max_unreadable, share, fabric.world_size)
-    journal = Journal(fabric, run, batch_size=plan.batch_size, quiet=execution.quiet, lost=lost, on_loss=stop.ask)
+    journal = Journal(
+        fabric, run, batch_size=plan.batch_size, quiet=execution.quiet, lost=lost, on_loss=stop.ask, names=names
+    )
     for sentence in filter(None, (source.aside, *source.warnings, *news)):
         journal.tell(sentence)
     if source.skipped:
         journal.tell(f"{len(source.skipped)} files of the source cannot be used; {run.skipped} lists them.")
-        journal.skipped |= {item.path: item.reason for item in source.skipped}
+        journal.skipped |= {item.path: item.reason for item in map(names.skipped, source.skipped)}
     columns = classes.columns if classes.names else None
     # Every rank gets one, because the ranks wait for each other around it; only the first one does anything.
     validation = Validation(held_out, fabric, run, journal, columns) if len(part.held_out) else None
@@ -205,7 +211,7 @@ def _step_memory(method: Method, channels: int, side: int) -> StepMemory:
 def _begin(run: RunFolder, settings: Settings, source: Source) -> None:
     """Open the folder, and see that a run that is continued has the source it was begun on."""
     execution = settings.execution
-    run.open(settings.config, resume=execution.resume, overwrite=execution.overwrite)
+    run.open(settings.config, settings.source, resume=execution.resume, overwrite=execution.overwrite)
     newest = run.checkpoints.folder / DESCRIPTION
     fingerprint = None
     if run.resumed and newest.is_file():

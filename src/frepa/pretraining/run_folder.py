@@ -64,14 +64,13 @@ class RunFolder:
         """Give the folder back, to be called on every rank; says in plain words that the disk is full."""
         self._opened.__exit__(kind, error, trace)
 
-    def open(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def open(self, config: Mapping[str, Any], source: str, *, resume: bool, overwrite: bool) -> None:
         """Create the folder, or check that it may be continued or replaced; hold it until the end of the context.
 
         Raises:
             InputError: the folder exists and neither ``resume`` nor ``overwrite`` was asked for; both were; the
                 folder is not a run, or lies in the source; or a resumed run was started with other options.
         """
-        source = str(config.get("source"))
         if Path(source).is_dir() and any(where == "around" for where, _ in inputs_near(self.root, source)):
             raise InputError(
                 f"--out {self.root} lies inside the source {source}, and the pictures that a run writes would become "

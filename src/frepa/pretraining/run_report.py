@@ -102,7 +102,11 @@ def _health(page: Page, rows: list[dict[str, Any]], config: Mapping[str, Any], s
         "Of the held-out images, clean: effective rank of the features and their variance, over all positions; the "
         "share of each band of frequencies (low below 0.1, high above 0.3 cycles per pixel) that a ridge regression "
         "recovers from them, less what it recovers from a random projection of the same size"
-        + ("; and the score of a linear probe on the validation part of the labelled set." if config["probe"] else ".")
+        + (
+            "; and the score of a linear probe on the validation part of the labelled set."
+            if "Linear probe" in groups
+            else "."
+        )
         + (" The ring is the best." if marks else "")
         + f" Looking took {seconds:.0f} s in all.",
         wide=True,

@@ -12,6 +12,7 @@ def check(
     out: str | None = None,
     dims: Literal[2, 3] = 2,
     max_pixels: int | None = None,
+    anonymous_names: bool = False,
     num_workers: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -35,6 +36,7 @@ def check(
         dims: 2 for images, and for volumes slice by slice; 3 for volumes.
         max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in
             3D.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere.
         num_workers: processes that read, by default one per processor; they never change the result.
         overwrite: replace the report in --out.
         quiet: no progress bar.
@@ -53,26 +55,29 @@ def check(
     from frepa.checks.report import summary, write_page
     from frepa.checks.run import Checked, check_source
     from frepa.datasets.opening import open_source
+    from frepa.images.hidden_names import naming
     from frepa.run_folders import check_out, out_folder
     from frepa.user_paths import named_folder
 
-    if out is not None:
-        check_out(named_folder(out), "check", overwrite=overwrite, inputs={"the source": source})
-    opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
+    with naming(anonymous_names, [source], keep=[out]) as names:
+        if out is not None:
+            check_out(named_folder(out), "check", overwrite=overwrite, inputs={"the source": source})
+        opened = open_source(source, dims=dims, max_pixels=max_pixels, canonical=False)
+        names.learn(opened)
 
-    def measure() -> Checked:
-        with tqdm(total=len(opened), unit="scan", desc="check", disable=quiet or None) as bar:
-            checked = check_source(opened, num_workers=num_workers, progress=bar.update)
-        print(summary(checked.findings, checked.facts))
-        return checked
+        def measure() -> Checked:
+            with tqdm(total=len(opened), unit="scan", desc="check", disable=quiet or None) as bar:
+                checked = check_source(opened, num_workers=num_workers, progress=bar.update).under(names)
+            print(summary(checked.findings, checked.facts))
+            return checked
 
-    if out is None:
-        measure()
-        return None
-    # The folder is opened before an hour of reading, not after.
-    with out_folder(out, "check", overwrite=overwrite, inputs={"the source": source}) as folder:
-        checked = measure()
-        folder.start()
-        write_findings(checked.findings, folder.root / "findings.parquet")
-        write_page(folder.root / "report.html", opened, checked)
-    return folder.root
+        if out is None:
+            measure()
+            return None
+        # The folder is opened before an hour of reading, not after.
+        with out_folder(out, "check", overwrite=overwrite, inputs={"the source": source}) as folder:
+            checked = measure()
+            folder.start()
+            write_findings(checked.findings, folder.root / "findings.parquet")
+            write_page(folder.root / "report.html", opened, checked, names)
+        return folder.root

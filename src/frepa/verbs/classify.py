@@ -34,6 +34,7 @@ def classify(
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     bundle: bool = False,
+    anonymous_names: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -85,6 +86,8 @@ def classify(
         num_workers: threads that read and scale images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
         bundle: also write the encoder into the run, so that the folder is whole wherever it is moved or mailed.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere; config.yaml then holds no
+            source. Scores are the same.
         resume: continue the run in --out that was stopped or killed; starts it when there is none yet. Heads that are
             finished are not trained again.
         overwrite: replace the run in --out: what an earlier run wrote there is removed, and nothing else.
@@ -118,6 +121,7 @@ def classify(
             precision=precision,
             feature_cache=feature_cache,
             bundle=bundle,
+            anonymous_names=anonymous_names,
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,

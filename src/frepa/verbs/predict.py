@@ -20,6 +20,7 @@ def predict(
     overlays: bool = False,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    anonymous_names: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -47,6 +48,8 @@ def predict(
         overlays: also write a picture of each scan with what was found.
         num_workers: threads that read scans ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere, and name the outputs after
+            them; config.yaml then holds no source.
         resume: continue the folder in --out that was stopped or killed; scans that are finished are not done again, and
             new ones in the source are done too.
         overwrite: replace what an earlier predict wrote in --out, and nothing else.
@@ -66,6 +69,7 @@ def predict(
         overlays=overlays,
         precision=precision,
         num_workers=num_workers,
+        anonymous_names=anonymous_names,
         resume=resume,
         overwrite=overwrite,
         quiet=quiet,

@@ -14,6 +14,7 @@ def prepare(
     quantize: bool = False,
     voi: bool = False,
     keep_names: bool = False,
+    anonymous_names: bool = False,
     label_folders: bool = False,
     max_pixels: int | None = None,
     num_workers: int | None = None,
@@ -46,6 +47,7 @@ def prepare(
         keep_names: keep each scan's name within the source, and each patient's as the source has it, so that a record
             can be traced to its file and a random division by patient is that of the files. Names may identify
             patients.
+        anonymous_names: say keyed hashes instead of names of files on the screen and in STORE.skipped.csv too.
         label_folders: the folder of an image is its class (benign/1.png). Without it folders are not kept, since they
             may be the names of patients.
         max_pixels: pixels (voxels) above which a file is refused as a likely error; by default 2^28 in 2D and 2^30 in
@@ -71,34 +73,40 @@ def prepare(
         return _verify(source, num_workers, quiet)
     if out is None:
         raise InputError("--out is missing: name the folder of the store to write.")
+    if keep_names and anonymous_names:
+        raise InputError("--keep-names and --anonymous-names contradict each other: give one of them.")
 
     from frepa.datasets.opening import open_source
     from frepa.datasets.packing import stored_labels
+    from frepa.images.hidden_names import naming
     from frepa.images.store.packing import pack_source, tell
 
-    opened = open_source(source, dims=dims, max_pixels=max_pixels, voi=voi)
-    for sentence in filter(None, [opened.aside, *opened.warnings]):
-        tell(sentence)
-    labels = stored_labels(
-        opened,
-        native=lambda axes: open_source(source, dims=axes, max_pixels=max_pixels, canonical=False, voi=voi),
-        keep_names=keep_names,
-        label_folders=label_folders,
-    )
-    facts = pack_source(
-        opened,
-        out,
-        labels=labels,
-        quantize=quantize,
-        keep_names=keep_names,
-        num_workers=num_workers,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
-    train = f"frepa pretrain {out}" + (" --dims 3" if dims == 3 else "")
-    tell(f"{facts['records']} scans in {facts['shard_bytes'] / 1e6:.1f} MB. Train on them with {train}.")
-    if labels is not None and labels.said():
-        tell(labels.said())
+    with naming(anonymous_names, [source], keep=[out]) as names:
+        opened = open_source(source, dims=dims, max_pixels=max_pixels, voi=voi)
+        names.learn(opened)
+        for sentence in filter(None, [opened.aside, *opened.warnings]):
+            tell(sentence)
+        labels = stored_labels(
+            opened,
+            native=lambda axes: open_source(source, dims=axes, max_pixels=max_pixels, canonical=False, voi=voi),
+            keep_names=keep_names,
+            label_folders=label_folders,
+        )
+        facts = pack_source(
+            opened,
+            out,
+            labels=labels,
+            quantize=quantize,
+            keep_names=keep_names,
+            names=names,
+            num_workers=num_workers,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+        train = f"frepa pretrain {out}" + (" --dims 3" if dims == 3 else "")
+        tell(f"{facts['records']} scans in {facts['shard_bytes'] / 1e6:.1f} MB. Train on them with {train}.")
+        if labels is not None and labels.said():
+            tell(labels.said())
     return Path(out)
 
 

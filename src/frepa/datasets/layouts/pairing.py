@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from frepa.errors import InputError
 from frepa.images.readers.registry import reader_for
+from frepa.names import shortened
 
 # Words that say what a file is, not whose it is.
 _ROLE_WORDS = frozenset(
     {"image", "images", "img", "imgs", "mask", "masks", "label", "labels", "seg", "segm", "segmentation", "gt", "fov"}
     | {"groundtruth", "truth", "annotation", "manual", "manual1", "1stho", "training", "test"}
 )
-_SHOWN, _LONG = 3, 40
+_SHOWN = 3
 # With more images than this share without a mask, the names are understood wrongly rather than masks missing.
 _MOST_UNPAIRED = 0.5
 
@@ -31,7 +32,7 @@ class Pairs(NamedTuple):
     def sentence(self, what: str) -> str:
         """How images and others were paired, with the first pairs to look at."""
         some = list(self.of.items())
-        shown = "; ".join(f"{_short(image)} with {_short(other)}" for image, other in some[:_SHOWN])
+        shown = "; ".join(f"{shortened(_base(image))} with {shortened(_base(other))}" for image, other in some[:_SHOWN])
         return f"Images and {what} are paired by {self.how}: {shown}{'; ...' if len(some) > _SHOWN else ''}"
 
 
@@ -105,11 +106,6 @@ def check_pairs(pairs: Pairs, where: str, what: str) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(map(_base, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _short(name: str) -> str:
-    name = _base(name)
-    return name if len(name) <= _LONG else f"{name[:12]}...{name[-12:]}"
 
 
 def _base(name: str) -> str:

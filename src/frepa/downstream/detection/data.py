@@ -25,6 +25,7 @@ from frepa.downstream.division import (
 from frepa.errors import InputError
 from frepa.images import boxes
 from frepa.images.boxes import IGNORED, Boxes
+from frepa.images.hidden_names import Names
 from frepa.images.intensity import Window, to_unit
 from frepa.images.orientation import reorient, reorient_header
 from frepa.images.scan import Header, Skipped, UnreadableScan
@@ -75,6 +76,11 @@ class DetectionData(DividedRecords):
             boxes=tuple(self.boxes[row] for row in rows) if self.boxes else (),
             shapes=tuple(self.shapes[row] for row in rows) if self.shapes else (),
         )
+
+    def under(self, names: Names) -> DetectionData:
+        """The same with what stands for names of files."""
+        found = super().under(names)
+        return replace(found, warnings=tuple(map(names.said, self.warnings)))
 
     def name(self, row: int) -> str:
         """Name of the record within the source."""

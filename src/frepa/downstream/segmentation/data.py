@@ -15,6 +15,7 @@ from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.opening import open_annotated
 from frepa.downstream.division import check_rule, complete_split, divide, folds_of, given_folds, numbered
 from frepa.errors import InputError
+from frepa.images.hidden_names import Names
 from frepa.images.scan import Skipped
 
 
@@ -77,6 +78,40 @@ class SegmentationData:
         """The same: an image that cannot be read ends the run while the set is opened."""
         assert not unreadable
         return self
+
+    def under(self, names: Names) -> SegmentationData:
+        """The same with what stands for names of files; sets are called by their place in the order they were given."""
+        if not names.hidden:
+            return self
+        called = {item.name: f"set-{number}" for number, item in enumerate(self.sets, start=1)}
+        sets, sizes = [], {}
+        for item in self.sets:
+            sources = {id(case.source): case.source for case in item.cases}
+            for source in sources.values():
+                names.learn(source)
+            hidden = {key: names.source(source) for key, source in sources.items()}
+            cases = []
+            for case in item.cases:
+                source = hidden[id(case.source)]
+                cases.append(replace(case, name=source.name(case.record), source=source))
+                sizes[cases[-1].image] = self.sizes[case.image]
+            sets.append(
+                replace(
+                    item,
+                    name=called[item.name],
+                    cases=tuple(cases),
+                    notes=tuple(map(names.said, item.notes)),
+                    split_note=names.said(item.split_note),
+                    unpaired=tuple(map(names.name, item.unpaired)),
+                    left_out=tuple(map(names.skipped, item.left_out)),
+                )
+            )
+        return SegmentationData(
+            tuple(sets),
+            {called[name]: labels for name, labels in self.labels.items()},
+            sizes,
+            tuple(map(names.skipped, self.left_out)),
+        )
 
     def group_numbers(self) -> dict[tuple[str, str], int]:
         """A number for the group of every case, keyed by set and case."""

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from frepa.errors import InputError
 from frepa.files import clean_temporaries, file_digest, sync_to_disk, write_csv, write_text
+from frepa.images.hidden_names import Names
 from frepa.images.sampling import sorted_by_code
 from frepa.images.source import Source
 from frepa.images.store.labels import Labels, fill_masks, pieces
@@ -37,6 +38,7 @@ def write_index(
     options: dict[str, Any],
     *,
     keep_names: bool,
+    names: Names | None = None,
     labels: Labels | None = None,
 ) -> dict[str, Any]:
     """Build everything but the shards of a store whose shards are complete; returns what ``store.json`` says.
@@ -52,7 +54,7 @@ def write_index(
     building.index.mkdir(parents=True, exist_ok=True)
     survey = _survey(folder, source, shards, labels)
     if survey.records == 0:
-        raise _nothing_usable(folder, source, survey)
+        raise _nothing_usable(folder, source, survey, names)
     _write_rows(folder, building, source, shards, survey, keep_names)
     if survey.modalities:
         codes = np.fromfile(building.modality, "<i4")
@@ -69,7 +71,7 @@ def write_index(
         building.masks.unlink()
     if labels is not None:
         _write_annotations(building, survey, labels)
-    _write_skipped(folder, source, survey, keep_names)
+    _write_skipped(folder, source, survey, keep_names, names)
 
     folder.remove(below=folder.index)
     folder.index.mkdir(exist_ok=True)
@@ -276,7 +278,9 @@ def _write_annotations(building: StoreFolder, survey: _Survey, labels: Labels) -
         writer.write_table(table)
 
 
-def _write_skipped(folder: StoreFolder, source: Source, survey: _Survey, keep_names: bool) -> None:
+def _write_skipped(
+    folder: StoreFolder, source: Source, survey: _Survey, keep_names: bool, hidden: Names | None = None
+) -> None:
     """Two lists: one in the store that names nobody, one beside it with the names of the files to mend."""
     known = [(entry.path, entry.reason) for entry in source.skipped]
     known += [(source.name(record), reason) for record, reason in survey.skipped.items()]
@@ -288,7 +292,9 @@ def _write_skipped(folder: StoreFolder, source: Source, survey: _Survey, keep_na
     else:
         _write_csv(folder.skipped, ("id", "reason"), inside)
     if names:
-        _write_csv(folder.skipped_names, ("path", "reason"), names)
+        given = hidden or Names()
+        beside = sorted((given.name(name), given.said(reason)) for name, reason in names)
+        _write_csv(folder.skipped_names, ("path", "reason"), beside)
     else:
         folder.skipped_names.unlink(missing_ok=True)
 
@@ -308,8 +314,8 @@ def _write_csv(path: Path, header: tuple[str, str], rows: list[tuple[str, str]])
     write_csv(path, header, (dict(zip(header, row)) for row in rows), end="\n")
 
 
-def _nothing_usable(folder: StoreFolder, source: Source, survey: _Survey) -> InputError:
-    _write_skipped(folder, source, survey, keep_names=False)
+def _nothing_usable(folder: StoreFolder, source: Source, survey: _Survey, names: Names | None) -> InputError:
+    _write_skipped(folder, source, survey, keep_names=False, hidden=names)
     first = next(iter(survey.skipped.items()))
     return InputError(
         f"None of the {len(source)} records of {shown(source.location)} can be used; {folder.skipped_names} says why. "

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from frepa.errors import InputError, RunEnded
 from frepa.files import write_text
 from frepa.images.anonymity import SECRET, key_check, key_file
+from frepa.images.hidden_names import Names
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
 from frepa.images.store.labels import Labels
@@ -71,6 +72,7 @@ def pack_source(
     labels: Labels | None = None,
     quantize: bool = False,
     keep_names: bool = False,
+    names: Names | None = None,
     num_workers: int = 0,
     overwrite: bool = False,
     quiet: bool = True,
@@ -83,6 +85,7 @@ def pack_source(
         labels: what is known of the records, which the store keeps with them.
         quantize: as in `frepa.images.store.records.pack_scan`.
         keep_names: keep the records' names within the source.
+        names: what stands for them in the list beside the store; as they are by default.
         num_workers: processes; they never change the bytes.
         overwrite: replace a store that is there.
         quiet: no progress bar.
@@ -110,7 +113,7 @@ def pack_source(
             with progress_bar("prepare", len(source), done, quiet=quiet) as bar:
                 unwritten = [shard for shard in shards if shard.number in remaining]
                 _write_shards(source, labels, folder, unwritten, quantize, num_workers, bar)
-            facts = write_index(folder, source, shards, plan, keep_names=keep_names, labels=labels)
+            facts = write_index(folder, source, shards, plan, keep_names=keep_names, names=names, labels=labels)
     except PermissionError as error:
         raise _unwritable(folder, error) from None
     except MemoryError:
