@@ -8,8 +8,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import frepa
 import tiny_encoders  # noqa: F401 (registers them)
@@ -84,6 +86,47 @@ def test_a_foreign_trunks_scaling_is_in_timms_configuration(tmp_path: Path) -> N
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_transformers_opens_what_was_written(tmp_path: Path) -> None:
+    """A picture through the folder's own processor and model gives what the encoder gives for it."""
+    import transformers
+
+    name = f"{CONVNEXT},guide=none"
+    written = frepa.export(name, to="huggingface", out=str(tmp_path / "out"), quiet=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(written)
+    model = transformers.AutoModel.from_pretrained(written).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    found = model.timm_model.head.norm(model(**processor(Image.fromarray(pixels))).last_hidden_state)
+    encoder = load_encoder(name)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    torch.testing.assert_close(found, encoder(encoder.prepare_input(image)).dense, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_came_from_hugging_face_goes_back_as_its_own_class(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    torch.manual_seed(3)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    processor = transformers.BitImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    processor.save_pretrained(tmp_path / "dino")
+    name = f"hf:{tmp_path / 'dino'}"
+    written = frepa.export(name, to="huggingface", out=str(tmp_path / "out"), quiet=True)
+    model = transformers.AutoModel.from_pretrained(written).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(written)
+    assert type(model).__name__ == "Dinov2Model"
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    tokens = model(**processor(Image.fromarray(pixels), return_tensors="pt")).last_hidden_state
+    encoder = load_encoder(name)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    wanted = encoder(encoder.prepare_input(image)).dense.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens[:, 1:], wanted, rtol=0, atol=1e-5)
+    assert not list(Path(written).glob("*.bin"))
+
+
 @pytest.mark.parametrize("name", [VIT, "random:tiny3d_for_tests", "random:tiny_for_tests,guide=none"])
 @torch.no_grad()
 def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str) -> None:
@@ -150,10 +193,10 @@ def test_the_channel_of_zeros_can_be_left_out() -> None:
 
 
 REFUSED = {
-    "random:vit3d_tiny,image_size=32": r"timm has 2D networks only.*Use --to onnx or --to torch",
+    "random:vit3d_tiny,image_size=32": r"it holds 2D networks of timm, and .* is a 3D one.*Use --to onnx or --to torch",
     "random:timm:test_vit,image_size=32,neck=8": "has a neck behind its trunk",
     "random:timm:test_convnext,final_norm=false": "has no final norm",
-    "random:tiny_for_tests": "is no network of timm",
+    "random:tiny_for_tests": "is of another family",
 }
 
 

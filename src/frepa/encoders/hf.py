@@ -101,7 +101,7 @@ class TokenEncoder(Encoder):
             architecture, mean, std = found.architecture, mean or found.mean, std or found.std
         kind = str(architecture["model_type"])
         family = _family(kind, folder or kind)
-        with _quiet(transformers):
+        with quietly(transformers):
             cls = getattr(transformers, family.model)
             trunk = cls(cls.config_class.from_dict(dict(architecture)), **dict(family.how))
         config = trunk.config
@@ -224,7 +224,7 @@ def load_hf(text: str, options: dict[str, Any]) -> Encoder:
         family = _family(kind, folder)
         how = dict(family.how) | ({} if family.prefix is None else {"key_mapping": {family.prefix: ""}})
         try:
-            with _quiet(transformers):
+            with quietly(transformers):
                 model, about = type(encoder.trunk).from_pretrained(
                     str(folder),
                     config=encoder.trunk.config,
@@ -299,7 +299,7 @@ def _transformers(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quietly(transformers: Any) -> Iterator[None]:
     """No bars and no warnings of transformers: what is wrong is said here."""
     logging = transformers.utils.logging
     before = logging.get_verbosity()

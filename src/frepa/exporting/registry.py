@@ -9,6 +9,7 @@ from frepa.exporting.contract import Target
 
 _MODULES = {
     "timm": "frepa.exporting.timm_folder",
+    "huggingface": "frepa.exporting.huggingface",
     "onnx": "frepa.exporting.onnx_model",
     "torch": "frepa.exporting.torch_program",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from frepa.encoders.contract import Encoder, per_axis
 from frepa.encoders.timm_2d import TimmEncoder, last_map
 from frepa.errors import InputError
 from frepa.exporting.contract import Asked, Exported, Outputs, Target, features, version
+from frepa.files import write_json
 
 
 def write(encoder: Encoder, folder: Path, asked: Asked) -> Exported:
@@ -53,10 +55,11 @@ def check_timm(encoder: Encoder, to: str) -> TimmEncoder:
         InputError: it is not.
     """
     other = "Use --to onnx or --to torch, which take any encoder."
+    takes = "networks of timm" if to == "timm" else "networks of timm and of transformers"
     if encoder.dims != 2:
-        raise InputError(f"--to {to}: timm has 2D networks only, and {encoder.name} is a {encoder.dims}D one. {other}")
+        raise InputError(f"--to {to}: it holds 2D {takes}, and {encoder.name} is a {encoder.dims}D one. {other}")
     if not isinstance(encoder, TimmEncoder):
-        raise InputError(f"--to {to}: {encoder.name} is no network of timm, so timm cannot build it. {other}")
+        raise InputError(f"--to {to}: it holds {takes}, and {encoder.name} is of another family. {other}")
     if "neck" in encoder.options:
         raise InputError(f"--to {to}: {encoder.name} has a neck behind its trunk, which timm does not know. {other}")
     if encoder.options.get("final_norm") is False:
@@ -88,6 +91,9 @@ def write_folder(encoder: TimmEncoder, folder: Path, shape: tuple[int, ...]) -> 
     encoder.trunk.pretrained_cfg = described
     arguments = {"in_chans": channels, **encoder.trunk_options}
     save_for_hf(encoder.trunk, str(folder), model_args=arguments, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["model_args"].pop("num_classes", None)  # said beside them, and transformers takes it from one place only
+    write_json(folder / "config.json", config)
 
 
 def sizes_of(encoder: TimmEncoder, shape: tuple[int, ...]) -> str:
@@ -105,8 +111,7 @@ def notes_of(encoder: TimmEncoder, model: Any) -> tuple[str, ...]:
         notes.append(f"forward_features gives tokens; the first {prefix} of them belong to no patch.")
     if encoder.uses_guide:
         notes.append(
-            "timm's transforms read pictures of 1 or 3 channels: make the tensor of image and guide yourself "
-            "(docs/exporting.md shows how)."
+            "Pictures have no guide channel: make the tensor of image and guide yourself (docs/exporting.md shows how)."
         )
     return tuple(notes)
 

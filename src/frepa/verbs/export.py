@@ -10,7 +10,7 @@ from frepa.verbs._result import ExportResult
 def export(
     encoder: str,
     *,
-    to: Literal["timm", "onnx", "torch"],
+    to: Literal["timm", "huggingface", "onnx", "torch"],
     out: str,
     image_size: int | None = None,
     overwrite: bool = False,
@@ -24,7 +24,8 @@ def export(
 
     Args:
         encoder: a run folder, an encoder file, or a specification such as timm:NAME@FILE.
-        to: "timm": a folder for timm.create_model("local-dir:FOLDER"). "onnx": an ONNX file, with frepa[export].
+        to: "timm": a folder for timm.create_model("local-dir:FOLDER"). "huggingface": a folder for transformers'
+            AutoModel and AutoImageProcessor, with frepa[hf]. "onnx": an ONNX file, with frepa[export].
             "torch": a file for torch.export.load. What a kind cannot express is refused, with the kinds that can.
         out: folder to write; an existing one is never touched without --overwrite.
         image_size: side in pixels of the images it is for, where one must be chosen: encoders with attention in windows
