@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ class Runner:
         self.seconds.append(time.process_time() - start)
 
 
-def measure(spec: str, size: int, count: int, *, guide: str, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    spec: str, size: int, count: int, *, guide: str, repeats: int, titles: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row for each method that takes the encoder."""
     name, options = split_options(spec)
     dims = 3 if name in encoder_names(3) else 2
@@ -87,7 +90,8 @@ def measure(spec: str, size: int, count: int, *, guide: str, repeats: int) -> li
     known = {"labels": torch.arange(count) % 2}
     batch = Batch(images, torch.ones(count, dtype=torch.bool), list(range(count)), **known)
     runners, memory = {}, {}
-    for title, (method, asked) in METHODS.items():
+    for title in titles:
+        method, asked = METHODS[title]
         torch.manual_seed(0)
         own = {"image_size": size} if dims == 3 and name.startswith("vit") else {}
         encoder = build_encoder(name, dims=dims, guide=guide, **own, **options)
@@ -145,6 +149,7 @@ def main() -> None:
     parser.add_argument("--guide", default="frangi")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", nargs="*", help="ENCODER:SIZE:BATCH instead of the usual ones")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="SimMIM among them")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,7 +160,7 @@ def main() -> None:
     load = round(os.getloadavg()[0], 1)
     rows = []
     for name, size, count in cases:
-        rows += measure(name, size, count, guide=options.guide, repeats=options.repeats)
+        rows += measure(name, size, count, guide=options.guide, repeats=options.repeats, titles=options.methods)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

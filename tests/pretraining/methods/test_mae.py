@@ -146,5 +146,6 @@ def test_what_cannot_be_is_said():
 def test_the_decoder_is_as_published_with_vit_b_and_small_beside_small_encoders():
     assert MAE().decoder_shape(768, 86_600_000) == (512, 8)
     assert MAE().decoder_shape(192, 5_500_000) == (128, 4)
+    assert MAE().decoder_shape(384, 10_700_000) == (256, 2)  # the small 3D ViT: a fifth of its weights
     assert MAE().decoder_shape(1024, 32_000_000) == (672, 1)  # the paper's 3D ViT: four blocks
     assert MAE(decoder_depth=2).decoder_shape(1024, 32_000_000) == (672, 2)

@@ -23,8 +23,9 @@ from frepa.pretraining.methods.registry import register_method
 
 # Of a patch's variance where it is normalised, so that empty patches do not blow up.
 _LEAST_VARIANCE = 1e-6
-# Of the encoder's weights that the decoder may have: 8 blocks of 512 are as many of ViT-B's.
-_DECODER_SHARE = 0.3
+# Of the encoder's weights that the decoder may have: 8 blocks of 512 are as many of ViT-B's. Beside a small encoder
+# augmentation, guide and optimizer, which dropping patches does not shrink, are a larger part of a step.
+_DECODER_SHARE, _SMALL_SHARE, _PUBLISHED_WIDTH = 0.3, 0.2, 512
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class MAE:
         mask_ratio: share of the patches dropped, between 0 and 1.
         normalise_target: tell each patch less its mean and over its standard deviation, as published.
         decoder_width: channels of the decoder; "auto" is two thirds of the encoder's, the published 512 for ViT-B.
-        decoder_depth: blocks of the decoder; "auto" is the published 8, 4 where its width is below 512, and no more
-            than three tenths of the encoder's weights, as published with ViT-B.
+        decoder_depth: blocks of the decoder; "auto" is the published 8, and no more than three tenths of the encoder's
+            weights, as published with ViT-B; where its width is below 512, 4 and no more than a fifth.
     """
 
     augment: bool = True
@@ -60,8 +61,9 @@ class MAE:
         width = max(32, round(channels * 2 / 3 / 32) * 32) if self.decoder_width == "auto" else self.decoder_width
         if self.decoder_depth != "auto":
             return width, self.decoder_depth
-        block = 12 * width**2
-        return width, min(8 if width >= 512 else 4, max(1, int(_DECODER_SHARE * parameters / block)))
+        published = width >= _PUBLISHED_WIDTH
+        blocks = (_DECODER_SHARE if published else _SMALL_SHARE) * parameters / (12 * width**2)
+        return width, min(8 if published else 4, max(1, int(blocks)))
 
 
 @register_method("mae", MAE)
