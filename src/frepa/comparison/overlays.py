@@ -64,14 +64,15 @@ def _title(item: Scored, name: str, case: str) -> str:
 
 def _labels(item: Scored, folder: Path) -> LabelMap:
     place = folder / item.cell.key
-    head = next(iter(sorted(place.rglob("head.json"))))
-    known = json.loads(head.read_text("utf-8"))["labels"]
+    # A baseline has no head, and tells it with its results.
+    told = next(iter(sorted(place.rglob("head.json"))), place / "results.json")
+    known = json.loads(told.read_text("utf-8"))["labels"]
     return LabelMap(tuple(known["values"]), known["threshold"])
 
 
 def _read(task: StudyTask, name: str, case: str, item: Scored, folder: Path) -> LabelledImage:
     """Image, classes and field of view of a case."""
-    dims = encoder_content(item.cell.encoder).dims
+    dims = encoder_content(item.cell.encoder).dims if item.cell.encoder else item.cell.content["dims"]
     sources = [task.source] if isinstance(task.source, str) else list(task.source)
     sets = open_sets(
         sources, dims=dims, split=task.options.get("split", "official"), seed=item.cell.seed,

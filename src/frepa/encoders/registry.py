@@ -32,6 +32,7 @@ _SCHEME_MODULES = {
     "medsam": "frepa.encoders.published",
     "sam": "frepa.encoders.published",
     "frepa": "frepa.encoders.published",
+    "pixels": "frepa.encoders.pixels",
 }
 _DEFAULT_IMAGE_CHANNELS = {2: 3, 3: 1}
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from frepa.errors import InputError, nearest
 from frepa.heads.logistic import Logistic
+from frepa.heads.networks import resnet
 from frepa.heads.standardise import Standardise
 
 POOLINGS = ("mean", "attention")
-#: ``linear`` is logistic regression solved to convergence; ``mlp`` adds a trained hidden layer to it.
-HEADS = ("linear", "mlp")
+#: ``linear`` is logistic regression solved to convergence; ``mlp`` adds a trained hidden layer to it, and ``resnet`` a
+#: whole network on the embedding's positions.
+HEADS = ("linear", "mlp", "resnet")
 
 
 class ClassificationHead(nn.Module):
@@ -31,6 +33,7 @@ class ClassificationHead(nn.Module):
         pooling: "mean" over positions, or "attention": a weighted mean whose weights one learned query gives.
         dropout: probability before the last layer while training.
         before: channels of what is standardised before blocks that train with the head make the embedding.
+        network: axes of a ResNet on the embedding's positions, which is added to the linear part; 0 for none.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class ClassificationHead(nn.Module):
         pooling: str = "mean",
         dropout: float = 0.0,
         before: int | None = None,
+        network: int = 0,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -58,6 +62,7 @@ class ClassificationHead(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout), last)
+        self.network = resnet(channels, classes, network) if network else None
 
     def pool(self, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, *s) to (B, channels); a (B, channels) input is returned as it is.
@@ -77,8 +82,11 @@ class ClassificationHead(nn.Module):
 
     def forward(self, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, *s), or embeddings (B, channels) that are pooled already, to logits (B, classes)."""
-        pooled = self.pool(self.standardise(embedding), mask)
+        standardised = self.standardise(embedding)
+        pooled = self.pool(standardised, mask)
         scores = self.direct(pooled)
+        if self.network is not None:
+            scores = scores + self.network(standardised)
         return scores if self.mlp is None else scores + self.mlp(pooled)
 
     @torch.no_grad()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from frepa.encoders.contract import StageShape
 from frepa.errors import InputError
+from frepa.heads.networks import UNetBody
 from frepa.heads.reading import fitting, from_depth, grid_channels, on_last_grid
 from frepa.heads.ridge import Ridge
 from frepa.heads.standardise import Standardise
 
-#: ``linear`` is the closed-form probe; ``conv`` adds trained convolutions to it.
-HEADS = ("conv", "linear")
+#: ``linear`` is the closed-form probe; ``conv`` adds trained convolutions to it, and ``unet`` a whole network.
+HEADS = ("conv", "linear", "unet")
 #: Features of a position that the linear part reads at most: the sums of its regression are this number squared.
 MOST_FEATURES = 4096
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -68,7 +69,8 @@ class SegmentationHead(nn.Module):
     Maps are standardised by the training part's statistics. ``direct`` reads every position linearly, from as many maps
     as give at most ``MOST_FEATURES`` features together (see ``reading.fitting``); ``conv`` adds
     to it a body of 3 x 3 convolutions that goes up from the last map to the pixels, and takes in the finer maps on its
-    way. The body starts at zero, so that the head starts as the linear one.
+    way; ``unet`` adds a U-Net on maps of full resolution. Either starts at zero, so that the head starts as the linear
+    one.
 
     Args:
         shapes: of the maps, the last map last (see ``reading.map_shapes``).
@@ -98,7 +100,17 @@ class SegmentationHead(nn.Module):
         self.standardise = nn.ModuleList([Standardise(shape.channels) for shape in self.shapes])
         self.read = fitting(self.shapes, MOST_FEATURES // reach ** len(self.stride))
         self.direct = BlockMap(grid_channels(self.read_shapes), self.stride, classes, reach=reach)
-        self.body = Body(self.shapes, classes, width=width) if kind == "conv" else None
+        self.body: nn.Module | None = None
+        if kind == "conv":
+            self.body = Body(self.shapes, classes, width=width)
+        elif kind == "unet":
+            if any(max(shape.stride) > 1 for shape in self.shapes):
+                raise InputError(
+                    "--head unet is a network of its own that needs every pixel: give --encoder pixels:2d (or "
+                    "pixels:3d), or another encoder whose map has full resolution; or --head conv."
+                )
+            channels = sum(shape.channels for shape in self.shapes)
+            self.body = UNetBody(channels, classes, len(self.stride), width=width)
 
     @property
     def config(self) -> dict[str, Any]:

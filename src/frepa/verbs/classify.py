@@ -17,7 +17,7 @@ def classify(
     folds: int | None = None,
     image_size: int | None = None,
     window: str | None = None,
-    head: Literal["linear", "mlp"] | None = None,
+    head: Literal["linear", "mlp", "resnet"] | None = None,
     hidden: int = 256,
     pooling: Literal["mean", "attention"] = "mean",
     batch_size: int | None = None,
@@ -64,8 +64,9 @@ def classify(
         window: CT window for images in HU: lung, abdomen, brain or bone.
         head: "linear" is logistic regression on the mean embedding, solved to convergence: an instrument without seed,
             learning rate or steps, whose penalty the validation part chooses. "mlp" starts from it and trains a hidden
-            layer on top. By default linear, and mlp where something trains with it: the blocks of a slice transfer,
-            attention, or a head on augmented images.
+            layer on top. "resnet" trains a small network on the embedding's positions instead: with --encoder pixels:2d
+            it is what a supervised network makes of the same images. By default linear, and mlp where something
+            trains with it: the blocks of a slice transfer, attention, or a head on augmented images.
         hidden: width of the hidden layer of mlp.
         pooling: of the embedding's positions: mean, or attention with one learned query.
         batch_size: images per optimizer step; by default 64, and 8 for a slice transfer.

@@ -12,7 +12,7 @@ def segment(
     *,
     encoder: str,
     out: str,
-    head: Literal["conv", "linear"] = "conv",
+    head: Literal["conv", "linear", "unet"] = "conv",
     features: Literal["last", "pyramid", "pyramid+image"] | None = None,
     reach: int = 1,
     split: Literal["official", "random"] = "official",
@@ -62,6 +62,8 @@ def segment(
         out: folder of the run; an existing run is never touched without --overwrite.
         head: "linear" is ridge regression in closed form from each position's features to its block of pixels:
             an instrument without seed, learning rate or steps. "conv" starts from it and trains convolutions on top.
+            "unet" trains a U-Net instead, on maps of full resolution: with --encoder pixels:2d it is what a supervised
+            network makes of the same cases.
         features: maps of the encoder that the head reads: "last", its dense map alone, for comparisons of encoders;
             "pyramid", every stage, or several depths of a plain ViT; "pyramid+image", the image and its guide too. By
             default pyramid+image, and last where the last map has full resolution and for a slice transfer.

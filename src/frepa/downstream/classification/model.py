@@ -32,7 +32,7 @@ class ClassificationSettings:
         image_size: side in pixels of the square (cube) an image is resized into, aspect kept, zeros around it; of a
             slice transfer the side of each slice, while the number of slices stays.
         window: CT window (``frepa.images.intensity.to_unit``).
-        head: "linear", logistic regression, or "mlp", which adds a hidden layer to it.
+        head: "linear", logistic regression; "mlp", which adds a hidden layer to it; "resnet", which adds a network.
         hidden: width of that hidden layer.
         pooling: of the embedding's positions, "mean" or "attention".
     """
@@ -75,7 +75,8 @@ class Classifier(HeadOnFrozen):
         self.head = ClassificationHead(
             inner if inner is not None and linear else encoder.embedding_channels,
             len(classes),
-            hidden=0 if linear else settings.hidden,
+            hidden=settings.hidden if settings.head == "mlp" else 0,
+            network=encoder.dims if settings.head == "resnet" else 0,
             pooling=settings.pooling,
             before=None if linear else inner,
         )
@@ -120,7 +121,8 @@ class Classifier(HeadOnFrozen):
                 stack, mask = pad_stacks(stacks)
                 return stack.to(self.device), mask.to(self.device)
             embedding = self.encoder(torch.stack(list(inputs))).embedding
-        return (self.head.pool(embedding) if self.settings.pooling == "mean" else embedding).float(), None
+        pooled = self.settings.pooling == "mean" and self.head.network is None
+        return (self.head.pool(embedding) if pooled else embedding).float(), None
 
     def _slices(self, volume: Tensor) -> Tensor:
         assert isinstance(self.encoder, SliceTransfer)
