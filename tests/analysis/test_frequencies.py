@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from frepa import cli
-from frepa.analysis.contract import AnalysisPage
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.frequencies import Frequencies, FrequencyOptions, read_bands
 from frepa.analysis.recovery import Comparison, recovery
 from frepa.analysis.views import open_views, parts_of
 from frepa.errors import InputError
 from frepa.verbs.analyze import analyze
-from tiny_studies import QUIET, TINY, BlockEncoder, gaussian, study, textures, write_textures
+from tiny_studies import QUIET, TINY, BlockEncoder, Unshown, gaussian, study, textures, write_textures
 
 
 @pytest.mark.parametrize("shape", [(16, 20), (15, 16), (8, 12, 10)])
@@ -54,7 +53,7 @@ def analysed(tmp_path: Path, *encoders: BlockEncoder, fall: float = 1.0, **optio
     source = write_textures(tmp_path / "images", 40 if side > 0 else 24, side, fall)
     analysis = Frequencies(FrequencyOptions(**{"steps": 0, **options}))
     analysis.check()
-    found = analysis.analyse(study(source, *encoders), AnalysisPage("title", "question"))
+    found = analysis.analyse(study(source, *encoders), Unshown())
     return json.loads(json.dumps(found.numbers))["maps"]
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 import tiny_encoders  # noqa: F401 (registers them)
-from frepa.analysis.contract import Study, Subject
+from frepa.analysis.contract import AnalysisPage, Study, Subject
 from frepa.encoders.contract import Encoder, Features
 from frepa.encoders.reference import EncoderReference
 from frepa.heads.ridge import blocks_of
@@ -72,6 +73,18 @@ def study(source: Path, *encoders: Encoder, **given: object) -> Study:
     subjects = tuple(subject(encoder, f"blocks {number}") for number, encoder in enumerate(encoders))
     chosen: dict = {"dims": encoders[0].dims if encoders else 2, "num_workers": 0, **given}
     return Study(source=str(source), subjects=subjects, **chosen)
+
+
+class Unshown(AnalysisPage):
+    """A page that keeps its figures undrawn: drawing takes longer than small studies do."""
+
+    def __init__(self) -> None:
+        super().__init__("title", "question")
+        self.shown: dict[str, Figure] = {}
+
+    def show(self, name: str, figure: Figure, caption: str, *, wide: bool = False) -> None:
+        assert caption
+        self.shown[name] = figure
 
 
 def gaussian(rows: int, columns: int, seed: int) -> Tensor:

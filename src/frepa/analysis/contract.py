@@ -45,10 +45,14 @@ class Subject:
     head: TrainedHead[Any] | None = None
 
     @torch.no_grad()
-    def dense(self, images: Tensor) -> Tensor:
-        """The dense map (B, channels, *s) float32 of clean images (B, C, *S) in [0, 1], with their own guide."""
+    def dense(self, images: Tensor, guide_of: Tensor | None = None) -> Tensor:
+        """The dense map (B, channels, *s) float32 of images (B, C, *S) in [0, 1].
+
+        The guide is that of the images themselves, or of ``guide_of``.
+        """
         encoder = self.encoder
-        return encoder(encoder.prepare_input(images, encoder.make_guide(images))).dense.float()
+        guide = encoder.make_guide(images if guide_of is None else guide_of)
+        return encoder(encoder.prepare_input(images, guide)).dense.float()
 
 
 @dataclass(frozen=True, kw_only=True)

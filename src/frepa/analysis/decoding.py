@@ -117,7 +117,7 @@ def train_decoder(
 
     with torch.random.fork_rng(devices=[]), deterministic(device):
         torch.manual_seed(study.seed)
-        decoder = ReconstructionDecoder(channels, stride, images.shape[1], dims).to(device).train()
+        decoder = ReconstructionDecoder(channels, stride, wanted.shape[1], dims).to(device).train()
         optimizer = adam(decoder.parameters(), lr)
         rates = learning_rates("cosine", peak=lr, steps=steps, warmup_steps=steps // 20)
         looks = set(np.unique(np.linspace(1, steps, 10).round()).astype(int).tolist())

@@ -64,7 +64,7 @@ class Frequencies(Analysis):
     def analyse(self, study: Study, page: AnalysisPage) -> Found:
         """See `Analysis`."""
         views = open_views(study, least=2)
-        views = Views(_several(views.fit), views.test, views.names, views.size)
+        views = Views(several(views.fit), views.test, views.names, views.size)
         maps = _maps(study)
         ridge: dict[str, Recovery] = {}
         decoder: dict[str, Recovery] = {}
@@ -256,7 +256,7 @@ def _null_name(size: tuple[int, tuple[int, ...]], several: int) -> str:
     return "null" if several == 1 else f"null, {channels} numbers at stride {steps}"
 
 
-def _several(batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def several(batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """At least four batches where there are images enough, so that the penalty can be chosen by leaving some out."""
     images = torch.cat(batches)
     return batches if len(batches) >= 4 else images.split(max(1, -(-len(images) // 4)))

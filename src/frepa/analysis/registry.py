@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # the names of analyses are needed long before torch is
 
 _MODULES = {
     "frequencies": "frepa.analysis.frequencies",
+    "cka": "frepa.analysis.cka",
+    "histograms": "frepa.analysis.histograms",
+    "structures": "frepa.analysis.structures",
+    "reconstructions": "frepa.analysis.reconstructions",
+    "focal": "frepa.analysis.focal",
+    "filtered": "frepa.analysis.filtered",
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ import torch
 import yaml
 
 from frepa.analysis.contract import Analysis, AnalysisPage, Study, Subject
+from frepa.analysis.own_names import named
 from frepa.analysis.registry import find_analysis
 from frepa.downstream.head_files import WEIGHTS
 from frepa.downstream.trained import load_head
@@ -29,8 +28,6 @@ from frepa.run_folders import out_folder
 from frepa.stopping import StopRequest
 
 RESULTS = "results.json"
-# "Frepa=RUN": a name of one's own for an encoder. A specification has a colon or a comma before its first "=".
-_NAMED = re.compile(r"([^:,=/\\@]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +119,6 @@ def run_analysis(options: AnalyzeOptions) -> Path:
         for sentence in study.notes:
             print(sentence, file=sys.stderr)
     return out.root
-
-
-def named(text: str) -> tuple[str | None, str]:
-    """``NAME=ENCODER`` as its name and the encoder; no name where the text is a file or begins with a scheme."""
-    match = _NAMED.fullmatch(text)
-    if match is None or os.path.exists(text):
-        return None, text
-    return match[1].strip() or None, match[2]
 
 
 def open_subjects(

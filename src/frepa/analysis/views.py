@@ -54,31 +54,36 @@ class Views:
         return sum(map(len, self.fit)), sum(map(len, self.test))
 
 
-def open_views(study: Study, *, fit: int = 200, test: int = 100, least: int = 1) -> Views:
+def open_views(study: Study, *, fit: int = 200, test: int = 100, least: int = 1, crop: int | None = None) -> Views:
     """Read the parts of images that an analysis looks at.
 
-    The source's training (and validation) part is for fitting, its test part to be looked at; a source without parts is
-    divided by patient. Of each image as many non-overlapping parts as needed, evenly spread over it. Images smaller
-    than a part are continued by their mirror image, so that no edge is made.
+    Where nothing is fitted all images are looked at. Else the source's training (and validation) part is for fitting
+    and its test part is looked at; a source without parts is divided by patient. Of each image as many non-overlapping
+    parts as needed, evenly spread over it. Images smaller than a part are continued by their mirror image, so that no
+    edge is made.
 
     Args:
         study: with its encoders, whose strides divide the parts' size.
-        fit, test: most parts of each, unless the study says how many.
+        fit, test: most parts of each, unless the study says how many; 0 to fit on are none, whatever it says.
+        crop: side of the parts, unless the study says so; by default `CROP`.
         least: fewest to fit on that will do; to look at, one will.
 
     Raises:
         InputError: nothing there, images of another number of axes, or too few of them.
     """
     source = _opened(study)
-    fitting, looking = _divided(source, study)
-    size = _size(source, study)
+    fitting, looking = _divided(source, study) if fit else (np.empty(0, int), np.arange(len(source)))
+    size = _size(source, study, study.crop_size or crop or CROP[study.dims])
     channels = source.channels
     found: list[list[Tensor]] = []
     names: list[str] = []
     unreadable = empty = 0
-    for records, most in ((fitting, study.images or fit), (looking, study.images or test)):
+    for records, most in ((fitting, (study.images or fit) if fit else 0), (looking, study.images or test)):
         parts: list[np.ndarray] = []
         own: list[str] = []
+        if not most:
+            found.append([])
+            continue
         wanted = min(_MOST_PARTS, max(1, -(-most // max(1, len(records)))))
         chosen = records[np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))]
         reading = read_ahead(lambda record: _read(source, record), chosen.tolist(), study.num_workers)
@@ -151,9 +156,8 @@ def _divided(source: Source, study: Study) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~looked), np.flatnonzero(looked)
 
 
-def _size(source: Source, study: Study) -> tuple[int, ...]:
+def _size(source: Source, study: Study, asked: int) -> tuple[int, ...]:
     """Extent of the parts: as asked, no more than the images, and whole positions of every encoder."""
-    asked = study.crop_size or CROP[study.dims]
     sizes: list[Sequence[int]] = []
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), _HEADERS)).astype(int)).tolist():
         try:

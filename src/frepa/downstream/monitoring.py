@@ -88,7 +88,7 @@ class SegmentationMonitor(Monitor):
         self.cases = data.part("train"), data.part("val")
         self._data, self._dims = data, dims
         self._options = SegmentationOptions(
-            **_options(size if resized else None, window),
+            **probe_options(size if resized else None, window),
             mask_threshold=None,
             crop_size=size,
             foreground=0.0,
@@ -129,7 +129,7 @@ class ClassificationMonitor(Monitor):
     def __init__(self, data: ClassificationData, *, size: int, window: str | None) -> None:
         super().__init__()
         self._data, self._size = data, size
-        self._options = ClassificationOptions(**_options(size, window), head="linear", hidden=1, pooling="mean")
+        self._options = ClassificationOptions(**probe_options(size, window), head="linear", hidden=1, pooling="mean")
         self.cost = float(len(data.rows("train")) + len(data.rows("val")))
         self._classifier: Classifier | None = None
 
@@ -220,7 +220,8 @@ def _first_line(error: Exception) -> str:
     return line.rpartition(". ")[0] + "." if line.endswith(":") else line
 
 
-def _options(size: int | None, window: str | None) -> dict[str, Any]:
+def probe_options(size: int | None, window: str | None) -> dict[str, Any]:
+    """The options of a head in closed form: nothing is drawn and no step is taken."""
     return {
         "encoder": "",
         "data": DataOptions(source="", split="official", folds=None, image_size=size, window=window),

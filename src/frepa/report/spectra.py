@@ -85,3 +85,30 @@ def band_points(
     axes.grid(False, axis="x")
     legend_below(axes)
     return figure
+
+
+def stepped_curves(
+    curves: Mapping[str, Sequence[float]],
+    ticks: Sequence[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    chance: float | None = None,
+) -> Figure:
+    """Curves over settings in a row, each as far from the next as any.
+
+    Args:
+        curves: name to a value for each of ``ticks``; NaN leaves a gap.
+        chance: what guessing would give, drawn dotted.
+    """
+    figure = new_figure(7.2, 3.8 + 0.2 * max(0, len(curves) - 4))
+    axes = figure.add_subplot()
+    colours = iter(COLOURS * math.ceil(max(1, len(curves)) / len(COLOURS)))
+    for name, values in curves.items():
+        axes.plot(range(len(ticks)), np.asarray(values, float), "o-", color=next(colours), markersize=4, label=name)
+    if chance is not None:
+        axes.axhline(chance, color="0.4", linewidth=1, linestyle=":")
+    axes.set_xticks(range(len(ticks)), list(ticks))
+    dress(axes, xlabel, ylabel, legend=False)
+    legend_below(axes)
+    return figure

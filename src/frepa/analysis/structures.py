@@ -1,0 +1,369 @@
+"""How much of small structures is found: by width of vessel and by size of lesion."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from skimage.morphology import skeletonize
+
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
+from frepa.analysis.heads import segmenter_of, words
+from frepa.analysis.own_names import named
+from frepa.analysis.registry import register_analysis
+from frepa.datasets.layouts.pairing import stem
+from frepa.datasets.reading import LabelledImage, read_case, read_mask
+from frepa.downstream.fitting import read_ahead
+from frepa.downstream.scores import Summary, summarise
+from frepa.downstream.segmentation.data import LabelledCase, SegmentationData, check_sets, open_sets
+from frepa.downstream.segmentation.metrics import score_case
+from frepa.downstream.segmentation.trained import TrainedSegmenter
+from frepa.errors import InputError
+from frepa.report.overlays import segmentation_overlay
+from frepa.report.page import MeanStd
+from frepa.report.spectra import band_points
+from frepa.report.strips import value_map
+
+#: Classes of an image (C, *S) in [0, 1], uint8 (*S); a case by name for masks that were predicted before.
+Predict = Callable[[LabelledCase, LabelledImage], np.ndarray]
+
+
+@dataclass(frozen=True)
+class StructureOptions:
+    """Sensitivity by width of vessel and by size of lesion, of heads on encoders or of predicted masks.
+
+    Args:
+        by: width (of tubes, from the distance transform on their centre lines), size (of connected components), or
+            both.
+        widths: where one range of widths ends and the next begins, in pixels, rising.
+        sizes: the same of sizes, in pixels (voxels).
+        masks: folders with masks that were predicted before, as NAME=FOLDER, separated by commas; files are named as
+            the images.
+    """
+
+    by: str = "both"
+    widths: str = "2,4,6,9,13"
+    sizes: str = "30,100,300,1000,3000,10000"
+    masks: str | None = None
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Of each range: pixels that are true, and of these found; pixels that were predicted, and of these true."""
+
+    true: np.ndarray
+    found: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+
+
+@register_analysis("structures", StructureOptions)
+class Structures(Analysis):
+    """What share of the pixels of thin vessels, and of small lesions, is found."""
+
+    options: StructureOptions
+    title = "Small structures"
+    question = "How much of thin vessels and small lesions is found?"
+    least = 0
+    reads_runs = True
+
+    def check(self) -> None:
+        """See `Analysis`."""
+        if self.options.by not in ("width", "size", "both"):
+            raise InputError(f"--kind.by {self.options.by}: expected width, size or both.")
+        self.kinds: dict[str, tuple[float, ...]] = {}
+        for kind, text in (("width", self.options.widths), ("size", self.options.sizes)):
+            if self.options.by in (kind, "both"):
+                self.kinds[kind] = _rising(f"--kind.{kind}s", text)
+
+    def analyse(self, study: Study, page: AnalysisPage) -> Found:
+        """See `Analysis`."""
+        folders = dict(_folders(self.options.masks))
+        if not study.subjects and not folders:
+            raise InputError("--encoder missing: give one or more encoders, runs of frepa segment, or --kind.masks.")
+        data = check_sets(open_sets([study.source], dims=study.dims, seed=study.seed), dims=study.dims)
+        cases = data.part("test")[: study.images]
+        if not cases:
+            raise InputError(f"{study.source}: has no test part, and nothing to look at.")
+        ways: dict[str, tuple[Predict, str]] = {}
+        for subject in study.subjects:
+            head = segmenter_of(subject, study, data)
+            ways[subject.name] = _of_head(head), words(subject, "a linear probe on its last map")
+        for name, folder in folders.items():
+            ways[name] = _of_folder(folder, study.dims), f"masks in {folder}"
+        counts: dict[str, dict[str, list[_Counts]]] = {name: {kind: [] for kind in self.kinds} for name in ways}
+        lesions: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        scores: dict[str, list[float]] = {name: [] for name in ways}
+        pictures: dict[str, bytes] = {}
+        reading = read_ahead(
+            lambda item: read_case(item.case, item.labels, study.dims, study.window), cases, study.num_workers
+        )
+        for number, (item, image) in enumerate(zip(cases, study.each(reading, "Testing", len(cases)))):
+            truth = (image.classes > 0) if image.inside is None else (image.classes > 0) & image.inside
+            measures = {kind: _measure(kind)(truth) for kind in self.kinds}
+            if number == 0:
+                self._example(page, image, measures)
+            for name, (predict, _) in ways.items():
+                classes = predict(item, image)
+                scores[name].append(score_case(image.classes, classes, data.classes)["dsc"])
+                found = (classes > 0) if image.inside is None else (classes > 0) & image.inside
+                if number == 0:
+                    page.show(
+                        f"case-{len(pictures) + 1}",
+                        segmentation_overlay(image.image, image.classes, classes, inside=image.inside),
+                        f"{name}: the first test case.",
+                    )
+                    pictures[name] = b""
+                for kind, edges in self.kinds.items():
+                    own = _measure(kind)(found)
+                    counts[name][kind].append(count(truth, found, measures[kind], own, edges))
+                if "size" in self.kinds:
+                    lesions[name] += components(truth, found)
+        return self._report(study, page, data, counts, lesions, scores, {n: text for n, (_, text) in ways.items()})
+
+    def _example(self, page: AnalysisPage, image: LabelledImage, measures: Mapping[str, np.ndarray]) -> None:
+        for kind, values in measures.items():
+            page.show(
+                f"truth-{kind}",
+                value_map(values, image.image),
+                f"{kind.capitalize()} of what is labelled in the first test case, in pixels"
+                + ("; colours by its logarithm." if kind == "size" else "."),
+            )
+
+    def _report(
+        self,
+        study: Study,
+        page: AnalysisPage,
+        data: SegmentationData,
+        counts: Mapping[str, Mapping[str, list[_Counts]]],
+        lesions: Mapping[str, list[tuple[float, float]]],
+        scores: Mapping[str, list[float]],
+        heads: Mapping[str, str],
+    ) -> Found:
+        page.section("Scores")
+        dsc = {name: summarise(values) for name, values in scores.items()}
+        page.table(
+            [
+                {"": name, "Read by": heads[name], "DSC (%)": _cell(own), "Test cases": own.cases}
+                for name, own in dsc.items()
+            ],
+            caption="All that is labelled, whole image, native resolution; mean and standard deviation over cases.",
+            best={"DSC (%)": "max"},
+        )  # fmt: skip
+        numbers: dict[str, dict[str, object]] = {}
+        headline: dict[str, dict[str, float]] = {name: {"dsc": own.mean} for name, own in dsc.items()}
+        for kind, edges in self.kinds.items():
+            names = ranges(edges)
+            there = [
+                place for place in range(len(names))
+                if any(case.true[place] for of in counts.values() for case in of[kind])
+            ]  # fmt: skip
+            sensitivity, precision, both = (
+                {name: {names[p]: summarise(share(of[kind], p)) for p in there} for name, of in counts.items()}
+                for share in (_sensitivity, _precision, _harmonic)
+            )
+            first = next(iter(counts.values()))[kind]
+            pixels = {names[p]: int(sum(case.true[p] for case in first)) for p in there}
+            page.section(f"By {kind}")
+            page.text(_ABOUT[kind])
+            page.show(
+                f"f1-{kind}",
+                band_points(_points(both, [names[p] for p in there]), ylabel="F1"),
+                f"F1 by {kind}: the harmonic mean of the two below. A head that marks more finds more of everything, "
+                "and here it pays for that. Mean over cases, bars are standard deviations.",
+                wide=True,
+            )
+            page.show(
+                f"sensitivity-{kind}",
+                band_points(_points(sensitivity, [names[p] for p in there]), ylabel="sensitivity"),
+                f"Share of the pixels of each {kind} that is found: mean over cases, bars are standard deviations.",
+                wide=True,
+            )
+            page.show(
+                f"precision-{kind}",
+                band_points(_points(precision, [names[p] for p in there]), ylabel="precision"),
+                f"Share of what was predicted at each {kind} (of the prediction itself) that is true: what a high "
+                "sensitivity was paid with.",
+                wide=True,
+            )
+            for title, found in (("F1", both), ("Sensitivity", sensitivity), ("Precision", precision)):
+                page.table(
+                    [{"": name, **{bin_: _cell(own) for bin_, own in of.items()}} for name, of in found.items()]
+                    + [{"": "pixels labelled", **pixels}],
+                    caption=f"{title} in % by {kind} in pixels, mean ± standard deviation over cases.",
+                )
+            numbers[kind] = {
+                "ranges": [names[p] for p in there],
+                "pixels": pixels,
+                "f1": {n: {b: s._asdict() for b, s in of.items()} for n, of in both.items()},
+                "sensitivity": {n: {b: s._asdict() for b, s in of.items()} for n, of in sensitivity.items()},
+                "precision": {n: {b: s._asdict() for b, s in of.items()} for n, of in precision.items()},
+            }
+            for score, found in (("f1", both), ("sensitivity", sensitivity)):
+                for name, of in found.items():
+                    headline[name] |= {f"{score}_{kind}_{bin_}": own.mean for bin_, own in of.items()}
+        if "size" in self.kinds:
+            numbers["lesions"] = {name: _detected(own, self.kinds["size"]) for name, own in lesions.items()}
+            rows = [{"": name, **{b: s["half"] for b, s in _detected(own, self.kinds["size"]).items()}}
+                    for name, own in lesions.items()]  # fmt: skip
+            page.table(rows, caption="Share of the components of each size of which at least half was found.", digits=3)
+        numbers["dsc"] = {name: own._asdict() for name, own in dsc.items()}
+        study.inputs["test"] = len(next(iter(scores.values())))
+        study.inputs["split"] = data.sets[0].split_note
+        return Found(numbers, headline)
+
+
+_ABOUT = {
+    "width": "The width of a vessel is twice the distance from its centre line to the nearest pixel outside, less one; "
+    "every pixel has that of the nearest pixel of the centre line.",
+    "size": "The size of a lesion is the number of pixels that hang together, over corners too.",
+}
+
+
+def _measure(kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    return widths if kind == "width" else sizes
+
+
+def widths(mask: np.ndarray) -> np.ndarray:
+    """Width in pixels of what each pixel of a bool mask (*S), 2D or 3D, belongs to; 0 outside: (*S) float64.
+
+    Exact for straight tubes of an odd width along an axis; one less for even ones, whose centre line is off the centre.
+    A tube that leaves the image is taken to go on as it was at the border.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if not mask.any():
+        return np.zeros(mask.shape)
+    if mask.all():
+        return np.full(mask.shape, float(min(mask.shape)))
+    # Beyond the border a tube goes on as it left the image, so that its centre line does not turn there.
+    margin = int(np.ceil(ndimage.distance_transform_edt(mask).max())) + 2
+    solid = np.pad(mask, margin, mode="edge")
+    distance = ndimage.distance_transform_edt(solid)
+    line = (skeletonize(solid) > 0) & solid
+    if not line.any():
+        line = solid
+    nearest = ndimage.distance_transform_edt(~line, return_distances=False, return_indices=True)
+    found = 2 * distance[tuple(nearest)] - 1
+    return np.where(mask, found[(slice(margin, -margin),) * mask.ndim], 0.0)
+
+
+def sizes(mask: np.ndarray) -> np.ndarray:
+    """Number of pixels of the connected component that each pixel of a bool mask (*S) is in; 0 outside."""
+    labels, count_ = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    return np.bincount(labels.ravel(), minlength=count_ + 1)[labels] * np.asarray(mask, dtype=bool).astype(float)
+
+
+def components(truth: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
+    """Size in pixels, and share that was found, of every connected component of the truth."""
+    labels, count_ = ndimage.label(truth, np.ones((3,) * truth.ndim))
+    size = np.bincount(labels.ravel(), minlength=count_ + 1)[1:]
+    hit = np.bincount(labels.ravel(), weights=found.ravel().astype(float), minlength=count_ + 1)[1:]
+    return [(float(n), float(h / n)) for n, h in zip(size, hit)]
+
+
+def count(
+    truth: np.ndarray, found: np.ndarray, true_values: np.ndarray, found_values: np.ndarray, edges: Sequence[float]
+) -> _Counts:
+    """Pixels of each range of values; ``edges`` part the ranges, and each value belongs to that it begins."""
+
+    def histogram(values: np.ndarray) -> np.ndarray:
+        return np.bincount(np.digitize(values, edges), minlength=len(edges) + 1)
+
+    both = truth & found
+    return _Counts(histogram(true_values[truth]), histogram(true_values[both]),
+                   histogram(found_values[found]), histogram(found_values[both]))  # fmt: skip
+
+
+def ranges(edges: Sequence[float]) -> list[str]:
+    """Names of the ranges that ``edges`` part: "below 2", "2 to 4", ..., "from 13"."""
+    inner = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
+    return [f"below {edges[0]:g}", *inner, f"from {edges[-1]:g}"]
+
+
+def _share(part: np.ndarray, whole: np.ndarray, place: int) -> float:
+    return float(part[place] / whole[place]) if whole[place] else math.nan
+
+
+def _sensitivity(cases: Sequence[_Counts], place: int) -> list[float]:
+    """Of each case; NaN where nothing is of that range."""
+    return [_share(case.found, case.true, place) for case in cases]
+
+
+def _precision(cases: Sequence[_Counts], place: int) -> list[float]:
+    return [_share(case.right, case.predicted, place) for case in cases]
+
+
+def _harmonic(cases: Sequence[_Counts], place: int) -> list[float]:
+    """0 where nothing of a range is found; NaN where nothing is of it."""
+    pairs = zip(_sensitivity(cases, place), _precision(cases, place))
+    return [math.nan if math.isnan(s) else 0.0 if not s or math.isnan(p) or not p else 2 * s * p / (s + p)
+            for s, p in pairs]  # fmt: skip
+
+
+def _points(of: Mapping[str, Mapping[str, Summary]], names: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    return {bin_: {name: (own[bin_].mean, own[bin_].std) for name, own in of.items()} for bin_ in names}
+
+
+def _cell(summary: Summary) -> MeanStd:
+    return MeanStd(100 * summary.mean, 100 * summary.std)
+
+
+def _detected(found: Sequence[tuple[float, float]], edges: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Of each range of sizes: how many components, share of which half was found, share of which a pixel was found."""
+    size, share = np.asarray(found).reshape(-1, 2).T
+    which = np.digitize(size, edges)
+    result = {}
+    for place, name in enumerate(ranges(edges)):
+        own = share[which == place]
+        if len(own):
+            result[name] = {"components": len(own), "half": float((own >= 0.5).mean()), "any": float((own > 0).mean())}
+    return result
+
+
+def _rising(option: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or any(not 0 < a < math.inf for a in values) or any(a >= b for a, b in itertools.pairwise(values)):
+        raise InputError(f"{option} {text}: expected numbers above 0 that rise, such as 2,4,8.")
+    return values
+
+
+def _folders(text: str | None) -> list[tuple[str, Path]]:
+    found = []
+    for part in (text or "").split(","):
+        if part.strip():
+            name, folder = named(part.strip())
+            if not Path(folder).is_dir():
+                raise InputError(f"--kind.masks {folder}: there is no such folder. Give NAME=FOLDER, or the folder.")
+            found.append((name or Path(folder).name, Path(folder)))
+    return found
+
+
+def _of_head(head: TrainedSegmenter) -> Predict:
+    return lambda item, image: head.segment(image.image).classes
+
+
+def _of_folder(folder: Path, dims: int) -> Predict:
+    """Masks by the names of the cases, wherever below the folder."""
+    files = {stem(path): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def predict(item: LabelledCase, image: LabelledImage) -> np.ndarray:
+        path = files.get(item.case.name)
+        if path is None:
+            raise InputError(f"--kind.masks {folder}: holds no mask for the test case {item.case.name}.")
+        array = read_mask(path, dims).array[0]
+        if array.shape != image.classes.shape:
+            raise InputError(
+                f"--kind.masks: {path} is {' x '.join(map(str, array.shape))}, and its image is "
+                f"{' x '.join(map(str, image.classes.shape))}."
+            )
+        return item.labels.to_classes(array, str(path))
+
+    return predict

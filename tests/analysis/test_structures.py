@@ -1,0 +1,135 @@
+"""Widths of synthetic tubes, sizes of blobs, and how much of each is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from frepa import cli
+from frepa.analysis.structures import components, count, ranges, sizes, widths
+from tiny_runs import classifying, masked_set, segmenting
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 9, 2, 6])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_width_of_a_tube(width: int, axis: int) -> None:
+    mask = np.zeros((40, 60), bool)
+    lines = [slice(None)] * 2
+    lines[1 - axis] = slice(10, 10 + width)
+    mask[tuple(lines)] = True
+    found = widths(mask)
+    assert np.all(found[~mask] == 0)
+    expected = width if width % 2 else width - 1
+    assert np.allclose(found[mask], expected)
+
+
+def test_widths_of_tubes_beside_each_other_and_in_3d() -> None:
+    mask = np.zeros((50, 40), bool)
+    mask[:, 5] = True
+    mask[:, 15:20] = True
+    found = widths(mask)
+    assert np.all(found[:, 5] == 1)
+    assert np.all(found[:, 15:20] == 5)
+    z, y, x = np.ogrid[:24, :21, :21]
+    solid = ((y - 10) ** 2 + (x - 10) ** 2 < 4.5**2) & (z >= 0)  # nine voxels across
+    along = widths(solid)[6:18][solid[6:18]]
+    assert np.median(along) == pytest.approx(9, abs=1.3)
+    assert not widths(np.zeros((5, 5), bool)).any()
+    assert np.all(widths(np.ones((5, 7), bool)) == 5)
+
+
+def test_widths_of_a_slanted_tube() -> None:
+    y, x = np.mgrid[:120, :120]
+    mask = np.abs((x - y) / np.sqrt(2)) < 3.5  # seven pixels across
+    assert np.median(widths(mask)[30:90, 30:90][mask[30:90, 30:90]]) == pytest.approx(7, abs=1)
+
+
+def test_sizes_are_those_of_components() -> None:
+    rng = np.random.default_rng(0)
+    mask = ndimage.binary_opening(rng.random((40, 40)) > 0.4)
+    found = sizes(mask)
+    labels, number = ndimage.label(mask, np.ones((3, 3)))
+    for label in range(1, number + 1):
+        assert np.all(found[labels == label] == (labels == label).sum())
+    assert np.all(found[~mask] == 0)
+    hit = mask.copy()
+    hit[:, 20:] = False
+    for (size, share), label in zip(components(mask, hit), range(1, number + 1)):
+        inside = labels == label
+        assert size == inside.sum()
+        assert share == pytest.approx((hit & inside).sum() / inside.sum())
+
+
+def test_every_pixel_is_counted_once() -> None:
+    truth = np.zeros((30, 30), bool)
+    truth[:, 3] = True
+    truth[:, 10:17] = True
+    found = truth.copy()
+    found[:, 3] = False
+    found[20:, 25] = True
+    own = count(truth, found, widths(truth), widths(found), (2.0, 4.0))
+    assert own.true.tolist() == [30, 0, 210]
+    assert own.found.tolist() == [0, 0, 210]
+    assert own.predicted.tolist() == [10, 0, 210]
+    assert own.right.tolist() == [0, 0, 210]
+    assert ranges((2.0, 4.0)) == ["below 2", "2 to 4", "from 4"]
+
+
+def test_a_run_an_encoder_and_masks_on_one_page(tmp_path: Path) -> None:
+    run = segmenting(tmp_path)
+    words = ["analyze", "structures", str(tmp_path / "set"), "--encoder", f"head={run}", "--quiet", "--num-workers=0",
+             "--encoder", "random:tiny_for_tests,guide=none", "--crop-size=32", "--out", str(tmp_path / "out"),
+             "--kind.masks", f"again={run / 'predictions'}", "--kind.sizes=50,200"]  # fmt: skip
+    assert cli.main(words) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    numbers = results["numbers"]
+    scored = json.loads((run / "results.json").read_text())["sets"]["set"]["test"]["dsc"]["mean"]
+    assert numbers["dsc"]["head"]["mean"] == pytest.approx(scored, abs=1e-9)
+    # What the head says now is what it said then, as its masks on disk have it
+    assert numbers["width"]["sensitivity"]["again"] == numbers["width"]["sensitivity"]["head"]
+    assert numbers["size"]["precision"]["again"] == numbers["size"]["precision"]["head"]
+    assert len(numbers["dsc"]) == 3
+    # By hand, of the masks of the set
+    pooled = 0
+    for path in sorted((run / "predictions/set").glob("*.png")):
+        truth = np.asarray(Image.open(tmp_path / "set/masks" / path.name)) > 0
+        pooled += int(truth.sum())
+    assert sum(numbers["width"]["pixels"].values()) == pooled
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["set"], "--encoder missing"),
+        (
+            ["set", "--kind.by=depth", "--encoder=random:tiny_for_tests"],
+            "--kind.by depth: expected width, size or both",
+        ),
+        (
+            ["set", "--kind.widths=4,2", "--encoder=random:tiny_for_tests"],
+            "--kind.widths 4,2: expected numbers above 0",
+        ),
+        (["set", "--kind.masks=nowhere"], "--kind.masks nowhere: there is no such folder"),
+        (["set", "--kind.masks=empty"], "holds no mask for the test case"),
+        (["classes", "--encoder=random:tiny_for_tests"], "has no masks"),
+        (["set", "--encoder=kinds/run"], "a run of frepa classify, and here one of frepa segment is needed"),
+    ],
+)
+def test_wrong_input_in_plain_words(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    masked_set(tmp_path / "set", 4)
+    (tmp_path / "empty").mkdir()
+    if "--encoder=kinds/run" in words or "classes" in words:
+        classifying(tmp_path / "kinds")
+        (tmp_path / "kinds/set").rename(tmp_path / "classes")
+    capsys.readouterr()
+    assert cli.main(["analyze", "structures", *words, "--out=out", "--quiet", "--num-workers=0"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
