@@ -7,6 +7,7 @@ convolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,15 +93,13 @@ class Vit3d(Encoder):
         )
         self.uses_guide = uses_guide
         self.grid = image_size // patch_size
-        self.trunk: Any = ViT(
-            image_channels + uses_guide,
-            image_size,
-            patch_size,
-            hidden_size=shape["hidden_size"],
-            mlp_dim=shape["mlp_dim"],
-            num_layers=shape["num_layers"],
-            num_heads=shape["num_heads"],
-        )
+        self.trunk_options: dict[str, Any] = {
+            "in_channels": image_channels + uses_guide,
+            "img_size": image_size,
+            "patch_size": patch_size,
+            **shape,
+        }
+        self.trunk: Any = ViT(**self.trunk_options)
         blocks: Any = self.trunk.blocks
         for block in blocks:
             block.attn.use_flash_attention = True  # the same attention without its (tokens x tokens) matrix in memory
@@ -126,7 +125,7 @@ class Vit3d(Encoder):
     def _walk(self, x: Tensor, looks: list[int]) -> list[Tensor]:
         """Maps after these blocks, the last block's after the last norm."""
         patches = self.trunk.patch_embedding.patch_embeddings(self.without_unused(x))
-        tokens = (patches + self._positions(patches.shape[2:])).flatten(2).transpose(1, 2)
+        tokens = (patches + self.positions(patches.shape[2:])).flatten(2).transpose(1, 2)
         seen = []
         for number, block in enumerate(self.trunk.blocks):
             tokens = self.run(block, tokens)
@@ -146,21 +145,22 @@ class Vit3d(Encoder):
         x, layer = self.without_unused(self.padded(x)), self.trunk.patch_embedding.patch_embeddings
         if keep is None:
             patches = layer(x)
-            tokens = (patches + self._positions(patches.shape[2:])).flatten(2).transpose(1, 2)
+            tokens = (patches + self.positions(patches.shape[2:])).flatten(2).transpose(1, 2)
         else:  # a patch of a volume is long: embedding one that is not kept costs as much as the blocks do
             grid = torch.Size(length // step for length, step in zip(x.shape[2:], per_axis(self.stride, 3)))
-            places = self._positions(grid).flatten(2).transpose(1, 2).expand(len(x), -1, -1)
+            places = self.positions(grid).flatten(2).transpose(1, 2).expand(len(x), -1, -1)
             tokens = embedded(layer, x, keep) + pick(places, keep)
         for block in self.trunk.blocks:
             tokens = self.run(block, tokens)
         return self.trunk.norm(tokens)
 
-    def _positions(self, grid: torch.Size) -> Tensor:
+    def positions(self, grid: Sequence[int]) -> Tensor:
+        """The learned positions (1, channels, *grid), interpolated where the grid is another than the trained one."""
         positions = self.trunk.patch_embedding.position_embeddings
         positions = positions.transpose(1, 2).reshape(1, self.channels, self.grid, self.grid, self.grid)
-        if grid == positions.shape[2:]:
+        if tuple(grid) == tuple(positions.shape[2:]):
             return positions
-        return F.interpolate(positions, size=grid, mode="trilinear", align_corners=False)
+        return F.interpolate(positions, size=tuple(grid), mode="trilinear", align_corners=False)
 
 
 class SwinUnetr3d(Encoder):
@@ -197,9 +197,14 @@ class SwinUnetr3d(Encoder):
         )
         self.uses_guide = uses_guide
         # "merging" drops some positions and repeats others in older MONAI, not in newer; "mergingv2" never does.
-        self.trunk: Any = SwinUNETR(
-            image_channels + uses_guide, 1, feature_size=width, dropout_path_rate=drop_path_rate, downsample="mergingv2"
-        )
+        self.trunk_options: dict[str, Any] = {
+            "in_channels": image_channels + uses_guide,
+            "out_channels": 1,
+            "feature_size": width,
+            "dropout_path_rate": drop_path_rate,
+            "downsample": "mergingv2",
+        }
+        self.trunk: Any = SwinUNETR(**self.trunk_options)
         del self.trunk.out
 
     @property
@@ -274,18 +279,19 @@ class MedNext3d(Encoder):
             options={"kernel_size": kernel_size, **unguided(uses_guide)},
         )
         self.uses_guide = uses_guide
-        self.trunk: Any = MedNeXt(
-            in_channels=image_channels + uses_guide,
-            init_filters=filters,
-            encoder_expansion_ratio=ratios,
-            decoder_expansion_ratio=ratios[::-1],
-            bottleneck_expansion_ratio=ratio_bottleneck,
-            kernel_size=kernel_size,
-            use_residual_connection=True,
-            blocks_down=blocks,
-            blocks_bottleneck=blocks_bottleneck,
-            blocks_up=blocks[::-1],
-        )
+        self.trunk_options: dict[str, Any] = {
+            "in_channels": image_channels + uses_guide,
+            "init_filters": filters,
+            "encoder_expansion_ratio": ratios,
+            "decoder_expansion_ratio": ratios[::-1],
+            "bottleneck_expansion_ratio": ratio_bottleneck,
+            "kernel_size": kernel_size,
+            "use_residual_connection": True,
+            "blocks_down": blocks,
+            "blocks_bottleneck": blocks_bottleneck,
+            "blocks_up": blocks[::-1],
+        }
+        self.trunk: Any = MedNeXt(**self.trunk_options)
         del self.trunk.out_0
 
     @property

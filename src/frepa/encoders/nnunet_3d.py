@@ -23,6 +23,25 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
+def resenc_options(name: str) -> dict[str, Any]:
+    """What nnU-Net's ``ResidualEncoderUNet`` is told for this name, but for its input channels and classes."""
+    features, blocks = SHAPES[name]
+    return {
+        "n_stages": len(features),
+        "features_per_stage": features,
+        "conv_op": nn.Conv3d,
+        "kernel_sizes": 3,
+        "strides": (1, *(2,) * (len(features) - 1)),
+        "n_blocks_per_stage": blocks,
+        "n_conv_per_stage_decoder": 1,
+        "conv_bias": True,
+        "norm_op": nn.InstanceNorm3d,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
 class ResEnc3d(Encoder):
     """nnU-Net's ResEnc. ``dense`` is its last feature map at full resolution, ``embedding`` its bottleneck.
 
@@ -44,7 +63,7 @@ class ResEnc3d(Encoder):
                 f"encoder {name} needs the package dynamic-network-architectures, which is not installed. "
                 "Install it with: pip install 'frepa[nnunet]'"
             ) from None
-        features, blocks = SHAPES[name]
+        features, _ = SHAPES[name]
         multiple = 2 ** (len(features) - 1)
         super().__init__(
             name=name,
@@ -60,19 +79,8 @@ class ResEnc3d(Encoder):
         self.uses_guide = uses_guide
         self.trunk: Any = ResidualEncoderUNet(
             input_channels=image_channels + uses_guide,
-            n_stages=len(features),
-            features_per_stage=features,
-            conv_op=nn.Conv3d,
-            kernel_sizes=3,
-            strides=(1, *(2,) * (len(features) - 1)),
-            n_blocks_per_stage=blocks,
             num_classes=1,
-            n_conv_per_stage_decoder=1,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
+            **resenc_options(name),
         )
         self.trunk.apply(self.trunk.initialize)
         # Its decoder holds the encoder a second time and one output layer per stage: neither belongs to the features.

@@ -10,6 +10,8 @@ from frepa.exporting.contract import Target
 _MODULES = {
     "timm": "frepa.exporting.timm_folder",
     "huggingface": "frepa.exporting.huggingface",
+    "monai": "frepa.exporting.monai_bundle",
+    "nnunet": "frepa.exporting.nnunet_plan",
     "onnx": "frepa.exporting.onnx_model",
     "torch": "frepa.exporting.torch_program",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -30,7 +29,6 @@ RECORD = "export.json"
 #: Of the largest value of the encoder's own output (or of 1, where that is smaller). Float32 sums in another order
 #: differ by some 1e-6 of it; a wrong weight, norm or axis by more than 1e-2.
 TOLERANCE = 1e-4
-_ASIDE = ".export-"
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def export_encoder(
         encoder, reference = open_encoder(asked.source)
         encoder.requires_grad_(False)
         _check(to, target, encoder, asked)
-        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder.root) as aside:
+        with tempfile.TemporaryDirectory(prefix="frepa-export-") as aside:
             with torch.no_grad():
                 exported = target.write(without_guide(encoder), Path(aside), asked)
                 found = []
@@ -128,14 +126,11 @@ def _refuse_large(to: str, found: list[Difference]) -> None:
 
 
 def _put(aside: Path, root: Path) -> None:
-    """Move everything to its place, each file in one step; what a killed export left aside goes."""
+    """Move everything to its place, each file in one step."""
     for path in sorted(path for path in aside.rglob("*") if path.is_file()):
         place = root / path.relative_to(aside)
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, partial(os.replace, path))
-    for left in root.glob(f"{_ASIDE}*"):
-        if left != aside:
-            shutil.rmtree(left, ignore_errors=True)
+        write_atomically(place, partial(shutil.move, path))
 
 
 def _record(

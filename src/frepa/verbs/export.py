@@ -10,7 +10,7 @@ from frepa.verbs._result import ExportResult
 def export(
     encoder: str,
     *,
-    to: Literal["timm", "huggingface", "onnx", "torch"],
+    to: Literal["timm", "huggingface", "onnx", "torch", "monai", "nnunet"],
     out: str,
     image_size: int | None = None,
     overwrite: bool = False,
@@ -25,8 +25,10 @@ def export(
     Args:
         encoder: a run folder, an encoder file, or a specification such as timm:NAME@FILE.
         to: "timm": a folder for timm.create_model("local-dir:FOLDER"). "huggingface": a folder for transformers'
-            AutoModel and AutoImageProcessor, with frepa[hf]. "onnx": an ONNX file, with frepa[export].
-            "torch": a file for torch.export.load. What a kind cannot express is refused, with the kinds that can.
+            AutoModel and AutoImageProcessor, with frepa[hf]. "onnx": an ONNX file, with frepa[export]. "torch": a file
+            for torch.export.load. "monai": a bundle with MONAI's own network class. "nnunet": a checkpoint with the
+            adaptation plan that nnU-Net's fine-tuning reads, with frepa[nnunet]. What a kind cannot express is refused,
+            with the kinds that can.
         out: folder to write; an existing one is never touched without --overwrite.
         image_size: side in pixels of the images it is for, where one must be chosen: encoders with attention in windows
             become a program for one size. By default the encoder's own.
