@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from frepa.verbs.predict import predict
 from tiny_runs import balls, classifying, detecting, read_rows, segmenting
 
 OBLIQUE = [0.8, 0.6, 0.0, -0.6, 0.8, 0.0, 0.0, 0.0, 1.0]
-TILTED = [*(np.array([0.9, 0.1, -0.2]) / np.linalg.norm([0.9, 0.1, -0.2]))]
+OBLIQUE_PLANE = [*np.linalg.qr(np.array([[0.9, 0.1], [0.2, 0.95], [-0.3, 0.25]]))[0].T.ravel()]
 
 
 @pytest.fixture(scope="module")
@@ -322,11 +324,21 @@ STUDY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, (0.8, 0.6, 0, 0, 0, -1)])
-def test_a_dicom_segmentation_lies_on_its_series(solid, tmp_path, monkeypatch, orientation) -> None:
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"orientation": AXIAL},
+        {"orientation": (-1, 0, 0, 0, -1, 0), "spacing": (0.4, 1.7), "step": 5.5},  # flipped, no two extents alike
+        {"orientation": SAGITTAL, "spacing": (2.5, 0.3), "step": 0.7},
+        {"orientation": (0.8, 0.6, 0, 0, 0, -1), "step": 3.3},
+        {"orientation": OBLIQUE_PLANE, "spacing": (0.9, 0.5), "step": 4.0, "origin": (37.25, -81.5, 640.0)},  # cropped
+    ],
+)
+def test_a_dicom_segmentation_lies_on_its_series(solid, tmp_path, monkeypatch, grid) -> None:
     hd = pytest.importorskip("highdicom")
     monkeypatch.setattr(Segmenter, "predict", threshold)
-    files = series(tmp_path / "series", speckles((5, 7, 9)), orientation=orientation, order=[3, 1, 4, 0, 2], **STUDY)
+    # Frames of whole bytes: where bits of two share one, GDCM (SimpleITK 2.5) reads the last bits of the first wrongly
+    files = series(tmp_path / "series", speckles((5, 8, 9)), order=[3, 1, 4, 0, 2], **grid, **STUDY)
     how = {"quiet": True, "format": "dicom-seg"}
     out = predict(str(solid), [str(tmp_path / "series")], out=str(tmp_path / "out"), **how)
     seg = hd.seg.segread(out / "masks/series.dcm")
@@ -339,8 +351,29 @@ def test_a_dicom_segmentation_lies_on_its_series(solid, tmp_path, monkeypatch, o
     image = hd.get_volume_from_series(images)
     mask = seg.get_volume(combine_segments=True).match_geometry(image)
     np.testing.assert_array_equal(mask.array, image.array > 50)
+    # By place in the patient, read by another library
+    scan = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "series")))
+    other = sitk.ReadImage(str(out / "masks/series.dcm"))
+    back = sitk.GetArrayFromImage(sitk.Resample(other, scan, sitk.Transform(), sitk.sitkNearestNeighbor))
+    np.testing.assert_array_equal(back > 0, sitk.GetArrayFromImage(scan) > 50)
     again = predict(str(solid), [str(tmp_path / "series")], out=str(tmp_path / "again"), **how)
     assert hd.seg.segread(again / "masks/series.dcm").SOPInstanceUID == seg.SOPInstanceUID
+
+
+@pytest.mark.skipif(
+    shutil.which("dciodvfy") is None, reason="dciodvfy (package dicom3tools of Debian) is not installed"
+)
+def test_a_dicom_segmentation_is_one_by_the_standard(solid, flat, tmp_path, monkeypatch) -> None:
+    """No error of a checker that holds objects against the tables of the standard; of a series and of one image."""
+    pytest.importorskip("highdicom")
+    monkeypatch.setattr(Segmenter, "predict", threshold)
+    files = series(tmp_path / "series", speckles((5, 7, 9)), orientation=OBLIQUE_PLANE, **STUDY)
+    for run, source in ((solid, tmp_path / "series"), (flat, files[2])):
+        out = predict(str(run), [str(source)], out=str(tmp_path / run.parent.name), quiet=True, format="dicom-seg")
+        (mask,) = (out / "masks").iterdir()
+        told = subprocess.run(["dciodvfy", "-new", str(mask)], capture_output=True, text=True, check=False).stderr
+        assert "Segmentation" in told.splitlines()
+        assert [line for line in told.splitlines() if line.startswith("Error")] == []
 
 
 def test_what_cannot_be_a_dicom_segmentation_is_said(solid, tmp_path, monkeypatch) -> None:

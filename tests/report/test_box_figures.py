@@ -9,9 +9,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from frepa.report.boxes import box_overlay, froc_curve
+from frepa.report.boxes import box_overlay, found_overlay, froc_curve
 from frepa.report.figures import png_bytes
-from frepa.report.overlays import FALSE_ALARM, HIT, MISS
+from frepa.report.overlays import FALSE_ALARM, HIT, MISS, prediction_overlay
 
 RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 
@@ -123,3 +123,21 @@ def test_froc_curve_is_linear_between_points_and_level_after_the_last() -> None:
     assert len(axes.collections) == 1  # one has an interval
     decode(figure)
     assert froc_curve({"a": curves["a"]}, RATES).axes[0].get_legend() is None
+
+
+def test_pictures_of_what_was_found_name_the_classes_and_keep_proportions() -> None:
+    """A volume whose pixels are three times as high as wide: the plane is drawn as it is in the patient."""
+    image, classes = np.zeros((1, 4, 10, 30)), np.zeros((4, 10, 30), np.uint8)
+    classes[2, 3:6, 4:9] = 2
+    boxes, scores = np.array([[1.0, 2, 3, 3, 6, 9]]), np.array([0.7])
+    figures = [
+        prediction_overlay(image, classes, names=["front", "back"], voxels=(9.0, 1.5, 0.5)),
+        found_overlay(image, boxes, scores, labels=["back"], kinds=["front", "back"], voxels=(9.0, 1.5, 0.5)),
+    ]
+    for figure in figures:
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["front", "back"]
+        figure.canvas.draw()
+        for axes in figure.axes:
+            shown = axes.get_window_extent()
+            assert shown.height / shown.width == pytest.approx(1, rel=0.03)
+    assert not prediction_overlay(image, classes, names=["all"]).legends

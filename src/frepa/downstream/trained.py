@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -42,10 +42,12 @@ class Answer(ABC):
     Attributes:
         grid: the file's grid.
         image: ``(C, *S)`` float32 in [0, 1], as the head saw it, for pictures.
+        voxels: millimetres per axis of ``image``; None where the file does not say.
     """
 
     grid: Filed
     image: np.ndarray
+    voxels: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     @property
     @abstractmethod
@@ -137,10 +139,11 @@ class TrainedHead(ABC, Generic[Model]):
         The heads see it in the orientation they were trained in.
         """
         turned = reorient(scan)
-        return self._answer(to_unit(turned, window=self.window), turned.affine, grid)
+        said = self._answer(to_unit(turned, window=self.window), turned.affine, grid)
+        return replace(said, voxels=turned.spacing)
 
     @abstractmethod
-    def _answer(self, image: np.ndarray, affine: np.ndarray | None, grid: Filed) -> Any:
+    def _answer(self, image: np.ndarray, affine: np.ndarray | None, grid: Filed) -> Answer:
         """What is said of an image ``(C, *S)`` in [0, 1], whose own axes ``affine`` belongs to."""
 
     def describe(self) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from frepa.report.canvas import COLOURS, bare, dress, new_figure, plane
+from frepa.report.canvas import COLOURS, bare, dress, new_figure, pixel_size, plane
 from frepa.report.overlays import FALSE_ALARM, HIT, MISS
 
 _TRUE = "#FFFFFF"
@@ -98,13 +98,21 @@ def box_overlay(
 
 
 def found_overlay(
-    image: np.ndarray, found: np.ndarray, scores: np.ndarray, *, labels: Sequence[str] | None = None
+    image: np.ndarray,
+    found: np.ndarray,
+    scores: np.ndarray,
+    *,
+    labels: Sequence[str] | None = None,
+    kinds: Sequence[str] = (),
+    voxels: Sequence[float] | None = None,
 ) -> Figure:
     """An image without truth, and beside it the boxes that were found.
 
     Args:
         image, found, scores: as in `box_overlay`; of a volume the slice through the highest box is shown.
         labels: of each box, written beside it with its score where boxes are few; None writes the score alone.
+        kinds: all names there are, in order, each of a colour of its own, for a legend where there are several.
+        voxels: extent per axis of the image, for pixels in their proportions.
     """
     image = np.asarray(image, dtype=float)
     dims = image.ndim - 1
@@ -117,18 +125,27 @@ def found_overlay(
         found, there = _across(found, z)
         scores, names = scores[there], names[there]
     picture = np.clip(plane(image), 0, 1)
-    height, width = picture.shape[:2]
+    down, right = pixel_size(voxels)
+    height, width = picture.shape[0] * down, picture.shape[1] * right
     scale = 4.6 / max(height, width)
-    figure = new_figure(2 * width * scale + 0.2, height * scale + (0.5 if note else 0.2))
-    kinds = list(dict.fromkeys(names.tolist()))
+    legend = len(kinds) > 1
+    figure = new_figure(2 * width * scale + 0.2, height * scale + 0.2 + 0.3 * bool(note) + 0.35 * legend)
+    kinds = list(dict.fromkeys([*kinds, *names.tolist()]))
     for axes, dim in zip(figure.subplots(1, 2), (1.0, 0.75)):
-        axes.imshow(dim * picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(dim * picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=down / right)
         bare(axes)
     for place in np.argsort(scores).tolist():
         label = f"{names[place]} {scores[place]:.2f}".strip() if len(found) <= _MOST_SCORES else ""
         _draw(axes, found[place], _OF_KINDS[kinds.index(names[place]) % len(_OF_KINDS)], label=label)
     if note:
         figure.suptitle(note, fontsize=10)
+    if legend:
+        handles: list[Any] = [
+            (Patch(facecolor=_BEHIND), Line2D([], [], color=_OF_KINDS[k % len(_OF_KINDS)], linewidth=1.6))
+            for k in range(len(kinds))
+        ]
+        across = min(len(kinds), 4)
+        figure.legend(handles, kinds, loc="outside lower center", ncols=across, frameon=False, fontsize=9)
     return figure
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,6 +47,11 @@ def plane(image: np.ndarray) -> np.ndarray:
     if image.ndim == 4:
         image = image[:, image.shape[1] // 2]
     return image[0] if image.shape[0] == 1 else np.moveaxis(image[:3], 0, -1)
+
+
+def pixel_size(voxels: Sequence[float] | None) -> tuple[float, float]:
+    """Height and width of a pixel of `plane`, in any unit, from the extents per axis; (1, 1) where they are unknown."""
+    return (1.0, 1.0) if voxels is None else (float(voxels[-2]), float(voxels[-1]))
 
 
 def planes(image: np.ndarray) -> list[np.ndarray]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from frepa.report.canvas import bare, new_figure, plane
+from frepa.report.canvas import bare, new_figure, pixel_size, plane
 
 # Sky blue, vermillion, yellow and reddish purple of Okabe and Ito: distinct with every common colour blindness on grey.
 HIT, FALSE_ALARM, MISS, CONFUSED = "#56B4E9", "#D55E00", "#F0E442", "#CC79A7"
 _OF_CLASSES = (HIT, MISS, CONFUSED, FALSE_ALARM, "#009E73", "#E69F00", "#0072B2")
+# Names of a legend side by side
+_ACROSS = 4
 
 
 def segmentation_overlay(
@@ -83,12 +85,20 @@ def mark_errors(
     return marks, names
 
 
-def prediction_overlay(image: np.ndarray, prediction: np.ndarray) -> Figure:
+def prediction_overlay(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    names: Sequence[str] = (),
+    voxels: Sequence[float] | None = None,
+) -> Figure:
     """An image without truth, and beside it what was found, a colour per class.
 
     Args:
         image: ``(C, *S)`` in [0, 1], C = 1 or 3, S = (H, W) or (D, H, W).
         prediction: ``(*S)`` labels, 0 = background. Of a volume the slice with the most labelled voxels is shown.
+        names: of the labels from 1 on, for a legend where there are several.
+        voxels: extent per axis of S, for pixels in their proportions.
     """
     note = ""
     if prediction.ndim == 3:
@@ -96,9 +106,11 @@ def prediction_overlay(image: np.ndarray, prediction: np.ndarray) -> Figure:
         note = f"slice {z + 1} of {len(prediction)}"
         image, prediction = image[:, z], prediction[z]
     picture = np.clip(plane(np.asarray(image, dtype=float)), 0, 1)
-    height, width = picture.shape[:2]
+    down, right = pixel_size(voxels)
+    height, width = picture.shape[0] * down, picture.shape[1] * right
     scale = 4.6 / max(height, width)
-    figure = new_figure(2 * width * scale + 0.2, height * scale + (0.5 if note else 0.2))
+    legend = names if len(names) > 1 else ()
+    figure = new_figure(2 * width * scale + 0.2, height * scale + 0.2 + 0.3 * bool(note) + 0.35 * bool(legend))
     base = picture.mean(-1) if picture.ndim == 3 else picture
     canvas = np.repeat(base[..., None], 3, axis=-1)
     for value in np.unique(prediction[prediction > 0]).tolist():
@@ -106,10 +118,15 @@ def prediction_overlay(image: np.ndarray, prediction: np.ndarray) -> Figure:
         rgb = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
         canvas[prediction == value] = 0.2 * canvas[prediction == value] + 0.8 * rgb
     for axes, shown in zip(figure.subplots(1, 2), (picture, canvas)):
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=down / right)
         bare(axes)
     if note:
         figure.suptitle(note, fontsize=10)
+    if legend:
+        colours = [_OF_CLASSES[k % len(_OF_CLASSES)] for k in range(len(legend))]
+        handles = [Patch(facecolor=colour, label=name) for colour, name in zip(colours, legend)]
+        across = min(len(handles), _ACROSS)
+        figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=9)
     return figure
 
 

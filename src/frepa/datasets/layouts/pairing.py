@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
         """How images and others were paired, with the first pairs to look at."""
         some = list(self.of.items())
         shown = "; ".join(f"{shortened(_base(image))} with {shortened(_base(other))}" for image, other in some[:_SHOWN])
-        return f"Images and {what} are paired by {self.how}: {shown}{'; ...' if len(some) > _SHOWN else ''}"
+        return f"Images and {what} are paired by {self.how}: {shown}{'; and so on' if len(some) > _SHOWN else ''}"
 
 
 def stem(name: str | Path) -> str:

@@ -54,7 +54,10 @@ class DetectedScan(Answer):
         """The image, and beside it the boxes that count; of a volume the slice through the best one."""
         kept = self._counts(self.seen)
         labels = [self.classes[k] for k in self.seen.classes[kept]] if len(self.classes) > 1 else None
-        return found_overlay(self.image, self.seen.corners[kept], self.seen.scores[kept], labels=labels)
+        corners, scores = self.seen.corners[kept], self.seen.scores[kept]
+        return found_overlay(
+            self.image, corners, scores, labels=labels, kinds=self.classes if labels else (), voxels=self.voxels
+        )
 
     def _counts(self, found: Detections) -> np.ndarray:
         least = np.asarray(self.thresholds)[found.classes] if len(found.classes) else np.zeros(0)

@@ -59,7 +59,8 @@ class SegmentedScan(Answer):
 
     def picture(self) -> Figure:
         """The image, and beside it what was found; of a volume the slice with most of it."""
-        return prediction_overlay(self.image, self.seen)
+        names = self.labels.names[1:] or [f"mask value {value}" for value in self.labels.values[1:]]
+        return prediction_overlay(self.image, self.seen, names=names, voxels=self.voxels)
 
 
 class TrainedSegmenter(TrainedHead[Segmenter]):
