@@ -164,6 +164,15 @@ def test_the_second_file_of_a_pair_is_its_neighbour(tmp_path: Path) -> None:
         open_source(tmp_path / "inner" / "x.hdr", dims=3)
 
 
+def test_no_python_object_is_in_a_reason(tmp_path: Path) -> None:
+    """A header of NumPy's is a literal of Python's, and what is none comes back as an object of its parser."""
+    header = b"{'descr': u1, 'fortran_order': False, 'shape': (4, 4)}".ljust(117) + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(16))
+    with pytest.raises(InputError, match="not a NumPy file \\(malformed node or string") as caught:
+        open_source(tmp_path / "x.npy")
+    assert "object at" not in str(caught.value)
+
+
 def test_a_tiff_whose_pages_go_in_a_circle(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, np.zeros((3, 8, 8), np.uint8), photometric="minisblack")

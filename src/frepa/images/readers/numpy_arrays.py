@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import zipfile
 from collections import OrderedDict
@@ -35,6 +36,8 @@ CACHE_BYTES = 2**31
 # Deflate cannot shrink by more than about 1032; a larger claim is a lie meant to exhaust memory
 _MOST_DEFLATE = 1100
 _MOST_HEADER = 2**16
+# How Python writes an object that has no name for people
+_OBJECT = re.compile(r":? ?<[\w.]+ object at 0x[0-9a-f]+>")
 
 
 @dataclass(frozen=True)
@@ -229,4 +232,5 @@ def _mapped(path: Path, start: int) -> np.ndarray:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    text = _OBJECT.sub("", " ".join(str(error).split()))
+    return text[:160] or type(error).__name__
