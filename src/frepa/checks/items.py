@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from frepa.checks.measures import Measured
 from frepa.images.label_folders import label_folder
@@ -57,7 +58,7 @@ class Item:
         """The folder it lies in that holds labels by its name, or "" (interpolated masks have many values)."""
         return label_folder(self.folder)
 
-    @property
+    @cached_property
     def is_labels(self) -> bool:
         """It looks like a label map: few values, nearly all neighbours off the background equal, or a folder's name."""
         if self.label_folder:

@@ -8,7 +8,6 @@ at random, and kept in the user's configuration folder with access for that user
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -39,7 +38,7 @@ def pseudonym(text: str) -> str:
     Raises:
         InputError: the key cannot be read, or neither read nor made.
     """
-    return hmac.new(_key(), text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(_key(), text.encode("utf-8", "surrogateescape"), "sha256").hex()[:16]
 
 
 def key_check() -> str:

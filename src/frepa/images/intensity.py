@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -137,12 +138,13 @@ def exact_percentiles(
         return (0.0,) * len(percentiles)
     if flat.dtype.kind in "ui" and flat.dtype.itemsize <= 2 and (flat.size >= _FEW or ignore is not None):
         return _by_counting(flat, percentiles, ignore)
-    below, above, weight = _ranks(flat.size, percentiles)
+    below, above, weight = _ranks(flat.size, tuple(percentiles))
     ordered = _order_statistics(flat, np.concatenate([below, above]))
     return _interpolated(ordered[: len(below)], ordered[len(below) :], weight)
 
 
-def _ranks(count: int, percentiles: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@lru_cache(maxsize=64)  # scans of a source are often of one size
+def _ranks(count: int, percentiles: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two ranks each percentile lies between, and how far it is from the lower one."""
     virtual = (count - 1) * (np.asarray(percentiles, np.float64) / 100.0)
     below = np.floor(virtual).astype(np.int64)
@@ -171,7 +173,7 @@ def _by_counting(flat: np.ndarray, percentiles: Sequence[float], ignore: float |
     cumulative = np.cumsum(counts)
     if cumulative[-1] == 0:
         return (0.0,) * len(percentiles)
-    below, above, weight = _ranks(int(cumulative[-1]), percentiles)
+    below, above, weight = _ranks(int(cumulative[-1]), tuple(percentiles))
     values = np.searchsorted(cumulative, np.concatenate([below, above]), side="right") + lowest
     return _interpolated(values[: len(below)], values[len(below) :], weight)
 

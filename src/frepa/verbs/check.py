@@ -52,8 +52,8 @@ def check(
     from tqdm import tqdm
 
     from frepa.checks.findings import write_findings
-    from frepa.checks.report import summary, write_page
     from frepa.checks.run import Checked, check_source
+    from frepa.checks.summary import summary
     from frepa.datasets.opening import open_source
     from frepa.images.hidden_names import naming
     from frepa.run_folders import check_out, out_folder
@@ -74,6 +74,8 @@ def check(
         if out is None:
             measure()
             return None
+        from frepa.checks.report import write_page  # draws, and what draws takes seconds to import
+
         # The folder is opened before an hour of reading, not after.
         with out_folder(out, "check", overwrite=overwrite, inputs={"the source": source}) as folder:
             checked = measure()
