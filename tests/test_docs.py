@@ -83,7 +83,7 @@ PAGES = {
     "embeddings.md": 2,
     "exporting.md": 3,
     "evaluating.md": 2,
-    "comparing.md": 4,
+    "comparing.md": 6,
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from frepa.encoders.files import load_encoder
     from frepa.pretraining.methods import all as methods
     from frepa.verbs._result import RunResult
+    from frepa.verbs.ablate import ablate
     from frepa.verbs.analyze import analyze
     from frepa.verbs.check import check
     from frepa.verbs.classify import classify
@@ -36,6 +37,7 @@ except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
 _WHERE = {
+    "ablate": "frepa.verbs.ablate",
     "analyze": "frepa.verbs.analyze",
     "check": "frepa.verbs.check",
     "compare": "frepa.verbs.compare",
@@ -55,7 +57,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "RunResult", "analyze", "check", "classify", "compare", "demo", "detect", "embed", "evaluate", "export",
+    "RunResult", "ablate", "analyze", "check", "classify", "compare", "demo", "detect", "embed", "evaluate", "export",
     "load_encoder", "load_head", "methods", "predict", "prepare", "pretrain", "segment",
 ]  # fmt: skip
 

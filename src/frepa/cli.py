@@ -42,6 +42,7 @@ COMMANDS: dict[str, str] = {
     "export": "frepa.verbs.export:export",
     "evaluate": "frepa.verbs.evaluate:evaluate",
     "compare": "frepa.verbs.compare:compare",
+    "ablate": "frepa.verbs.ablate:ablate",
     "datasets list": "frepa.verbs.datasets:datasets_list",
     "datasets show": "frepa.verbs.datasets:datasets_show",
     "datasets verify": "frepa.verbs.datasets:datasets_verify",

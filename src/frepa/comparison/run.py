@@ -15,13 +15,14 @@ from frepa.comparison.cells import CELLS, Baseline, plan_cells
 from frepa.comparison.page import write_page
 from frepa.comparison.running import check_engine, run_cells, threads_for
 from frepa.comparison.scores import read_scores
-from frepa.comparison.study import read_study
+from frepa.comparison.study import Study, read_study
 from frepa.comparison.table import make_table
 from frepa.comparison.writing import counts, write_tables
 from frepa.errors import InputError, Stopped
+from frepa.files import write_text
 from frepa.machine import versions
 from frepa.names import shown
-from frepa.run_folders import out_folder
+from frepa.run_folders import OutFolder, out_folder
 from frepa.user_paths import named_folder
 
 _LARGEST = 2**20
@@ -69,8 +70,6 @@ def run_study(
     options: CompareOptions,
     verbs: Mapping[str, Callable[..., Any]],
     baselines: Mapping[str, Baseline],
-    *,
-    kind: str = "compare",
 ) -> Path:
     """Compute the missing cells of a study and write its table; returns the folder.
 
@@ -79,55 +78,63 @@ def run_study(
         options: how it is run.
         verbs: what trains and tests heads, by name.
         baselines: rows that need no encoder.
-        kind: the verb, which marks the folder.
 
     Raises:
         InputError: the study is not understood; nothing was computed then.
     """
     check_engine(options.jobs, options.threads, options.backend, options.cluster)
-    study = read_study(content, name, verbs, {key: kind.options for key, kind in baselines.items()})
+    study = read_study(content, name, verbs, {key: one.options for key, one in baselines.items()})
     root = named_folder(options.out)
     inputs = {
         "a source": [text for task in study.tasks for text in _listed(task.source)],
         "an encoder": [spec for row in study.rows for spec in row.encoders],
     }
-    go_on = f"Continue with the same command and --resume ({root})."
     with out_folder(
-        root, kind, overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
+        root, "compare", overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
         go_on="Make room and give the same command with --resume.",
     ) as out:  # fmt: skip
-        cells, contents = plan_cells(study, verbs, baselines)
-        out.start()
-        _keep(root, content)
-        try:
-            records = run_cells(
-                cells,
-                root / CELLS,
-                verbs,
-                baselines,
-                jobs=options.jobs,
-                threads=options.threads or threads_for(options.jobs),
-                backend=options.backend,
-                cluster=options.cluster,
-                num_workers=options.num_workers,
-                retry=options.retry,
-                quiet=options.quiet,
-                tell=_tell,
-            )
-        except KeyboardInterrupt:
-            raise Stopped(f"Stopped on request; finished cells are kept. {go_on}") from None
-        scored = [read_scores(cell, records[cell.key], root / CELLS) for cell in cells]
-        table = make_table(study, scored)
-        about = {"task": "comparison", **counts(scored, contents), "versions": versions()}
-        write_tables(root, study, scored, table, about)
-        write_page(root, study, scored, table, contents)
+        run_in(out, content, study, options, verbs, baselines)
     return root
 
 
-def _keep(root: Path, content: Mapping[str, Any]) -> None:
-    from frepa.files import write_text
-
+def run_in(
+    out: OutFolder,
+    content: Mapping[str, Any],
+    study: Study,
+    options: CompareOptions,
+    verbs: Mapping[str, Callable[..., Any]],
+    baselines: Mapping[str, Baseline],
+) -> None:
+    """Compute the missing cells of a study in a folder that is open, and write its table there."""
+    root = out.root
+    cells, contents = plan_cells(study, verbs, baselines)
+    if not out.started:
+        out.start()
     write_text(root / STUDY, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+    try:
+        records = run_cells(
+            cells,
+            root / CELLS,
+            verbs,
+            baselines,
+            jobs=options.jobs,
+            threads=options.threads or threads_for(options.jobs),
+            backend=options.backend,
+            cluster=options.cluster,
+            num_workers=options.num_workers,
+            retry=options.retry,
+            quiet=options.quiet,
+            tell=_tell,
+        )
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"Stopped on request; finished cells are kept. Continue with the same command and --resume ({root})."
+        ) from None
+    scored = [read_scores(cell, records[cell.key], root / CELLS) for cell in cells]
+    table = make_table(study, scored)
+    about = {"task": "comparison", **counts(scored, contents), "versions": versions()}
+    write_tables(root, study, scored, table, about)
+    write_page(root, study, scored, table, contents)
 
 
 def _listed(source: str | tuple[str, ...]) -> list[str]:

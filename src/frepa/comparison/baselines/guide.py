@@ -1,4 +1,7 @@
-"""The guide alone, thresholded: what ridges tell without any network. What cannot beat it has shown nothing."""
+"""Ridges alone, thresholded: what the guide, or Sato's filter, tells without any network.
+
+What cannot beat it has shown nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from skimage.filters import sato
 
 from frepa.comparison.baselines.answering import Answer, answer_cases, read
 from frepa.comparison.study import StudyTask
-from frepa.corruption.guide import hessian_guide
+from frepa.corruption.guide import hessian_guide, luminance
 from frepa.datasets.reading import LabelledImage
 from frepa.downstream.segmentation.data import LabelledCase, SegmentationData
 from frepa.downstream.segmentation.probe import best_offsets
@@ -21,7 +25,7 @@ from frepa.images.geometry import placement, resize
 
 #: What is tried; scales in pixels.
 OPTIONS: dict[str, Any] = {
-    "polarities": ["frangi", "frangi_dark", "frangi_bright", "hessian_dark", "hessian_bright"],
+    "polarities": ["frangi", "frangi_dark", "frangi_bright", "hessian_dark", "hessian_bright", "sato_dark"],
     "scales": ["0.5-1-1.5", "1-2-3", "2-4-6"],
     "channels": ["luminance", "green"],
 }
@@ -96,5 +100,11 @@ def _filtered(image: np.ndarray, kind: str, channel: str, task: StudyTask) -> np
     shown = resize(image, working)
     if channel == "green" and len(shown) == 3:
         shown = shown[1:2]
-    guide = hessian_guide(torch.from_numpy(np.ascontiguousarray(shown))[None], kind=kind)[0].numpy()
+    if kind.startswith("sato"):
+        name, _, scales = kind.partition(":")
+        grey = luminance(torch.from_numpy(np.ascontiguousarray(shown))[None])[0].numpy()
+        sigmas = [float(sigma) for sigma in scales.split("-")]
+        guide = sato(grey, sigmas=sigmas, black_ridges=name != "sato_bright")[None].astype(np.float32)
+    else:
+        guide = hessian_guide(torch.from_numpy(np.ascontiguousarray(shown))[None], kind=kind)[0].numpy()
     return resize(guide, size, "bilinear")[0] ** _ROOT
