@@ -56,6 +56,7 @@ def test_classification_by_a_run_and_by_a_probe(tmp_path: Path) -> None:
     numbers = json.loads((tmp_path / "out/results.json").read_text())["numbers"]
     scored = json.loads((run / "results.json").read_text())["test"]
     whole = numbers["encoders"]["run"][0]
+    assert [own["cutoff"] for own in numbers["encoders"]["run"]] == [0, 0.05, 0.2, 0.02]
     assert whole["acc"]["value"] == pytest.approx(scored["acc"]["value"], abs=1e-6)
     assert whole["auc"]["value"] == pytest.approx(scored["auc"]["value"], abs=1e-6)
 

@@ -15,7 +15,8 @@ from frepa import cli
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.frequencies import Frequencies, FrequencyOptions, read_bands
 from frepa.analysis.recovery import Comparison, recovery
-from frepa.analysis.views import open_views, parts_of
+from frepa.analysis.registry import AnalysisChoice
+from frepa.analysis.views import open_views, parts_of, spread
 from frepa.errors import InputError
 from frepa.verbs.analyze import analyze
 from tiny_studies import QUIET, TINY, BlockEncoder, Unshown, gaussian, study, textures, write_textures
@@ -110,6 +111,12 @@ def test_parts_do_not_overlap_and_lie_evenly() -> None:
     assert np.array_equal(mirrored[0, 5], mirrored[0, 4])
 
 
+def test_few_of_many_are_spread_over_all() -> None:
+    assert spread(list("aaaabbbb"), 2) == ["a", "b"]
+    assert spread(list("abcde"), 3) == ["a", "c", "e"]
+    assert spread([1, 2], None) == spread([1, 2], 5) == [1, 2]
+
+
 def test_the_verb_writes_numbers_figures_and_a_page(tmp_path: Path) -> None:
     source = write_textures(tmp_path / "images")
     out = tmp_path / "out"
@@ -189,3 +196,13 @@ def test_volumes_are_looked_at_slice_by_slice_by_a_2d_encoder(tmp_path: Path) ->
     assert views.size == (16, 16)
     with pytest.raises(InputError, match="volumes"):
         open_views(study(write_textures(tmp_path / "images", 5), BlockEncoder(2, 3)))
+
+
+@pytest.mark.parametrize("kind", AnalysisChoice().names())
+def test_every_option_of_every_kind_is_explained(kind: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["analyze", kind, "--help"]) == 0
+    assert f"kind {kind}: " in capsys.readouterr().out
+    parser = cli.build_parser("analyze", cli.load_verb("analyze"), {"kind": kind})
+    own = [action for action in parser._actions if action.dest.startswith("kind__")]
+    assert own
+    assert all(action.help for action in own)

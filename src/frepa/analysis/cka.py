@@ -27,6 +27,7 @@ from frepa.report.matrix import heatmap
 
 # Rows whose products are taken at once, and rows that are looked at in all: every second, third, ... of more.
 _ROWS, _MOST_ROWS = 8192, 2**15
+_MEAN = "mean alone"
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -66,12 +67,14 @@ class Cka(Analysis):
         split: dict[str, dict[str, float]] = {}
         for subject in study.subjects:
             stride = per_axis(subject.encoder.stride, study.dims)
-            versions: dict[str, list[Tensor]] = {name: [] for name in ("whole", *self.bands, "no high", "no low")}
+            versions: dict[str, list[Tensor]] = {
+                name: [] for name in ("whole", _MEAN, *self.bands, "no high", "no low")
+            }
             means: list[Tensor] = []
             for images in study.each(views.test, subject.name):
                 for name, own in self._versions(images).items():
                     dense = subject.dense(own)
-                    versions[name].append(_on_grid(dense, stride, common))
+                    versions.setdefault(name, []).append(_on_grid(dense, stride, common))
                     if name == "whole":
                         means.append(dense.flatten(2).mean(2))
             found = {name: self._rows(torch.cat(maps)) for name, maps in versions.items()}
@@ -109,7 +112,7 @@ class Cka(Analysis):
         """The images, and what of them each part of the spectrum holds; their mean stays in all."""
         radius = radial_frequency(tuple(images.shape[2:])).to(images.device)
         kept = {name: (radius >= low) & (radius < high) for name, (low, high) in self.bands.items()}
-        kept |= {"no high": ~kept["high"], "no low": ~kept["low"]}
+        kept = {_MEAN: torch.zeros_like(kept["low"]), **kept, "no high": ~kept["high"], "no low": ~kept["low"]}
         parts = {name: apply_transfer(images, (inside | (radius == 0)).float()) for name, inside in kept.items()}
         return {"whole": images} | parts
 
@@ -150,8 +153,9 @@ class Cka(Analysis):
             )
         page.section("With parts of the spectrum alone")
         page.text(
-            "The same encoder sees the whole image, and what is left of it when parts of its spectrum are taken away "
-            "(the mean stays). Near 1: the features are made of that part alone, or do not notice what is missing."
+            "The same encoder sees the whole image, and what is left of it when parts of its spectrum are taken away. "
+            "The mean stays, and alone it is the first column: what a band adds begins there. Near 1: the features are "
+            "made of that part alone, or do not notice what is missing."
         )
         parts = list(next(iter(split.values())))
         limits = ", ".join(f"{name} {low:g} to {min(high, 0.71):g}" for name, (low, high) in self.bands.items())

@@ -12,6 +12,7 @@ import torch
 from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
 from frepa.analysis.heads import classifier_of, segmenter_of, words
 from frepa.analysis.registry import register_analysis
+from frepa.analysis.views import spread
 from frepa.corruption.spectrum import apply_transfer, high_pass, low_pass
 from frepa.datasets.reading import read_case
 from frepa.downstream.classification.data import ClassificationData, open_data
@@ -88,10 +89,10 @@ class Filtered(Analysis):
             for subject in study.subjects:
                 found[subject.name] = _segmented(segmenter_of(subject, study, data), subject, study, data, filters)
             example = _first_case(study, data)
-            note, parts = data.sets[0].split_note, len(data.part("test")[: study.images])
+            note, parts = data.sets[0].split_note, len(spread(data.part("test"), study.images))
         else:
             classes = open_data(study.source, dims=study.dims, seed=study.seed)
-            rows = classes.rows("test")[: study.images]
+            rows = np.asarray(spread(classes.rows("test").tolist(), study.images), int)
             for subject in study.subjects:
                 found[subject.name] = _classified(
                     classifier_of(subject, study, classes), subject, study, classes, rows, filters
@@ -213,7 +214,7 @@ def _segmented(
     data: SegmentationData,
     filters: dict[tuple[str, float], Filter],
 ) -> dict[tuple[str, float], _Scored]:
-    cases = data.part("test")[: study.images]
+    cases = spread(data.part("test"), study.images)
     found: dict[tuple[str, float], list[float]] = {key: [] for key in filters}
     reading = read_ahead(
         lambda item: read_case(item.case, item.labels, study.dims, head.window), cases, study.num_workers

@@ -16,6 +16,7 @@ from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
 from frepa.analysis.heads import segmenter_of, words
 from frepa.analysis.own_names import named
 from frepa.analysis.registry import register_analysis
+from frepa.analysis.views import spread
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.reading import LabelledImage, read_case, read_mask
 from frepa.downstream.fitting import read_ahead
@@ -87,7 +88,7 @@ class Structures(Analysis):
         if not study.subjects and not folders:
             raise InputError("--encoder missing: give one or more encoders, runs of frepa segment, or --kind.masks.")
         data = check_sets(open_sets([study.source], dims=study.dims, seed=study.seed), dims=study.dims)
-        cases = data.part("test")[: study.images]
+        cases = spread(data.part("test"), study.images)
         if not cases:
             raise InputError(f"{study.source}: has no test part, and nothing to look at.")
         ways: dict[str, tuple[Predict, str]] = {}

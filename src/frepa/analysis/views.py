@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from frepa.images.geometry import placement, resize
 from frepa.images.intensity import to_unit
 from frepa.images.scan import Scan, UnreadableScan
 from frepa.images.source import Source
+
+Item = TypeVar("Item")
 
 #: Side of the parts that are looked at, in pixels, unless the user says otherwise.
 CROP = {2: 128, 3: 48}
@@ -85,9 +88,9 @@ def open_views(study: Study, *, fit: int = 200, test: int = 100, least: int = 1,
             found.append([])
             continue
         wanted = min(_MOST_PARTS, max(1, -(-most // max(1, len(records)))))
-        chosen = records[np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int))]
-        reading = read_ahead(lambda record: _read(source, record), chosen.tolist(), study.num_workers)
-        for record, scan in zip(chosen.tolist(), study.each(reading, "Reading", len(chosen))):
+        chosen = spread(records.tolist(), most)
+        reading = read_ahead(lambda record: _read(source, record), chosen, study.num_workers)
+        for record, scan in zip(chosen, study.each(reading, "Reading", len(chosen))):
             if scan is None or len(parts) >= most:
                 unreadable += scan is None
                 continue
@@ -113,6 +116,13 @@ def open_views(study: Study, *, fit: int = 200, test: int = 100, least: int = 1,
     views = Views(tuple(found[0]), tuple(found[1]), tuple(names), size)
     study.inputs["views"] = {"size": list(size), "fit": views.counts[0], "test": views.counts[1], "channels": channels}
     return views
+
+
+def spread(items: Sequence[Item], most: int | None) -> list[Item]:
+    """At most so many of the items, evenly spread: the first ones are often all of one class, or of one patient."""
+    if most is None or most >= len(items):
+        return list(items)
+    return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def parts_of(image: np.ndarray, size: Sequence[int], most: int) -> list[np.ndarray]:
