@@ -51,9 +51,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def segmenting(root: Path, size: tuple[int, ...] = (28, 32), **options: object) -> Path:
     """A run of ``segment`` on ``root/set``, in ``root/run``."""
     source = masked_set(root / "set", size=size)
-    encoder = ENCODER if len(size) == 2 else ENCODER3D
-    chosen = {"head": "linear", "crop_size": 32 if len(size) == 2 else 16, **QUICK, **options}
-    return segment([str(source)], encoder=encoder, out=str(root / "run"), **chosen)
+    flat = len(size) == 2
+    chosen = {"encoder": ENCODER if flat else ENCODER3D, "head": "linear", "crop_size": 32 if flat else 16}
+    return segment([str(source)], out=str(root / "run"), **{**chosen, **QUICK, **options})
 
 
 def classifying(root: Path, **options: object) -> Path:
@@ -63,7 +63,7 @@ def classifying(root: Path, **options: object) -> Path:
         for i in range(10):
             image = balls((20, 24), i)[0] * factor
             Image.fromarray(image.astype(np.uint8)).save(root / "set" / kind / f"{i}.png")
-    return classify(str(root / "set"), encoder=ENCODER, out=str(root / "run"), **{**QUICK, **options})
+    return classify(str(root / "set"), out=str(root / "run"), **{"encoder": ENCODER, **QUICK, **options})
 
 
 def detecting(root: Path, **options: object) -> Path:
@@ -79,5 +79,5 @@ def detecting(root: Path, **options: object) -> Path:
             rows.append(f"{i}.png,{kind},{x},{y},{x + 10},{y + 11}")
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root / "set" / f"{i}.png")
     (root / "set" / "boxes.csv").write_text("\n".join(rows) + "\n")
-    chosen = {**QUICK, "max_steps": 60, "lr": 1e-2, **options}
-    return detect(str(root / "set" / "boxes.csv"), encoder=ENCODER, out=str(root / "run"), **chosen)
+    chosen = {"encoder": ENCODER, **QUICK, "max_steps": 60, "lr": 1e-2, **options}
+    return detect(str(root / "set" / "boxes.csv"), out=str(root / "run"), **chosen)

@@ -91,6 +91,7 @@ def evaluate_run(options: EvaluateOptions) -> Path:
             "set": belongs,
             "encoder": head.reference.as_dict(),
             "guide": head.reference.guide,
+            "train": head.tuned or "head",
             "source": ", ".join(options.source),
             "part": options.part,
             "device": device_name(head.models[0].device),

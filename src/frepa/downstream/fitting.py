@@ -177,7 +177,7 @@ def fit(
         Stopped: somebody asked; the state is saved.
     """
     steps, marks = len(rates), marks or {}
-    state = FitState(model, torch.optim.Adam(model.trained_parameters(), lr=float(rates[0]) if steps else 0.0))
+    state = FitState(model, torch.optim.Adam(model.rate_groups(), lr=float(rates[0]) if steps else 0.0))
     shown = dict[str, str]()
     if states is not None:
         states.restore(state)
@@ -202,7 +202,7 @@ def fit(
         while state.step < steps:
             state.step += 1
             for group in state.optimizer.param_groups:
-                group["lr"] = float(rates[state.step - 1])
+                group["lr"] = float(rates[state.step - 1]) * group.get("share", 1.0)
             model.train()
             with contextlib.nullcontext() if taken else within_room(model.device, _REMEDIES):
                 terms = loss_at(state.step)

@@ -1,17 +1,18 @@
 """What of an encoder stays as it is under a head, and what trains with the head.
 
-Of most encoders everything is frozen. Of a slice transfer the 2D encoder is frozen, and its blocks train with the head
-(Frepa section 3.3.2).
+Of most encoders everything is frozen, unless some of it is to be tuned (`frepa.downstream.tuning`). Of a slice transfer
+the 2D encoder is frozen, and its blocks train with the head (Frepa section 3.3.2).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from frepa.downstream.tuning import Tuning
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.reference import trained_names
@@ -31,6 +32,8 @@ class HeadOnFrozen(nn.Module):
     head: nn.Module
     #: Keeps what the 2D encoder of a slice transfer makes of each image; None keeps nothing.
     cache: FeatureCache | None
+    #: What of the encoder trains with the head, where it is not left frozen.
+    tuning: Tuning | None = None
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +43,26 @@ class HeadOnFrozen(nn.Module):
     def trained_parameters(self) -> list[nn.Parameter]:
         """What an optimizer changes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def tune(self, tuning: Tuning | None) -> None:
+        """Let what is to be tuned of the encoder train with the head; None leaves it as it is."""
+        self.tuning = tuning
+        if tuning is not None:
+            tuning.mark(self.encoder)
+
+    def through_encoder(self) -> torch.set_grad_enabled:
+        """The context in which the encoder is run: gradients pass it only where some of it is tuned.
+
+        Of several heads on one encoder the first may run it for all, so it does not matter which of them trains.
+        """
+        return torch.set_grad_enabled(self.tuning is not None and torch.is_grad_enabled())
+
+    def rate_groups(self) -> list[dict[str, Any]]:
+        """Groups of an optimizer; a ``share`` says that their learning rate is that part of the head's."""
+        if self.tuning is None:
+            return [{"params": self.trained_parameters()}]
+        head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        return [{"params": head}, *self.tuning.groups(self.encoder)]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Copies of all tensors that training changes."""

@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frepa.downstream.frozen import PREFIX, load_trained_state, trained_state
+from frepa.downstream.frozen import PREFIX, HeadOnFrozen, load_trained_state, trained_state
+from frepa.downstream.tuning import mark
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import WEIGHTS as BUNDLED
 from frepa.encoders.reference import EncoderReference, reopen_encoder
+from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.files import write_tensors, write_text
 
@@ -26,13 +28,14 @@ DESCRIPTION = "head.json"
 FORMAT = 2
 
 
-def save_head(folder: Path, encoder: Encoder, head: nn.Module, description: dict[str, Any]) -> Path:
+def save_head(folder: Path, model: HeadOnFrozen, description: dict[str, Any]) -> Path:
     """Write ``head.safetensors`` and ``head.json``: the head, and what of the encoder was trained with it.
 
-    ``description`` holds at least ``task``; ``format`` is added.
+    ``description`` holds at least ``task``; ``format`` is added, and ``tuned`` where the encoder was not left frozen.
     """
-    text = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
-    tensors = {**head.state_dict(), **trained_state(encoder)}
+    tuned = {} if model.tuning is None else {"tuned": model.tuning.as_dict()}
+    text = json.dumps({"format": FORMAT, **description, **tuned}, indent=2) + "\n"
+    tensors = {**model.head.state_dict(), **trained_state(model.encoder)}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(folder / WEIGHTS, weights, {"frepa": text})
     write_text(folder / DESCRIPTION, text)
@@ -144,9 +147,14 @@ def read_head(run: str | Path, task: str | None) -> tuple[Path, dict[str, Any]]:
 def load_weights(path: Path, encoder: Encoder, head: nn.Module) -> None:
     """Put the weights of a head file into ``head`` and into what of ``encoder`` was trained with it.
 
+    An encoder of which some was tuned holds that afterwards, and is no longer what it was opened as.
+
     Raises:
         InputError: they do not fit.
     """
     tensors: dict[str, Tensor] = load_file(path)
-    load_trained_state(encoder, {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)})
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    if not isinstance(encoder, SliceTransfer):  # whose blocks ask for a gradient by themselves
+        mark(encoder, {name.removeprefix(PREFIX) for name in own})
+    load_trained_state(encoder, own)
     head.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from frepa.images.readers.pixels import check_extent
 from frepa.options import check_seed
 from frepa.user_paths import check_source_name
 
+_BLOCKS = re.compile(r"blocks=([1-9]\d{0,3})")
 #: Options that never change a result: they are not kept with a run.
 _PASSING = ("resume", "overwrite", "quiet")
 
@@ -61,6 +63,9 @@ class FitOptions:
         lr: highest learning rate; schedule: its course, after warmup_steps.
         augment: flips, and quarter turns of crops.
         val_every: steps between validations; None is the default.
+        train: ``head`` alone, on a frozen encoder; or ``blocks=N`` or ``all`` of the encoder with it.
+        encoder_lr: highest learning rate of the encoder's last layer, and ``layer_decay`` from each layer to the one
+            before it; None are the defaults of `frepa.downstream.tuning`.
     """
 
     batch_size: int | None
@@ -71,6 +76,20 @@ class FitOptions:
     warmup_steps: int
     augment: bool
     val_every: int | None
+    train: str = "head"
+    encoder_lr: float | None = None
+    layer_decay: float | None = None
+
+    @property
+    def tunes(self) -> bool:
+        """Something of the encoder trains with the head."""
+        return self.train != "head"
+
+    @property
+    def blocks(self) -> int:
+        """N of ``blocks=N``; 0 where all or nothing of the encoder trains."""
+        found = _BLOCKS.fullmatch(self.train)
+        return int(found[1]) if found else 0
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
@@ -79,6 +98,17 @@ class FitOptions:
         for name in ("lr", "epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name} {getattr(self, name)}: expected a number above 0.")
+        if self.train not in ("head", "all") and not self.blocks:
+            raise InputError(f"--train {self.train}: expected head, all, or blocks=N with N from 1 on.")
+        for name, most in (("encoder_lr", math.inf), ("layer_decay", 1.0)):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is None:
+                continue
+            if not self.tunes:
+                raise InputError(f"{option}: the encoder is frozen. Add --train blocks=N or all, or leave it out.")
+            if not (0 < value <= most and value < math.inf):
+                end = " and up to 1." if most == 1 else "."
+                raise InputError(f"{option} {value}: expected a number above 0{end}")
 
 
 @dataclass(frozen=True, kw_only=True)

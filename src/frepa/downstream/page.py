@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.downstream.tuning import in_words
 from frepa.files import read_json_lines
 from frepa.report.figures import loss_curves
 from frepa.report.page import MeanStd, Page
@@ -34,9 +35,13 @@ class RunPage(Page):
     def begin(self, about: str, facts: Mapping[str, Any]) -> None:
         """Subtitle and key facts; ``facts`` are the task's own."""
         encoder, training = self.summary["encoder"], self.summary["training"]
-        state = "frozen encoder" if training else "a trained head, applied as it is"
+        applied = "" if training else "a trained head, applied as it is; "
+        state = f"{applied}{in_words(self.summary['train'])}"
         self.subtitle = f"{about}; {state}, guide channel: {self.summary['guide']}"
         blocks = {"Trained with the head": f"{encoder['trained'] / 1e6:.2f} M in blocks"} if encoder["trained"] else {}
+        if "tuned" in self.summary:
+            rates = self.summary["tuned"]
+            blocks["Rates of the encoder"] = f"{rates['encoder_lr']:g}, x {rates['layer_decay']:g} from layer to layer"
         steps = {item["steps"] for item in training}
         heads = len(training) or len(self.summary["heads"])
         own: dict[str, Any] = {"Heads": heads if training else f"{heads}, averaged"} if heads > 1 else {}

@@ -288,6 +288,7 @@ def _facts(head: TrainedHead[Any]) -> dict[str, Any]:
     return {
         "encoder": head.reference.as_dict(),
         "guide": head.reference.guide,
+        "train": head.tuned or "head",
         "device": device_name(head.models[0].device),
     }
 

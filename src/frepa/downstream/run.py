@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from frepa.downstream.contract import Data, Model, Place, Result, Round, Task, f
 from frepa.downstream.frozen import load_trained_state, open_cache, trained_state
 from frepa.downstream.page import RunPage
 from frepa.downstream.resuming import MAY_CHANGE_ON_RESUME, STATES, HeadState, digest
+from frepa.downstream.tuning import all_frozen, tuning_of
 from frepa.encoders.files import save_encoder
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.files import remove_empty, write_csv, write_json
@@ -73,6 +74,9 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
 
     # 2. Open the encoder. 3. Open the data.
     encoder, reference = open_encoder(options.encoder)
+    tuning = tuning_of(options.fit, encoder)
+    if tuning is not None:
+        reference = replace(reference, trained=tuning.parameters)
 
     def progress(items: Iterable, total: int) -> Iterable:
         label = f"Checking {task.unit}s and annotations"
@@ -98,6 +102,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
     cache = open_cache(options.run.feature_cache, encoder)
     for model in models:
         model.cache = cache
+        model.tune(tuning)
     prepared = task.prepare(models, data)
     if prepared.unreadable:
         data, *divided = (part.without(prepared.unreadable) for part in (data, *divided))
@@ -114,7 +119,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
     belongs, states, written = digest(reference.weights, data), list[HeadState](), 0
     for one, model in zip(rounds, models):
         part = divided[(one.fold or 1) - 1]
-        # The blocks of a slice transfer are one object for all heads: every head begins with them untrained.
+        # The encoder is one object for all heads: every head begins with what trains of it as it was.
         load_trained_state(encoder, fresh)
         state = HeadState(one.folder(root / STATES), root / METRICS, written, belongs, stop, go_on, _tell)
         place = Place(root, one.folder(root), root / METRICS, reference, state)
@@ -129,12 +134,14 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
         written = state.end
     task.close()
 
-    # 8. Verify that the encoder is what it was.
-    if weights_hash(encoder) != reference.weights:
-        raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
+    # 8. Verify that the encoder is what it was; what of it was tuned is in the heads' own files.
+    load_trained_state(encoder, fresh)
+    with all_frozen(encoder, tuning):
+        if weights_hash(encoder) != reference.weights:
+            raise RuntimeError("the frozen encoder's weights changed during training: this is a defect of frepa")
 
-    if options.run.bundle:
-        save_encoder(root, encoder, {"method": reference.method} if reference.method else None)
+        if options.run.bundle:
+            save_encoder(root, encoder, {"method": reference.method} if reference.method else None)
 
     # 9. Summarise.
     broken = {skipped.path: skipped for item in tested for skipped in item.unreadable.values()}
@@ -144,6 +151,8 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
         "task": task.name,
         "encoder": reference.as_dict(),
         "guide": reference.guide,
+        "train": options.fit.train,
+        **({} if tuning is None else {"tuned": tuning.as_dict()}),
         "source": names.name(_shown(options.data.source)),
         **names.tree(own),
         "left_out": len(left_out),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from frepa.datasets.opening import open_source
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.head_files import head_files, read_head
+from frepa.downstream.tuning import in_words
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference, trained_names
 from frepa.errors import InputError
@@ -77,9 +78,16 @@ class TrainedHead(ABC, Generic[Model]):
         files: Sequence[Path],
         reference: EncoderReference,
         extras: Sequence[Mapping[str, Any]] = (),
+        tuned: str | None = None,
     ) -> None:
         self.models, self.files, self.reference = list(models), list(files), reference
         self.extras = list(extras)
+        self._tuned = tuned
+
+    @property
+    def tuned(self) -> str | None:
+        """What of the encoder was trained with the head, ``blocks=2`` or ``all``; None where it was left frozen."""
+        return self._tuned
 
     def noted(self, name: str) -> list[Any]:
         """What was noted under a name, of every head; empty where one of them has it not, as older ones may."""
@@ -150,6 +158,8 @@ class TrainedHead(ABC, Generic[Model]):
         """Which heads these are, in a sentence."""
         count = len(self.models)
         heads = "one head" if count == 1 else f"{count} heads, averaged"
+        if self.tuned:
+            heads += f", {in_words(self.tuned)}"
         return f"{self.task.capitalize()}, {heads}, on encoder {self.reference.name} (guide: {self.reference.guide})."
 
 
@@ -190,12 +200,13 @@ def load_head(
         models.append(kind.load(file, _shared(models, descriptions[0], description) or encoder, place))
         models[-1].autocast = autocast
     extras = [description.get("extra") or {} for description in descriptions]
-    return kind(models, files, EncoderReference(**descriptions[0]["encoder"]), extras)
+    tuned = descriptions[0].get("tuned", {}).get("train")
+    return kind(models, files, EncoderReference(**descriptions[0]["encoder"]), extras, tuned)
 
 
 def _shared(models: Sequence[HeadOnFrozen], first: Mapping[str, Any], own: Mapping[str, Any]) -> Encoder | None:
     """The encoder of the first head, where another may use it too: the same weights, and nothing in it trained."""
-    if not models or own["encoder"]["weights"] != first["encoder"]["weights"]:
+    if not models or "tuned" in first or "tuned" in own or own["encoder"]["weights"] != first["encoder"]["weights"]:
         return None
     encoder = models[0].encoder
     return None if trained_names(encoder) else encoder

@@ -121,15 +121,16 @@ class WindowedHead(HeadOnFrozen):
             return self.encoder.transform(frozen if before is None else before(frozen)).dense
         return frozen
 
-    @torch.no_grad()
     def frozen(self, inputs: Tensor) -> Tensor:
-        """What the frozen part makes of a batch: the dense map, or of a slice transfer its 2D encoder's maps."""
-        if self.cache is not None:
-            return torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
-        if isinstance(self.encoder, SliceTransfer):
-            return self.encoder.encode_slices(pad_to_multiple(inputs, per_axis(self.encoder.size_multiple, 3)))
-        return self.encoder(inputs).dense
+        """What the encoder makes of a batch: the dense map, or of a slice transfer its 2D encoder's maps."""
+        with self.through_encoder():
+            if self.cache is not None:
+                return torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
+            if isinstance(self.encoder, SliceTransfer):
+                return self.encoder.encode_slices(pad_to_multiple(inputs, per_axis(self.encoder.size_multiple, 3)))
+            return self.encoder(inputs).dense
 
+    @torch.no_grad()
     def standardise_by(self, windows: Iterable[Tensor]) -> list[str]:
         """Take the statistics of these windows' features into the head, inputs (B, in_channels, *crop) each.
 

@@ -26,6 +26,9 @@ def classify(
     lr: float = 1e-3,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
     warmup_steps: int = 0,
+    train: str = "head",
+    encoder_lr: float | None = None,
+    layer_decay: float | None = None,
     augment: bool = False,
     feature_cache: str | None = None,
     val_every: int | None = None,
@@ -66,15 +69,22 @@ def classify(
             learning rate or steps, whose penalty the validation part chooses. "mlp" starts from it and trains a hidden
             layer on top. "resnet" trains a small network on the embedding's positions instead: with --encoder pixels:2d
             it is what a supervised network makes of the same images. By default linear, and mlp where something
-            trains with it: the blocks of a slice transfer, attention, or a head on augmented images.
+            trains with it: the blocks of a slice transfer, attention, a head on augmented images, or the encoder
+            (--train).
         hidden: width of the hidden layer of mlp.
         pooling: of the embedding's positions: mean, or attention with one learned query.
-        batch_size: images per optimizer step; by default 64, and 8 for a slice transfer.
+        batch_size: images per optimizer step; by default 64; 16 where the encoder learns too, 8 for a slice transfer.
         epochs: passes over the training images.
         max_steps: optimizer steps instead of epochs.
         lr: highest learning rate of the head.
         schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
         warmup_steps: steps of linear warm-up.
+        train: what learns: "head" alone, on a frozen encoder, which compares encoders; "blocks=N", the last N blocks of
+            the encoder too (stages, of a pyramid), or "all" of it, for the best score. What is tuned is kept with the
+            head. The encoder stays in evaluation mode: batch norms keep their statistics, and nothing is dropped.
+        encoder_lr: highest learning rate of the encoder's last block, where some of it learns; by default a tenth of
+            --lr.
+        layer_decay: every block has that share of the rate of the block after it; by default 0.75.
         augment: random flips along every axis; every image then passes the encoder in every epoch. Not where classes
             tell left from right.
         feature_cache: folder in which what the 2D encoder of a slice transfer makes of each volume is kept between
@@ -111,6 +121,9 @@ def classify(
             lr=lr,
             schedule=schedule,
             warmup_steps=warmup_steps,
+            train=train,
+            encoder_lr=encoder_lr,
+            layer_decay=layer_decay,
             augment=augment,
             val_every=val_every,
         ),

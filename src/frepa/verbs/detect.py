@@ -26,6 +26,9 @@ def detect(
     lr: float = 1e-3,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
     warmup_steps: int = 0,
+    train: str = "head",
+    encoder_lr: float | None = None,
+    layer_decay: float | None = None,
     foreground: float = 0.5,
     augment: bool = True,
     feature_cache: str | None = None,
@@ -81,6 +84,12 @@ def detect(
         lr: highest learning rate of the head.
         schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
         warmup_steps: steps of linear warm-up.
+        train: what learns: "head" alone, on a frozen encoder, which compares encoders; "blocks=N", the last N blocks of
+            the encoder too (stages, of a pyramid), or "all" of it, for the best score. What is tuned is kept with the
+            head. The encoder stays in evaluation mode: batch norms keep their statistics, and nothing is dropped.
+        encoder_lr: highest learning rate of the encoder's last block, where some of it learns; by default a tenth of
+            --lr.
+        layer_decay: every block has that share of the rate of the block after it; by default 0.75.
         foreground: share of the crops that hold a finding, its class drawn evenly; it lies anywhere in its crop.
         augment: random flips and quarter turns of the crops. Turn it off where classes tell left from right.
         feature_cache: folder in which what the 2D encoder of a slice transfer makes of each volume is kept between
@@ -121,6 +130,9 @@ def detect(
             lr=lr,
             schedule=schedule,
             warmup_steps=warmup_steps,
+            train=train,
+            encoder_lr=encoder_lr,
+            layer_decay=layer_decay,
             augment=augment,
             val_every=val_every,
         ),

@@ -114,7 +114,8 @@ class FixedFeatures:
 
 
 class LiveFeatures:
-    """Images encoded anew for every batch: for a slice transfer (whose 2D features are large), and for augmentation.
+    """Images encoded anew for every batch: for a slice transfer (whose 2D features are large), for augmentation, and
+    for an encoder that is tuned.
 
     Images and their guides are kept in memory as far as a quarter of it lasts. A slice transfer's 2D features come from
     the classifier's cache on disk where it has one.

@@ -103,16 +103,15 @@ class Classifier(HeadOnFrozen):
         """(in_channels, *S) on the device: a framed image and the guide computed from it."""
         return encoder_input(self.encoder, framed, self.device)
 
-    @torch.no_grad()
     def encode(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What the frozen part makes of a batch.
+        """What the encoder makes of a batch; without gradients, unless some of it is tuned.
 
         Returns:
             The embedding (B, channels, *s), already pooled to (B, channels) where the head takes the mean, and None.
             Of a slice transfer the 2D features (B, channels, D, h, w), and (B, D), False at padding slices.
         """
         self.encoder.eval()
-        with self._autocast():
+        with self.through_encoder(), self._autocast():
             if isinstance(self.encoder, SliceTransfer):
                 encoded = self.cache.features if self.cache is not None else self._slices
                 stacks = [encoded(volume) for volume in inputs]
@@ -122,7 +121,8 @@ class Classifier(HeadOnFrozen):
                 return stack.to(self.device), mask.to(self.device)
             embedding = self.encoder(torch.stack(list(inputs))).embedding
         pooled = self.settings.pooling == "mean" and self.head.network is None
-        return (self.head.pool(embedding) if pooled else embedding).float(), None
+        with self.through_encoder():
+            return (self.head.pool(embedding) if pooled else embedding).float(), None
 
     def _slices(self, volume: Tensor) -> Tensor:
         assert isinstance(self.encoder, SliceTransfer)
@@ -159,7 +159,7 @@ class Classifier(HeadOnFrozen):
             "encoder": reference.as_dict(),
             "extra": extra or {},
         }
-        return save_head(folder, self.encoder, self.head, description)
+        return save_head(folder, self, description)
 
 
 def load_classifier(

@@ -12,6 +12,7 @@ from frepa.downstream.classification.metrics import accuracy, auc_per_class, boo
 from frepa.downstream.classification.testing import TestedClassifier, case_rows
 from frepa.downstream.contract import CASE_COLUMNS, Table, over_words
 from frepa.downstream.scores import DDOF, RESAMPLES, over_heads, summarise
+from frepa.downstream.tuning import in_words
 
 
 def summarise_heads(tested: Sequence[TestedClassifier], *, seed: int) -> dict[str, Any]:
@@ -90,7 +91,8 @@ def verdicts(summary: Mapping[str, Any]) -> Iterable[str]:
     floor = summary["baselines"].get("majority")
     text = (
         f"ACC {100 * acc['value']:.2f} ± {100 * acc['std']:.2f} %, AUC {100 * auc['value']:.2f} ± "
-        f"{100 * auc['std']:.2f} % (± over {over}; guide: {summary['guide']}; {summary['head']} head)."
+        f"{100 * auc['std']:.2f} % (± over {over}; {in_words(summary['train'])}; guide: {summary['guide']}; "
+        f"{summary['head']} head)."
     )
     if floor is not None:
         text += f" Without an encoder: majority class ACC {100 * floor['acc']:.2f} %."

@@ -65,7 +65,7 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
         since = time.perf_counter()
         workers, quiet = self.options.run.num_workers, self.options.run.quiet
         augment = self.options.fit.augment
-        if models[0].transfer is None and not augment:
+        if models[0].transfer is None and not augment and models[0].tuning is None:
             self._features = FixedFeatures(models[0], data.source, data.records, workers=workers, quiet=quiet)
         else:
             self._features = LiveFeatures(

@@ -31,7 +31,7 @@ from frepa.images.sampling import SampleStream
 from frepa.machine import autocast_dtype
 from frepa.memory import check_batch
 
-_BATCH, _BATCH_OF_STACKS = 64, 8
+_BATCH, _BATCH_OF_STACKS, _BATCH_TUNED = 64, 8, 16
 _FLIPS = 1  # view number of the draws
 
 
@@ -66,7 +66,12 @@ def chosen_head(options: ClassificationOptions, *, blocks: bool) -> str:
     """ "linear" or "mlp", as asked for; else linear where nothing trains with it, as ``blocks`` of a transfer would."""
     augment, pooling = options.fit.augment, options.pooling
     if options.head is None:
-        return "mlp" if blocks or augment or pooling != "mean" else "linear"
+        return "mlp" if blocks or augment or pooling != "mean" or options.fit.tunes else "linear"
+    if options.head == "linear" and options.fit.tunes:
+        raise InputError(
+            f"--train {options.fit.train}: --head linear is solved from what a frozen encoder makes of each image, and "
+            "takes no step in which an encoder could learn. Take --head mlp, which starts from it."
+        )
     if options.head == "linear" and pooling != "mean":
         raise InputError("--head linear reads the mean embedding; --pooling attention is learnt, and needs --head mlp.")
     if options.head == "linear" and augment:
@@ -243,9 +248,9 @@ def plan_training(
 ) -> ClassifierPlan:
     """Batch size, learning rates and validations. An epoch is as many images as the training part has."""
     stacks = isinstance(classifier.encoder, SliceTransfer)
-    size = options.fit.batch_size or (_BATCH_OF_STACKS if stacks else _BATCH)
+    size = options.fit.batch_size or (_BATCH_OF_STACKS if stacks else _BATCH_TUNED if options.fit.tunes else _BATCH)
     encoder = classifier.encoder
-    whole = stacks or options.fit.augment  # images are encoded anew for every batch
+    whole = stacks or options.fit.augment or options.fit.tunes  # images are encoded anew for every batch
     pixels = classifier.settings.image_size**encoder.dims * encoder.in_channels
     check_batch(size, pixels if whole else encoder.embedding_channels, classifier.device)
     return ClassifierPlan(planned_steps(options.fit, len(data.rows("train")), size), size, options.fit.val_every, seed)

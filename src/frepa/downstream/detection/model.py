@@ -147,7 +147,7 @@ class Detector(WindowedHead):
             "encoder": reference.as_dict(),
             "extra": extra or {},
         }
-        return save_head(folder, self.encoder, self.head, description)
+        return save_head(folder, self, description)
 
 
 def whole_cells(crop: tuple[int, ...], step: tuple[int, ...], multiple: int | tuple[int, ...]) -> tuple[int, ...]:

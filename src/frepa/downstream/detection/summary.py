@@ -13,6 +13,7 @@ from frepa.downstream.detection.testing import SCORE_COLUMNS, TestedDetector, ca
 from frepa.downstream.detection.training import VALIDATION_AP
 from frepa.downstream.division import numbered
 from frepa.downstream.scores import DDOF, over_heads, summarise
+from frepa.downstream.tuning import in_words
 
 
 def summarise_heads(tested: Sequence[TestedDetector], criterion: str) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def verdicts(summary: Mapping[str, Any]) -> Iterable[str]:
             f"; of images with one finding: IoU {_shown(top['iou']['mean'])}, detection ratio "
             f"{_shown(top['centre_ratio'])}"
         )
-    text += f" (guide: {summary['guide']})."
+    text += f" ({in_words(summary['train'])}; guide: {summary['guide']})."
     if "usual" in summary["baselines"]:
         text += f" Without an encoder: usual box AP {_shown(summary['baselines']['usual'][key])}."
     yield f"{text} {summary['constant']}" if summary["constant"] else text

@@ -63,14 +63,13 @@ class Segmenter(WindowedHead):
         """The encoder where it is a slice transfer whose blocks train with the head; else None."""
         return self.encoder if isinstance(self.encoder, SliceTransfer) and self.head.before is not None else None
 
-    @torch.no_grad()
     def read(self, inputs: Tensor) -> list[Tensor]:
-        """Frozen maps of a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it.
+        """The encoder's maps of a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it.
 
         Of a slice transfer the one map is what its 2D encoder makes of every slice.
         """
         self.encoder.eval()
-        with self._autocast(inputs.device):
+        with self.through_encoder(), self._autocast(inputs.device):
             if self.cache is not None:
                 return [torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)]
             if isinstance(self.encoder, SliceTransfer):
@@ -143,7 +142,7 @@ class Segmenter(WindowedHead):
             "encoder": reference.as_dict(),
             "extra": extra or {},
         }
-        return save_head(folder, self.encoder, self.head, description)
+        return save_head(folder, self, description)
 
 
 def build_head(encoder: Encoder, classes: int, *, kind: str, features: str, reach: int = 1) -> SegmentationHead:

@@ -22,8 +22,8 @@ class CropPool:
     """Crops of the run's positions, of which the first ``size`` are kept with their maps and drawn again and again.
 
     A crop of the pool is one place in one image, flipped and turned as it was drawn. Where memory lasts for the whole
-    run every crop is new; where it does not even last for four passes over the images nothing is kept (``size`` None),
-    and every crop passes through the encoder.
+    run every crop is new; where it does not even last for four passes over the images, and where the encoder is tuned,
+    nothing is kept (``size`` None), and every crop passes through the encoder.
 
     Args:
         total: crops the run takes in all.
@@ -36,6 +36,8 @@ class CropPool:
         self._kept: dict[int, tuple[list[Tensor], Tensor, Tensor]] = {}
         self._total = total
         self.size: int | None = None
+        if segmenter.tuning is not None:
+            return
         first = self._encode([0])[0]
         bytes_ = sum(item.nbytes for item in (*first[0], first[1], first[2]))
         room = int(_SHARE * memory_of(segmenter.device)) // max(bytes_, 1)

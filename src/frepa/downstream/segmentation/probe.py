@@ -66,6 +66,7 @@ class ProbeFit:
     notes: tuple[str, ...]
 
 
+@torch.no_grad()
 def fit_statistics(segmenter: Segmenter, cache: CaseCache, train: Sequence[int], *, quiet: bool = False) -> list[str]:
     """Standardise what goes into a slice transfer's blocks; returns sentences for the user.
 
@@ -82,6 +83,7 @@ def fit_statistics(segmenter: Segmenter, cache: CaseCache, train: Sequence[int],
     return constant_channels([segmenter.head.before])
 
 
+@torch.no_grad()
 def fit_probe(
     segmenter: Segmenter,
     cache: CaseCache,

@@ -12,6 +12,7 @@ from frepa.downstream.division import SHARES
 from frepa.downstream.scores import DDOF, over_heads, summarise_cases
 from frepa.downstream.segmentation.baselines import NAMES, constant_answer
 from frepa.downstream.segmentation.testing import CaseResult, TestedSegmenter
+from frepa.downstream.tuning import in_words
 
 
 def summarise(tested: Sequence[TestedSegmenter]) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def tables(tested: Sequence[TestedSegmenter]) -> Iterable[Table]:
 
 def verdicts(summary: Mapping[str, Any]) -> Iterable[str]:
     """DSC of every set."""
-    how = f"guide: {summary['guide']}; {summary['head']} head on {summary['features']}"
+    how = f"{in_words(summary['train'])}; guide: {summary['guide']}; {summary['head']} head on {summary['features']}"
     for name, item in summary["sets"].items():
         scores, floors, dsc = item["test"], item["baselines"], item["test"]["dsc"]
         spread = f" ± {100 * dsc.std:.2f}" if math.isfinite(dsc.std) else ""

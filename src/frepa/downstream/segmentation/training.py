@@ -67,6 +67,11 @@ class SegmentationOptions(WindowOptions):
             check_features(self.features)
         if self.head not in HEADS:
             raise InputError(f"--head {self.head}: not known. {nearest(self.head, HEADS)}")
+        if self.head == "linear" and self.fit.tunes:
+            raise InputError(
+                f"--train {self.fit.train}: --head linear is solved in closed form from what a frozen encoder makes of "
+                "the images, and takes no step in which an encoder could learn. Take --head conv, which starts from it."
+            )
         if self.reach not in (1, 3):
             raise InputError(f"--reach {self.reach}: expected 1 or 3 positions per axis.")
         if self.loss not in LOSSES:
@@ -255,7 +260,7 @@ def validate(
     for position, index in enumerate(indices):
         cache.ahead(indices[position : position + 2])
         case = cache[index]
-        answer = segmenter if seen is None else _remembering(segmenter, seen, index)
+        answer = segmenter if seen is None or segmenter.tuning else _remembering(segmenter, seen, index)
         found = segmenter.over_windows(case.image, case.guide, answer, overlap=_VAL_OVERLAP).argmax(0)
         counts = count(case.classes.long().cpu().numpy(), found.cpu().numpy(), segmenter.head.classes)
         scores.append(case_mean(dice(counts), counts))
