@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy import ndimage
 
@@ -111,6 +113,28 @@ def test_folds_of_a_table(tmp_path: Path) -> None:
     path = table(tmp_path, "path,fold,x_min,y_min,x_max,y_max", "0.png,first,1,2,9,8")
     with pytest.raises(InputError, match="line 2: fold 'first'"):
         open_boxes(str(path), dims=2)
+
+
+@pytest.mark.parametrize("kind", ["pages", "members", "packed"])
+def test_boxes_of_pages_members_and_packed_files(tmp_path: Path, kind: str) -> None:
+    stack = np.random.default_rng(0).integers(0, 255, (10, 20, 30), np.uint8)
+    (tmp_path / "below").mkdir()
+    if kind == "pages":
+        tifffile.imwrite(tmp_path / "below/s.tif", stack, photometric="minisblack")
+    elif kind == "members":
+        np.savez(tmp_path / "below/s.npz", raw=stack, other=stack)
+    for k, image in enumerate(stack):
+        if kind == "packed":
+            Image.fromarray(image).save(tmp_path / "x.pgm")
+            (tmp_path / f"below/{k}.pgm.gz").write_bytes(gzip.compress((tmp_path / "x.pgm").read_bytes()))
+    name = {"pages": "s.tif#page={}", "members": "s.npz#raw[{}]", "packed": "{}.pgm.gz"}[kind]
+    rows = [f"{name.format(k)},{k},1,{k + 4},9" for k in range(10)]  # bare names are looked for below
+    (tmp_path / "boxes.csv").write_text("\n".join(["path,x_min,y_min,x_max,y_max", *rows]) + "\n")
+    data = open_boxes(str(tmp_path / "boxes.csv"), dims=2)
+    assert len(data.records) == 10
+    for record, found in zip(data.records.tolist(), data.findings):
+        assert found.values.tolist() == [[1, record, 9, record + 4]]
+        assert np.array_equal(data.source.read(record).array[0], stack[record])
 
 
 def coco(path: Path, images: list[str], *boxes: tuple, categories: tuple[str, ...] = ("thing", "a", "b")) -> None:

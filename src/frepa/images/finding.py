@@ -298,12 +298,17 @@ def _listed(root: str, paths: pa.Array, wanted: np.ndarray) -> Iterator[Found]:
         if not text:
             yield Found(f"(row {row + 1})", None, -1, row, reason="no file is named", trouble="empty")
             continue
-        found = _entry(_normal(text), os.path.join(root, text), row=row)
-        if found.size < 0 and "#" in text:
-            file, _, rest = text.rpartition("#")
-            member, record = split_member(rest)
-            found = _entry(_normal(file), os.path.join(root, file), member, row).changed(record=record)
-        yield found
+        yield named(root, text, row)
+
+
+def named(root: str, text: str, row: int = 0) -> Found:
+    """The file, member, page or single record that a table names, relative to ``root``; size -1 where it is absent."""
+    found = _entry(_normal(text), os.path.join(root, text), row=row)
+    if found.size < 0 and "#" in text:
+        file, _, rest = text.rpartition("#")
+        member, record = split_member(rest)
+        found = _entry(_normal(file), os.path.join(root, file), member, row).changed(record=record)
+    return found
 
 
 def _rows(paths: pa.Array, wanted: np.ndarray) -> Iterator[tuple[int, str | None]]:

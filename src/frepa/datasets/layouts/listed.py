@@ -12,7 +12,7 @@ from frepa.datasets.catalogue.records import sample
 from frepa.datasets.layouts.registry import Listing
 from frepa.errors import InputError
 from frepa.images.files import FileSource, nothing_readable
-from frepa.images.finding import Found
+from frepa.images.finding import named
 from frepa.images.label_folders import label_folder
 from frepa.images.readers.pixels import MAX_PIXELS
 from frepa.images.readers.registry import reader_for
@@ -31,7 +31,8 @@ class Locator:
         """Path relative to the root of the file (or folder of DICOM files) called ``name``, or None.
 
         A path is taken from the folders ``near`` and the root, in this order. A bare name that is in none of them is
-        looked for in all sub-folders but those of masks, with or without its ending.
+        looked for in all sub-folders but those of masks, with or without its ending. Behind a ``#`` follows what of the
+        file is meant: a member, a page, a single record.
 
         Raises:
             InputError: several files have that name.
@@ -39,6 +40,10 @@ class Locator:
         for folder in (*near, self.root):
             if name and (folder / name).exists():
                 return Path(os.path.relpath(folder / name, self.root)).as_posix()
+        file, hash_sign, member = name.rpartition("#")
+        if hash_sign:
+            within = self.find(file, near)
+            return None if within is None else f"{within}#{member}"
         bare = name.replace("\\", "/").rpartition("/")[2]
         found = self._below.get(bare.lower(), ())
         if not found and reader_for(bare) is not None:
@@ -79,16 +84,10 @@ def open_listed(
         InputError: none can be read.
     """
     names = list(next(iter(listing.columns.values())))
-    found = [Found(name, None, _bytes(root / name)) for name in names]
+    found = [named(str(root), name) for name in names]
     limit = MAX_PIXELS[dims] if max_pixels is None else max_pixels
     source = FileSource(root, location, found, dims=dims, max_pixels=limit, canonical=canonical, voi=voi)
     if not len(source):
         raise nothing_readable(source)
     listing.annotate(source)
     return source
-
-
-def _bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
-    return path.stat().st_size

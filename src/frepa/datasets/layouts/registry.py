@@ -38,9 +38,10 @@ class Listing:
 
     def annotate(self, source: FileSource) -> None:
         """Add the columns to what is known of a source's records; a volume's slices share what is known of it."""
-        names = [(source.name(i), source.file(i)) for i in range(len(source))]
+        # The first record of a file may be named by its number too
+        names = [(name := source.name(i), f"{name}[0]", source.file(i)) for i in range(len(source))]
         columns = {
-            column: [values.get(name, values.get(file)) for name, file in names]
+            column: [next((values[key] for key in keys if key in values), None) for keys in names]
             for column, values in self.columns.items()
         }
         source.annotations = extended(source.annotations, columns, self.facts)
