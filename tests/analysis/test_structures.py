@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from frepa import cli
-from frepa.analysis.structures import components, count, ranges, sizes, widths
+from frepa.analysis.structures import attributed, components, count, ranges, sizes, widths
 from tiny_runs import classifying, masked_set, segmenting
 
 
@@ -72,11 +72,12 @@ def test_every_pixel_is_counted_once() -> None:
     found = truth.copy()
     found[:, 3] = False
     found[20:, 25] = True
-    own = count(truth, found, widths(truth), widths(found), (2.0, 4.0))
+    found[:5, 0] = True
+    own = count(truth, found, attributed(widths(truth)), (2.0, 4.0))
     assert own.true.tolist() == [30, 0, 210]
     assert own.found.tolist() == [0, 0, 210]
-    assert own.predicted.tolist() == [10, 0, 210]
-    assert own.right.tolist() == [0, 0, 210]
+    assert own.predicted.tolist() == [5, 0, 220]  # false alarms beside the thin and beside the wide one
+    assert not attributed(np.zeros((3, 3))).any()
     assert ranges((2.0, 4.0)) == ["below 2", "2 to 4", "from 4"]
 
 
@@ -94,12 +95,33 @@ def test_a_run_an_encoder_and_masks_on_one_page(tmp_path: Path) -> None:
     assert numbers["width"]["sensitivity"]["again"] == numbers["width"]["sensitivity"]["head"]
     assert numbers["size"]["precision"]["again"] == numbers["size"]["precision"]["head"]
     assert len(numbers["dsc"]) == 3
+    every = json.loads((tmp_path / "out/results.json").read_text())["numbers"]["size"]["dsc"]["head"]
+    assert all(0 <= own["mean"] <= 1 for own in every.values())
     # By hand, of the masks of the set
     pooled = 0
     for path in sorted((run / "predictions/set").glob("*.png")):
         truth = np.asarray(Image.open(tmp_path / "set/masks" / path.name)) > 0
         pooled += int(truth.sum())
     assert sum(numbers["width"]["pixels"].values()) == pooled
+
+
+def test_masks_of_many_values_by_a_threshold(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    masked_set(tmp_path / "set", 5)
+    truth = {}
+    for path in (tmp_path / "set/masks").glob("*.png"):
+        mask = ndimage.gaussian_filter(np.asarray(Image.open(path)).astype(float), 1).astype(np.uint8)
+        Image.fromarray(mask).save(path)
+        truth[path.stem] = mask > 127
+    words = ["analyze", "structures", str(tmp_path / "set"), f"--kind.masks=own={tmp_path / 'set/masks'}", "--quiet"]
+    words += ["--num-workers=0", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    assert "--mask-threshold 127" in capsys.readouterr().err
+    assert cli.main([*words, "--mask-threshold=127"]) == 2
+    assert "It belongs to the kind: --kind.mask-threshold." in capsys.readouterr().err
+    assert cli.main([*words, "--kind.mask-threshold=127", "--kind.by=size", "--kind.sizes=100000"]) == 0
+    numbers = json.loads((tmp_path / "out/results.json").read_text())["numbers"]
+    assert numbers["dsc"]["own"]["mean"] == 1
+    assert numbers["size"]["pixels"]["below 100000"] in {int(mask.sum()) for mask in truth.values()}
 
 
 @pytest.mark.parametrize(

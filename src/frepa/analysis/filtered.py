@@ -45,12 +45,14 @@ class FilteredOptions:
         low: cut-offs of the low-pass exp(-d^2 / d_c^2), in cycles per pixel, falling.
         keep_mean: a high-passed image keeps its mean, so that it is as bright as the others.
         task: segmentation, classification, or auto: what the runs were trained for, else what the source has.
+        mask_threshold: values of the set's masks above it are foreground; by default the values decide the classes.
     """
 
     high: str = "0.005,0.01,0.02,0.05,0.1"
     low: str = "0.4,0.2,0.1,0.05,0.02"
     keep_mean: bool = True
     task: str = "auto"
+    mask_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Filtered(Analysis):
         found: dict[str, dict[tuple[str, float], _Scored]] = {}
         chance: float | None = None
         if task == "segmentation":
-            data = check_sets(open_sets([study.source], dims=study.dims, seed=study.seed), dims=study.dims)
+            sets = open_sets([study.source], dims=study.dims, seed=study.seed)
+            data = check_sets(sets, dims=study.dims, threshold=self.options.mask_threshold)
             for subject in study.subjects:
                 found[subject.name] = _segmented(segmenter_of(subject, study, data), subject, study, data, filters)
             example = _first_case(study, data)

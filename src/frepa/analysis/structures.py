@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,22 +45,23 @@ class StructureOptions:
         sizes: the same of sizes, in pixels (voxels).
         masks: folders with masks that were predicted before, as NAME=FOLDER, separated by commas; files are named as
             the images.
+        mask_threshold: values of the set's masks above it are foreground; by default the values decide the classes.
     """
 
     by: str = "both"
     widths: str = "2,4,6,9,13"
     sizes: str = "30,100,300,1000,3000,10000"
     masks: str | None = None
+    mask_threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Of each range: pixels that are true, and of these found; pixels that were predicted, and of these true."""
+    """Of each range: pixels that are true, of these found; and pixels predicted whose nearest true one is of it."""
 
     true: np.ndarray
     found: np.ndarray
     predicted: np.ndarray
-    right: np.ndarray
 
 
 @register_analysis("structures", StructureOptions)
@@ -87,7 +88,8 @@ class Structures(Analysis):
         folders = dict(_folders(self.options.masks))
         if not study.subjects and not folders:
             raise InputError("--encoder missing: give one or more encoders, runs of frepa segment, or --kind.masks.")
-        data = check_sets(open_sets([study.source], dims=study.dims, seed=study.seed), dims=study.dims)
+        sets = open_sets([study.source], dims=study.dims, seed=study.seed)
+        data = check_sets(sets, dims=study.dims, threshold=self.options.mask_threshold)
         cases = spread(data.part("test"), study.images)
         if not cases:
             raise InputError(f"{study.source}: has no test part, and nothing to look at.")
@@ -107,6 +109,7 @@ class Structures(Analysis):
         for number, (item, image) in enumerate(zip(cases, study.each(reading, "Testing", len(cases)))):
             truth = (image.classes > 0) if image.inside is None else (image.classes > 0) & image.inside
             measures = {kind: _measure(kind)(truth) for kind in self.kinds}
+            beside = {kind: attributed(values) for kind, values in measures.items()}
             if number == 0:
                 self._example(page, image, measures)
             for name, (predict, _) in ways.items():
@@ -121,8 +124,7 @@ class Structures(Analysis):
                     )
                     pictures[name] = b""
                 for kind, edges in self.kinds.items():
-                    own = _measure(kind)(found)
-                    counts[name][kind].append(count(truth, found, measures[kind], own, edges))
+                    counts[name][kind].append(count(truth, found, beside[kind], edges))
                 if "size" in self.kinds:
                     lesions[name] += components(truth, found)
         return self._report(study, page, data, counts, lesions, scores, {n: text for n, (_, text) in ways.items()})
@@ -166,33 +168,34 @@ class Structures(Analysis):
             ]  # fmt: skip
             sensitivity, precision, both = (
                 {name: {names[p]: summarise(share(of[kind], p)) for p in there} for name, of in counts.items()}
-                for share in (_sensitivity, _precision, _harmonic)
+                for share in (_sensitivity, _precision, _dice)
             )
             first = next(iter(counts.values()))[kind]
             pixels = {names[p]: int(sum(case.true[p] for case in first)) for p in there}
             page.section(f"By {kind}")
             page.text(_ABOUT[kind])
+            names_there = [names[p] for p in there]
             page.show(
-                f"f1-{kind}",
-                band_points(_points(both, [names[p] for p in there]), ylabel="F1"),
-                f"F1 by {kind}: the harmonic mean of the two below. A head that marks more finds more of everything, "
-                "and here it pays for that. Mean over cases, bars are standard deviations.",
+                f"dsc-{kind}",
+                band_points(_points(both, names_there), ylabel="DSC", span=_SPAN),
+                f"DSC by {kind}, of the pixels that are nearest to structures of it: a head that marks more finds more "
+                "of everything, and here it pays for that. Mean over cases, bars are standard deviations.",
                 wide=True,
             )
             page.show(
                 f"sensitivity-{kind}",
-                band_points(_points(sensitivity, [names[p] for p in there]), ylabel="sensitivity"),
+                band_points(_points(sensitivity, names_there), ylabel="sensitivity", span=_SPAN),
                 f"Share of the pixels of each {kind} that is found: mean over cases, bars are standard deviations.",
                 wide=True,
             )
             page.show(
                 f"precision-{kind}",
-                band_points(_points(precision, [names[p] for p in there]), ylabel="precision"),
-                f"Share of what was predicted at each {kind} (of the prediction itself) that is true: what a high "
+                band_points(_points(precision, names_there), ylabel="precision", span=_SPAN),
+                f"Share of what was predicted nearest to structures of each {kind} that is true: what a high "
                 "sensitivity was paid with.",
                 wide=True,
             )
-            for title, found in (("F1", both), ("Sensitivity", sensitivity), ("Precision", precision)):
+            for title, found in (("DSC", both), ("Sensitivity", sensitivity), ("Precision", precision)):
                 page.table(
                     [{"": name, **{bin_: _cell(own) for bin_, own in of.items()}} for name, of in found.items()]
                     + [{"": "pixels labelled", **pixels}],
@@ -201,11 +204,11 @@ class Structures(Analysis):
             numbers[kind] = {
                 "ranges": [names[p] for p in there],
                 "pixels": pixels,
-                "f1": {n: {b: s._asdict() for b, s in of.items()} for n, of in both.items()},
+                "dsc": {n: {b: s._asdict() for b, s in of.items()} for n, of in both.items()},
                 "sensitivity": {n: {b: s._asdict() for b, s in of.items()} for n, of in sensitivity.items()},
                 "precision": {n: {b: s._asdict() for b, s in of.items()} for n, of in precision.items()},
             }
-            for score, found in (("f1", both), ("sensitivity", sensitivity)):
+            for score, found in (("dsc", both), ("sensitivity", sensitivity)):
                 for name, of in found.items():
                     headline[name] |= {f"{score}_{kind}_{bin_}": own.mean for bin_, own in of.items()}
         if "size" in self.kinds:
@@ -219,6 +222,7 @@ class Structures(Analysis):
         return Found(numbers, headline)
 
 
+_SPAN = (-0.02, 1.02)
 _ABOUT = {
     "width": "The width of a vessel is twice the distance from its centre line to the nearest pixel outside, less one; "
     "every pixel has that of the nearest pixel of the centre line.",
@@ -267,17 +271,24 @@ def components(truth: np.ndarray, found: np.ndarray) -> list[tuple[float, float]
     return [(float(n), float(h / n)) for n, h in zip(size, hit)]
 
 
-def count(
-    truth: np.ndarray, found: np.ndarray, true_values: np.ndarray, found_values: np.ndarray, edges: Sequence[float]
-) -> _Counts:
-    """Pixels of each range of values; ``edges`` part the ranges, and each value belongs to that it begins."""
+def attributed(values: np.ndarray) -> np.ndarray:
+    """Everywhere the value of the nearest pixel that has one (above 0): ``(*S)``; 0 where there is none at all."""
+    if not (values > 0).any():
+        return np.zeros(values.shape)
+    nearest = ndimage.distance_transform_edt(values <= 0, return_distances=False, return_indices=True)
+    return np.asarray(values[tuple(nearest)])
 
-    def histogram(values: np.ndarray) -> np.ndarray:
-        return np.bincount(np.digitize(values, edges), minlength=len(edges) + 1)
 
-    both = truth & found
-    return _Counts(histogram(true_values[truth]), histogram(true_values[both]),
-                   histogram(found_values[found]), histogram(found_values[both]))  # fmt: skip
+def count(truth: np.ndarray, found: np.ndarray, values: np.ndarray, edges: Sequence[float]) -> _Counts:
+    """Pixels of each range of ``values``, which are `attributed`: a false alarm counts for what it lies next to.
+
+    ``edges`` part the ranges, and each value belongs to that it begins.
+    """
+
+    def histogram(mask: np.ndarray) -> np.ndarray:
+        return np.bincount(np.digitize(values[mask], edges), minlength=len(edges) + 1)
+
+    return _Counts(histogram(truth), histogram(truth & found), histogram(found))
 
 
 def ranges(edges: Sequence[float]) -> list[str]:
@@ -286,24 +297,21 @@ def ranges(edges: Sequence[float]) -> list[str]:
     return [f"below {edges[0]:g}", *inner, f"from {edges[-1]:g}"]
 
 
-def _share(part: np.ndarray, whole: np.ndarray, place: int) -> float:
-    return float(part[place] / whole[place]) if whole[place] else math.nan
+def _ratios(pairs: Iterable[tuple[float, float]]) -> list[float]:
+    """NaN in cases that have nothing of a range."""
+    return [float(part / whole) if whole else math.nan for part, whole in pairs]
 
 
 def _sensitivity(cases: Sequence[_Counts], place: int) -> list[float]:
-    """Of each case; NaN where nothing is of that range."""
-    return [_share(case.found, case.true, place) for case in cases]
+    return _ratios((case.found[place], case.true[place]) for case in cases)
 
 
 def _precision(cases: Sequence[_Counts], place: int) -> list[float]:
-    return [_share(case.right, case.predicted, place) for case in cases]
+    return _ratios((case.found[place], case.predicted[place]) for case in cases)
 
 
-def _harmonic(cases: Sequence[_Counts], place: int) -> list[float]:
-    """0 where nothing of a range is found; NaN where nothing is of it."""
-    pairs = zip(_sensitivity(cases, place), _precision(cases, place))
-    return [math.nan if math.isnan(s) else 0.0 if not s or math.isnan(p) or not p else 2 * s * p / (s + p)
-            for s, p in pairs]  # fmt: skip
+def _dice(cases: Sequence[_Counts], place: int) -> list[float]:
+    return _ratios((2 * case.found[place], case.true[place] + case.predicted[place]) for case in cases)
 
 
 def _points(of: Mapping[str, Mapping[str, Summary]], names: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:

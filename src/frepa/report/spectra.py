@@ -61,13 +61,18 @@ def legend_below(axes: Axes) -> None:
 
 
 def band_points(
-    groups: Mapping[str, Mapping[str, tuple[float, float]]], *, ylabel: str, null: Sequence[str] = ()
+    groups: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    ylabel: str,
+    null: Sequence[str] = (),
+    span: tuple[float, float] | None = None,
 ) -> Figure:
     """A point with its spread for every band and curve, side by side: values whose differences are small.
 
     Args:
         groups: band -> name of the curve -> ``(value, half length of the error bar)``.
         null: the curves to compare with, in grey.
+        span: of the vertical axis; by default what the points need.
     """
     names = list(dict.fromkeys(name for points in groups.values() for name in points))
     figure = new_figure(7.2, 3.4 + 0.16 * len(names))
@@ -81,6 +86,9 @@ def band_points(
         axes.errorbar(at, values, yerr=np.nan_to_num(spreads), fmt="s" if grey else "o", color=colour, label=name,
                       markersize=5, elinewidth=1, capsize=2)  # fmt: skip
     axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    if span is not None:
+        axes.set_ylim(*span)
     dress(axes, "", ylabel, legend=False)
     axes.grid(False, axis="x")
     legend_below(axes)
