@@ -23,7 +23,9 @@ def test_sources_that_are_none(sets, tmp_path, said, monkeypatch, verb):
     (tmp_path / "empty").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     out = f"--out={tmp_path / 'out'}"
-    assert "empty" in said(*command(verb, sets, ""), out)
+    monkeypatch.chdir(sets / "labelled")  # which a source without a name must not be taken for
+    for options in ([out], []) if verb == "check" else ([out],):
+        assert "empty" in said(*command(verb, sets, ""), *options)
     for text in ("loop", "no/such", "x" * 5000, "a\0b"):
         monkeypatch.chdir(tmp_path)
         assert said(*command(verb, sets, text), out).strip()

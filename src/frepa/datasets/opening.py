@@ -14,6 +14,7 @@ import numpy as np
 from frepa.datasets.annotations import Annotations, table_of
 from frepa.errors import InputError
 from frepa.images.source import Source
+from frepa.user_paths import check_source_name
 
 _STACKED = re.compile(r"\[\d+\]$")
 _CARRY = 'To carry it to volumes put slices: before it, as in --encoder "slices:ENCODER"; or give a 3D encoder.'
@@ -123,6 +124,7 @@ def open_source(
     if dims not in (2, 3):
         raise InputError(f"dims is {dims}, expected 2 (images) or 3 (volumes).")
     text, path = str(source), Path(source)
+    check_source_name(text)  # before anything takes an empty name for the folder one is in
     kind = next(kind for kind in KINDS if kind.matches(text, path))
     module, name = kind.opener.split(":")
     opened: Source = getattr(importlib.import_module(module), name)(
