@@ -13,7 +13,7 @@ from skimage import data, filters
 from skimage.color import rgb2gray
 from skimage.feature import hessian_matrix, hessian_matrix_eigvals
 
-from frepa.corruption.guide import hessian_guide, luminance
+from frepa.corruption.guide import guide_reach, hessian_guide, luminance, plain_guide
 from frepa.errors import InputError
 
 SIGMAS = (0.5, 1.0, 1.5)
@@ -111,6 +111,17 @@ def test_hessian_is_that_of_scikit_image_on_grey_levels(name: str, dark: bool) -
     expected = filters.hessian(255 * image, sigmas=SIGMAS, black_ridges=dark)
     expected[expected == 1] = 0  # written by skimage where the measure is 0
     assert_close(guide(image, kind="hessian_dark" if dark else "hessian_bright"), expected)
+
+
+@pytest.mark.parametrize(("name", "kind", "dark"), [("odd", "frangi_dark", True), ("volume", "frangi_bright", False)])
+def test_plain_operations_give_it_too(name: str, kind: str, dark: bool) -> None:
+    """As they are written into exported programs: convolutions in place of banded matrices."""
+    image = torch.from_numpy(pictures()[name]).float()[None, None]
+    assert_close(plain_guide(image, kind)[0, 0].numpy(), picture_oracle(name, dark))
+    if image.ndim == 4:
+        wide = "hessian:1-2"
+        assert guide_reach(wide) == 10
+        torch.testing.assert_close(plain_guide(image, wide), hessian_guide(image, kind=wide), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["small", "thin volume"])

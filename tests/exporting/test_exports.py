@@ -127,15 +127,21 @@ def test_what_came_from_hugging_face_goes_back_as_its_own_class(tmp_path: Path) 
     assert not list(Path(written).glob("*.bin"))
 
 
-@pytest.mark.parametrize("name", [VIT, "random:tiny3d_for_tests", "random:tiny_for_tests,guide=none"])
+@pytest.mark.parametrize(("name", "with_guide"), [
+    (VIT, False), ("random:tiny_for_tests,guide=none", False), ("random:tiny_for_tests,guide=frangi_dark:0.6", True),
+    pytest.param("random:tiny3d_for_tests", False, marks=pytest.mark.slow),
+])  # fmt: skip
 @torch.no_grad()
-def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str) -> None:
-    written = frepa.export(name, to="torch", out=str(tmp_path / "out"), quiet=True)
+def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str, with_guide: bool) -> None:
+    written = frepa.export(name, to="torch", out=str(tmp_path / "out"), with_guide=with_guide, quiet=True)
     program = torch.export.load(written / "encoder.pt2").module()
     encoder = load_encoder(name)
     x = _input(encoder, *(32, 80, 48)[-encoder.dims :])
-    given = x if encoder.guide != "none" else x[:, : encoder.image_channels]
-    torch.testing.assert_close(program(given)[0], encoder(x).dense, rtol=0, atol=1e-6)
+    image = x[:, : encoder.image_channels]
+    if with_guide:
+        x = encoder.prepare_input(image, encoder.make_guide(image))
+    given = x if encoder.guide != "none" and not with_guide else image
+    torch.testing.assert_close(program(given)[0], encoder(x).dense, rtol=0, atol=1e-4 if with_guide else 1e-6)
     with zipfile.ZipFile(written / "encoder.pt2") as archive:  # a pickle begins with its protocol
         held = {item: archive.read(item)[:2] for item in archive.namelist() if "/weights/" not in item}
     assert not [item for item, begin in held.items() if begin[:1] == b"\x80" or begin == b"PK"]
@@ -156,17 +162,33 @@ def test_attention_in_windows_makes_a_program_for_one_size(tmp_path: Path) -> No
         frepa.export(name, to="torch", out=str(tmp_path / "other"), image_size=30)
 
 
+@pytest.mark.parametrize("with_guide", [False, pytest.param(True, marks=pytest.mark.slow)])
 @torch.no_grad()
-def test_onnxruntime_opens_what_was_written_at_other_sizes(tmp_path: Path) -> None:
+def test_onnxruntime_opens_what_was_written_at_other_sizes(tmp_path: Path, with_guide: bool) -> None:
+    """With the guide inside, the image is all that it takes."""
     import onnxruntime
 
-    name = "random:tiny_for_tests"
-    written = frepa.export(name, to="onnx", out=str(tmp_path / "out"), quiet=True)
-    session = onnxruntime.InferenceSession(str(written / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    name = "random:tiny_for_tests,guide=frangi_dark:0.5-0.8" if with_guide else "random:tiny_for_tests"
     encoder = load_encoder(name)
-    x = _input(encoder, 18, 26)
-    (dense,) = session.run(["dense"], {"image": x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(dense), encoder(x).dense, rtol=0, atol=1e-5)
+    written = frepa.export(name, to="onnx", out=str(tmp_path / "out"), with_guide=with_guide, quiet=True)
+    session = onnxruntime.InferenceSession(str(written / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    x = _input(encoder, 24, 32)
+    if with_guide:
+        x = encoder.prepare_input(x[:, :3], encoder.make_guide(x[:, :3]))
+    (dense,) = session.run(["dense"], {"image": (x[:, :3] if with_guide else x).numpy()})
+    torch.testing.assert_close(torch.from_numpy(dense), encoder(x).dense, rtol=0, atol=1e-4)
+    assert ("made inside" in written.results["input"]["holds"]) == with_guide
+
+
+def test_a_guide_that_cannot_be_made_inside(tmp_path: Path) -> None:
+    def refused(name: str, to: str, words: str) -> None:
+        with pytest.raises(InputError, match=f"--with-guide: .*{words}"):
+            frepa.export(name, to=to, out=str(tmp_path / "out"), with_guide=True)  # type: ignore[arg-type]
+
+    refused(VIT, "timm", "holds the network alone.*use --to onnx or --to torch")
+    refused("random:tiny_for_tests,guide=none", "torch", "has no guide")
+    refused(VIT.replace("vit,", "vit,guide=frangi:30,"), "torch", "looks 149 pixels to either side")
+    refused("slices:random:tiny_for_tests,width=8,heads=2,rounds=1", "torch", "slice by slice")
 
 
 def test_a_result_shows_its_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

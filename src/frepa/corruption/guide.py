@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from frepa.corruption.hessian import Matrix, eigenvalues, full_precision, hessian, squared_norm
+from frepa.corruption.hessian import Matrix, convolved, eigenvalues, full_precision, hessian, reach, squared_norm
 from frepa.corruption.inputs import check_images
 from frepa.corruption.workers import for_each
 from frepa.errors import InputError, nearest
@@ -121,6 +121,37 @@ def hessian_guide(
     with full_precision(x.device):
         for_each(len(x), math.prod(x.shape[2:]), x.device, measure)
     return out
+
+
+def plain_guide(x: Tensor, kind: str) -> Tensor:
+    """`hessian_guide` in plain operations, which torch.export and ONNX can write down for any size of image.
+
+    Args:
+        x: clean images ``(B, C, *S)`` in [0, 1], every side at least `guide_reach` pixels.
+        kind: as `hessian_guide` takes it, but not "none".
+
+    Returns:
+        float32 ``(B, 1, *S)``, equal to `hessian_guide` up to rounding.
+    """
+    guide, grey = parse_guide(kind), luminance(x)
+    each = (-1, *[1] * (grey.ndim - 1))
+    grey = grey - grey.flatten(1)[:, 0].view(each)
+    gamma = None if guide.measure == "frangi" else 2 * _HESSIAN_GAMMA**2
+    width: Tensor | float | None = gamma
+    best = torch.zeros_like(grey)
+    for sigma in guide.sigmas:
+        matrix = hessian(grey, sigma, along=convolved)
+        norm = squared_norm(matrix)
+        if width is None:
+            width = (norm.flatten(1).amax(1) / 2).clamp_min(2 * _LEAST_GAMMA**2).view(each)
+        strength = -torch.expm1(-norm / width)
+        best = torch.maximum(best, line_shape(matrix, guide.ridges, 0.5, 0.5) * strength)
+    return best.unsqueeze(1)
+
+
+def guide_reach(kind: str) -> int:
+    """Pixels that a guide's widest filter looks to either side."""
+    return max(map(reach, parse_guide(kind).sigmas))
 
 
 def luminance(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,19 +30,22 @@ _CPU_BLOCK, _BLOCK = 32, 128
 _NEGLIGIBLE = 1e-9
 
 Matrix = dict[tuple[int, int], Tensor]
+# (x, axis, sigma, orders of the derivative of the first and of the second filter) -> x filtered
+Along = Callable[[Tensor, int, float, tuple[int, int]], Tensor]
 
 
-def hessian(x: Tensor, sigma: float) -> Matrix:
+def hessian(x: Tensor, sigma: float, along: Along | None = None) -> Matrix:
     """Second derivatives of images smoothed with a Gaussian of standard deviation ``sigma`` pixels.
 
     Args:
         x: float32 ``(B, *S)``.
         sigma: scale in pixels; the derivatives are not normalised by it.
+        along: how two successive filters go along an axis; by default as banded matrices. See `convolved`.
 
     Returns:
         ``{(i, j): float32 (B, *S)}`` for the axes ``i <= j`` of ``S``, in intensity units per pixel squared.
     """
-    dims = x.ndim - 1
+    dims, along = x.ndim - 1, along or _filter_axis
     pairs = [(i, j) for i in range(dims) for j in range(i, dims)]
     # Per axis, the order of the derivative taken along it by the first and by the second filter.
     plans = {(i, j): tuple((int(axis == i), int(axis == j)) for axis in range(dims)) for i, j in pairs}
@@ -50,7 +53,7 @@ def hessian(x: Tensor, sigma: float) -> Matrix:
     for axis in reversed(range(dims)):
         # Several derivatives share what was done along the later axes.
         wanted = sorted({plan[axis:] for plan in plans.values()})
-        partial = {plan: _filter_axis(partial[plan[1:]], axis + 1, sigma, plan[0]) for plan in wanted}
+        partial = {plan: along(partial[plan[1:]], axis + 1, sigma, plan[0]) for plan in wanted}
     return {pair: partial[plan] for pair, plan in plans.items()}
 
 
@@ -81,6 +84,31 @@ def _filter_axis(x: Tensor, axis: int, sigma: float, orders: tuple[int, int]) ->
     else:
         for_each(len(planes), size * after, x.device, whole)
     return out.view(x.shape)
+
+
+def reach(sigma: float) -> int:
+    """Pixels that `convolved` looks to either side in one filter; no side of an image may be shorter."""
+    return math.ceil(7 * sigma / math.sqrt(2))  # what lies beyond is less than 1e-10 of the largest weight
+
+
+def convolved(x: Tensor, axis: int, sigma: float, orders: tuple[int, int]) -> Tensor:
+    """The same two filters along an axis of ``x (B, *S)`` as plain convolutions: for programs of any size of image.
+
+    It takes several times as long as the banded matrices, which are made for each size.
+    """
+    spread, radius, dims = sigma / math.sqrt(2), reach(sigma), x.ndim - 1
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    bell = torch.exp(-0.5 * (offset / spread) ** 2)
+    bell = bell / bell.sum()
+    for order in orders:
+        kernel = bell * offset / spread**2 if order else bell
+        shape = [1] * (dims + 2)
+        shape[axis + 1] = len(kernel)
+        first, last = x.narrow(axis, 0, radius), x.narrow(axis, x.shape[axis] - radius, radius)
+        mirrored = torch.cat((first.flip(axis), x, last.flip(axis)), dim=axis).unsqueeze(1)
+        convolve = torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv3d
+        x = convolve(mirrored, kernel.to(x.device, x.dtype).view(shape)).squeeze(1)
+    return x
 
 
 class _Block(NamedTuple):

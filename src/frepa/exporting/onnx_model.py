@@ -68,4 +68,4 @@ def _convert(encoder: Encoder, traced: Traced, path: Path) -> None:
         converted.save(path, external_data=size > _MOST_BYTES)
 
 
-TARGET = Target(write, needs=("onnx", "onnxscript", "onnxruntime"))
+TARGET = Target(write, needs=("onnx", "onnxscript", "onnxruntime"), makes_guide=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from frepa.corruption.guide import guide_reach, plain_guide
 from frepa.encoders.contract import Encoder, per_axis
 from frepa.errors import InputError
 from frepa.exporting.contract import Asked, features
@@ -21,17 +22,20 @@ _MOST_IMAGES, _MOST_PIXELS = 4096, 16384
 class Program(nn.Module):
     """``program(image (B, C, *S)) -> (dense,)`` or ``(dense, embedding)``.
 
-    C is the image's channels and, where the encoder has a guide, one of guide. S are multiples of ``size_multiple``.
+    C is the image's channels and, where the encoder has a guide that is not made inside, one of guide. S are multiples
+    of ``size_multiple``.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, with_guide: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.with_guide = encoder, with_guide
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names, see `features`."""
         encoder = self.encoder
-        if encoder.guide == "none":
+        if self.with_guide:
+            image = encoder.prepare_input(image, plain_guide(image, encoder.guide))
+        elif encoder.guide == "none":
             image = encoder.prepare_input(image)
         found = encoder.extract(image)
         return (found.dense,) if found.dense is found.embedding else tuple(found)
@@ -60,8 +64,10 @@ def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
     """
     shape = asked.shape(encoder)
     steps = per_axis(encoder.size_multiple, encoder.dims)
-    channels = encoder.image_channels + (encoder.guide != "none")
-    module = Program(encoder).eval()
+    if asked.with_guide:
+        _check_guide(encoder, min(2 * step for step in steps))
+    channels = encoder.image_channels + (encoder.guide != "none" and not asked.with_guide)
+    module = Program(encoder, asked.with_guide).eval()
     images: dict[int, Any] = {0: Dim("batch", min=1, max=_MOST_IMAGES)}
     reason = ""
     if not _windowed(encoder):
@@ -91,6 +97,20 @@ def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
     outputs = tuple(features(encoder, torch.zeros(1, encoder.in_channels, *shape)))
     words = f"any number of images of {_times(shape)} (--image-size chooses it)"
     return Traced(program, outputs, (shape,), words)
+
+
+def _check_guide(encoder: Encoder, least: int) -> None:
+    """Raise InputError where a program of any size cannot make this guide."""
+    if type(encoder).make_guide is not Encoder.make_guide:
+        raise InputError(
+            f"--with-guide: {encoder.title} makes its guide slice by slice, which is not written into a program. Leave "
+            f"the option out and give the {encoder.guide} guide as the last channel."
+        )
+    if guide_reach(encoder.guide) > least:
+        raise InputError(
+            f"--with-guide: the guide {encoder.guide} looks {guide_reach(encoder.guide)} pixels to either side, more "
+            f"than the smallest image has ({least}). Leave the option out and give the guide as the last channel."
+        )
 
 
 def _exported(module: nn.Module, shape: tuple[int, ...], varying: dict[int, Any]) -> ExportedProgram:

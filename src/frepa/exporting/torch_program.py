@@ -38,4 +38,4 @@ def write(encoder: Encoder, folder: Path, asked: Asked) -> Exported:
     )
 
 
-TARGET = Target(write)
+TARGET = Target(write, makes_guide=True)

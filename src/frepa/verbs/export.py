@@ -13,6 +13,7 @@ def export(
     to: Literal["timm", "huggingface", "onnx", "torch", "monai", "nnunet"],
     out: str,
     image_size: int | None = None,
+    with_guide: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> ExportResult:
@@ -32,6 +33,7 @@ def export(
         out: folder to write; an existing one is never touched without --overwrite.
         image_size: side in pixels of the images it is for, where one must be chosen: encoders with attention in windows
             become a program for one size. By default the encoder's own.
+        with_guide: of "onnx" and "torch": the program makes the guide itself, from the image that it is given.
         overwrite: replace what an earlier export wrote in --out, and nothing else.
         quiet: print nothing but the folder.
     """
@@ -41,5 +43,5 @@ def export(
     def silent(_: str) -> None:
         return None
 
-    asked = Asked(encoder, image_size)
+    asked = Asked(encoder, image_size, with_guide)
     return ExportResult(export_encoder(to, asked, out=out, overwrite=overwrite, tell=silent if quiet else print))
