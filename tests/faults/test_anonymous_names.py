@@ -116,6 +116,19 @@ def test_predictions_are_named_after_hashes(clinic, tmp_path, told, verb):
         assert "names the patient" in told(*words, *seg, code=2)
 
 
+def test_embeddings_name_nothing_and_are_the_same(clinic, tmp_path, told):
+    words = ["embed", clinic / "classes", f"--encoder={ENCODER}", "--image-size=32", "--num-workers=0", "--quiet"]
+    for name, option in (("named", []), ("hidden", ["--anonymous-names"])):
+        said = told(*words, f"--out={tmp_path / name}", *option)
+    assert names_in(tmp_path / "named", "")
+    assert names_in(tmp_path / "hidden", said) == []
+    tables = [parquet.read_table(tmp_path / name / "embeddings.parquet") for name in ("named", "hidden")]
+    assert list(map(pseudonym, tables[0]["name"].to_pylist())) == tables[1]["name"].to_pylist()
+    assert tables[0].drop_columns(["name"]) == tables[1].drop_columns(["name"])
+    said = told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume")
+    assert "done already" in said
+
+
 def test_pretraining_names_nothing_and_learns_the_same(clinic, tmp_path, told):
     words = ["pretrain", clinic / "scans", *PRETRAIN, "--max-steps=4", "--num-workers=0"]
     for name, option in (("named", []), ("hidden", ["--anonymous-names"])):

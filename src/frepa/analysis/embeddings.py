@@ -34,6 +34,7 @@ from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, Stopped
 from frepa.files import write_csv, write_json
 from frepa.images.anonymity import key_check
+from frepa.images.hidden_names import Names, naming
 from frepa.images.intensity import check_window, to_unit
 from frepa.images.readers.pixels import check_extent
 from frepa.images.scan import Skipped, UnreadableScan
@@ -72,6 +73,7 @@ class EmbedOptions:
     resume: bool
     overwrite: bool
     quiet: bool
+    anonymous_names: bool = False
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
@@ -86,7 +88,8 @@ class EmbedOptions:
 
     def kept(self) -> dict[str, Any]:
         """What ``config.yaml`` holds."""
-        return {name: value for name, value in asdict(self).items() if name not in ("resume", "overwrite", "quiet")}
+        left_out = ("resume", "overwrite", "quiet", *(["source"] if self.anonymous_names else []))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class _Read(NamedTuple):
@@ -111,6 +114,7 @@ def embed_all(options: EmbedOptions) -> Path:
     options.check()
     go_on = f"Continue with the same command and --resume ({options.out})."
     with (
+        naming(options.anonymous_names, [options.source], keep=[options.out, options.encoder]) as names,
         out_folder(
             options.out,
             "embed",
@@ -130,6 +134,7 @@ def embed_all(options: EmbedOptions) -> Path:
             )
         known = open_annotated(options.source, encoder.dims, None)
         source = known.source
+        names.learn(source)
         slices = isinstance(encoder, SliceTransfer)
         side = options.image_size or common_side(source, np.arange(len(source)), slices=slices)
         facts = {
@@ -156,13 +161,13 @@ def embed_all(options: EmbedOptions) -> Path:
         parts = Parts(out.root)
         with stop.deferred():
             embedder = _Embedder(encoder.to(device), side, device, autocast_dtype(options.precision, device))
-            _encode(embedder, known, options, facts, parts, stop, go_on)
-        left_out = [*source.skipped, *parts.skipped.values()]
+            _encode(embedder, known, options, facts, parts, names, stop, go_on)
+        left_out = [*map(names.skipped, source.skipped), *parts.skipped.values()]
         write_csv(out.root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in left_out])
         if not parts.rows:
             first = left_out[0]
             raise InputError(f"{options.source}: none of the images can be read. {first.path}: {first.reason}")
-        _finish(out, parts, known, facts, options, reference, left_out)
+        _finish(out, parts, known, facts, options, reference, left_out, names)
     told = f"; {len(left_out):,} images are left out, see {SKIPPED}" if left_out else ""
     _tell(f"{parts.rows:,} embeddings{told}.")
     return out.root
@@ -176,6 +181,7 @@ def _finish(
     options: EmbedOptions,
     reference: EncoderReference,
     left_out: Sequence[Skipped],
+    names: Names,
 ) -> None:
     """The file of all rows, the page, and the summary; then the parts go."""
     parts.join(options.format)
@@ -183,14 +189,14 @@ def _finish(
     looked: Looked = look(parts, known, records)
     summary = {
         **facts,
-        "source": options.source,
+        "source": names.said(options.source),
         "file": FILES[options.format],
         "images": parts.rows,
         "left_out": len(left_out),
         "channels": looked.vectors.shape[1],
         "dense": looked.dense,
         "test": looked.found.scores,
-        "warnings": list(known.source.warnings),
+        "warnings": names.tree(list(known.source.warnings)),
         "device": device_name(default_device()),
         "versions": versions(),
     }
@@ -242,6 +248,7 @@ def _encode(
     options: EmbedOptions,
     facts: dict[str, Any],
     parts: Parts,
+    names: Names,
     stop: StopRequest,
     go_on: str,
 ) -> None:
@@ -254,12 +261,12 @@ def _encode(
     batch: list[_Read] = []
     with tqdm(total=total, initial=parts.next, unit="image", desc="Encoding", disable=options.quiet,
               dynamic_ncols=True) as bar:  # fmt: skip
-        for item in _records(embedder, known, options, parts.next):
+        for item in _records(embedder, known, options, parts.next, names):
             batch.append(item)
             bar.update()
             if len(batch) == size or item.record == total - 1:
                 unread = {one.record: one.trouble for one in batch if one.trouble is not None}
-                parts.add(item.record + 1, _table(embedder, known, options, facts, batch), unread)
+                parts.add(item.record + 1, _table(embedder, known, options, facts, batch, names), unread)
                 batch = []
             if stop.requested:
                 parts.flush()
@@ -268,7 +275,12 @@ def _encode(
 
 
 def _table(
-    embedder: _Embedder, known: Annotations, options: EmbedOptions, facts: dict[str, Any], batch: Sequence[_Read]
+    embedder: _Embedder,
+    known: Annotations,
+    options: EmbedOptions,
+    facts: dict[str, Any],
+    batch: Sequence[_Read],
+    names: Names,
 ) -> pa.Table | None:
     """Rows of a batch; None where no image of it could be read."""
     good = [item for item in batch if item.frame is not None]
@@ -281,10 +293,14 @@ def _table(
     if maps is not None:
         arrays["dense"] = (maps.half() if half else maps).numpy()
     shape = None if maps is None else tuple(maps.shape[1:])
-    return rows_of(schema_of(pooled.shape[1], shape, half, facts), [_texts(item, known) for item in good], arrays)
+    return rows_of(
+        schema_of(pooled.shape[1], shape, half, facts), [_texts(item, known, names) for item in good], arrays
+    )
 
 
-def _records(embedder: _Embedder, known: Annotations, options: EmbedOptions, first: int) -> Iterator[_Read]:
+def _records(
+    embedder: _Embedder, known: Annotations, options: EmbedOptions, first: int, names: Names
+) -> Iterator[_Read]:
     source, groups = known.source, known.groups
 
     def read(record: int) -> _Read:
@@ -292,19 +308,19 @@ def _records(embedder: _Embedder, known: Annotations, options: EmbedOptions, fir
             scan = source.read(record)
             frame = framed(embedder.encoder, to_unit(scan, window=options.window), embedder.side)
         except UnreadableScan as error:
-            return _Read(record, None, "", None, error.skipped(source.name(record)))
+            return _Read(record, None, "", None, names.skipped(error.skipped(source.name(record))))
         own = groups[record]
         return _Read(record, frame, scan.id, scan.group or (None if own is None else anonymous_id(str(own))), None)
 
     return read_ahead(read, range(first, len(source)), options.num_workers)
 
 
-def _texts(item: _Read, known: Annotations) -> dict[str, str | None]:
-    names = known.labels[item.record]
+def _texts(item: _Read, known: Annotations, names: Names) -> dict[str, str | None]:
+    classes = known.labels[item.record]
     return {
         "id": item.id,
-        "name": known.source.name(item.record),
-        "label": None if names is None else SEPARATOR.join(names),
+        "name": names.name(known.source.name(item.record)),
+        "label": None if classes is None else SEPARATOR.join(classes),
         "split": known.splits[item.record],
         "group": item.group,
     }

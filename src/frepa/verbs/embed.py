@@ -24,6 +24,7 @@ def embed(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    anonymous_names: bool = False,
 ) -> RunResult:
     """Write an encoder's embedding of every image of a source, in 2D or 3D as the encoder is. Nothing is trained.
 
@@ -52,6 +53,7 @@ def embed(
         resume: continue the folder in --out that was stopped or killed; starts it when there is none yet.
         overwrite: replace what an earlier embed wrote in --out, and nothing else.
         quiet: no progress bar.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere.
     """
     from frepa.analysis.embeddings import EmbedOptions, embed_all
 
@@ -73,6 +75,7 @@ def embed(
                 resume=resume,
                 overwrite=overwrite,
                 quiet=quiet,
+                anonymous_names=anonymous_names,
             )
         )
     )
