@@ -17,7 +17,11 @@ from frepa.encoders.files import load_encoder, save_encoder
 from frepa.encoders.reference import weights_hash
 from frepa.errors import InputError
 from frepa.verbs._result import RunResult
-from tiny_runs import QUICK, classifying, masked_set, segmenting
+from frepa.verbs.check import check
+from frepa.verbs.embed import embed
+from frepa.verbs.predict import predict
+from frepa.verbs.prepare import prepare
+from tiny_runs import ENCODER, QUICK, classifying, masked_set, segmenting
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +105,36 @@ def test_a_bundle_of_a_slice_transfer_holds_its_2d_encoder(tmp_path: Path) -> No
     before = load_head(run).predict(source / "imagesTr/1.npy").probabilities
     shutil.rmtree(tmp_path / "encoder")
     assert (load_head(run).predict(source / "imagesTr/1.npy").probabilities == before).all()
+
+
+def test_every_verb_gives_back_what_it_counted(run: RunResult, tmp_path: Path) -> None:
+    """Where nothing is scored: predict, check and prepare; embed of images without classes."""
+    images = tmp_path / "images"
+    shutil.copytree(Path(run).parent / "set/images", images)
+    (images / "broken.png").write_bytes(b"no image")
+    shutil.copy(images / "1.png", images / "twice.png")
+    how = {"quiet": True, "num_workers": 0}
+    predicted = predict(str(run), [str(images)], out=str(tmp_path / "predicted"), overlays=True, **how)
+    checked = check(str(images), out=str(tmp_path / "checked"), **how)
+    packed = prepare(str(images), out=str(tmp_path / "packed"), **how)
+    embedded = embed(str(images), encoder=ENCODER, out=str(tmp_path / "embedded"), image_size=32, **how)
+    assert counted(predicted) == {"scans": 9, "left_out": 1}
+    assert counted(embedded) == {"images": 9, "left_out": 1}
+    assert counted(checked)["duplicate"] >= 1
+    assert counted(packed)["records"] == 9
+    assert counted(packed)["bytes"] == sum(path.stat().st_size for path in (packed / "shards").iterdir())
+    assert check(str(images), **how) is None
+    for one in (predicted, checked, embedded):
+        assert one.report.path.is_file()
+        assert "report</a>" in one._repr_html_()
+    assert ">9<" in packed._repr_html_()
+    page = (predicted / "report.html").read_text()
+    assert page.count("<img") == 9
+    assert "broken.png" in page
+    assert "pixels_255" in page
+
+
+def counted(run: RunResult) -> dict[str, float]:
+    rows = run.scores.to_pylist()
+    assert {row["of"] for row in rows} == {"count"}
+    return {row["score"]: row["value"] for row in rows}

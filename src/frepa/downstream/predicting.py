@@ -19,6 +19,7 @@ from frepa.datasets.opening import open_source
 from frepa.downstream.fitting import read_ahead
 from frepa.downstream.options import check_least
 from frepa.downstream.predicted import FORMATS, Writing, out_name, write_answer
+from frepa.downstream.predicted_page import write_page
 from frepa.downstream.run import RESULTS, SKIPPED
 from frepa.downstream.trained import Answer, TrainedHead, load_head
 from frepa.errors import InputError, Stopped, nearest
@@ -162,6 +163,8 @@ def predict_all(options: PredictOptions) -> Path:
         write_csv(
             root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in skipped.values()]
         )
+        rows = (line["row"] for line in _lines(root))
+        write_page(root / "report.html", head, rows, list(skipped.values()), facts["device"])
         write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
     _tell(f"{count:,} scans" + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else "."))
     if not count:

@@ -7,11 +7,14 @@ import json
 import math
 import os
 import webbrowser
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 _MOST_ROWS = 60
+#: ``of`` in tables of what is no score but was counted.
+_COUNT = "count"
 
 
 class RunResult(os.PathLike[str]):
@@ -60,11 +63,17 @@ class RunResult(os.PathLike[str]):
     def scores(self) -> Any:
         """A `pyarrow.Table` of the scores: of what, which, its value and its spread; ``.to_pandas()`` where wanted.
 
-        Fractions in [0, 1], as in ``results.json``. Of a pretraining run it is what was last looked at of the encoder.
+        Fractions in [0, 1], as in ``results.json``. Of a pretraining run it is what was last looked at of the encoder;
+        where a verb scores nothing, what it counted: scans predicted, findings of each kind, records packed.
         """
         import pyarrow as pa
 
-        rows = list(_scores(self.results)) or list(_last_metrics(self.folder / "metrics.jsonl"))
+        found = (
+            _scores(self.results),
+            _last_metrics(self.folder / "metrics.jsonl"),
+            _counts(self.folder, self.results),
+        )
+        rows = next((rows for rows in map(list, found) if rows), [])
         kinds = {"of": pa.string(), "score": pa.string(), "value": pa.float64(), "std": pa.float64()}
         return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()})
 
@@ -85,7 +94,7 @@ class RunResult(os.PathLike[str]):
         rows = self.scores.to_pylist()
         lines = [
             f"<tr><td>{html.escape(row['of'])}</td><td>{html.escape(row['score'])}</td>"
-            f"<td style='text-align:right'>{_shown(row['value'], row['std'])}</td></tr>"
+            f"<td style='text-align:right'>{_shown(row)}</td></tr>"
             for row in rows[:_MOST_ROWS]
         ]
         more = f"<p>{len(rows) - _MOST_ROWS} more in <code>.scores</code>.</p>" if len(rows) > _MOST_ROWS else ""
@@ -192,8 +201,29 @@ def _last_metrics(path: Path) -> Iterator[dict[str, Any]]:
         yield {"of": f"step {step}", "score": name, "value": value, "std": None}
 
 
-def _shown(value: float | None, std: float | None) -> str:
+def _counts(folder: Path, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What predict and embed (``results.json``), check (``findings.parquet``) and prepare (``store.json``) counted."""
+    found = {name: results[name] for name in ("scans", "images", "left_out") if name in results}
+    if (folder / "findings.parquet").is_file():
+        from pyarrow import parquet
+
+        kinds = parquet.read_table(folder / "findings.parquet", columns=["kind"])["kind"].to_pylist()
+        found |= {"findings": len(kinds), **dict(Counter(kinds).most_common())}
+    if (folder / "store.json").is_file():
+        facts = json.loads((folder / "store.json").read_text("utf-8"))
+        found |= {
+            name: facts[key]
+            for name, key in (("records", "records"), ("left_out", "skipped"), ("bytes", "shard_bytes"))
+        }
+    for name, count in found.items():
+        yield {"of": _COUNT, "score": name, "value": float(count), "std": None}
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    value, std = row["value"], row["std"]
     if value is None or not math.isfinite(value):
         return "–"
+    if row["of"] == _COUNT:
+        return f"{value:,.0f}"
     spread = f" ± {std:.4f}" if isinstance(std, float) and math.isfinite(std) else ""
     return f"{value:.1e}" if 0 < abs(value) < 1e-4 and not spread else f"{value:.4f}{spread}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
+
+from frepa.verbs._result import RunResult
 
 
 def check(
@@ -16,7 +17,7 @@ def check(
     num_workers: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path | None:
+) -> RunResult | None:
     """Read every scan once and report what is wrong with it: before a GPU hour is spent, not after.
 
     Looks for files that are unreadable, truncated, empty or hold NaN; scans that are constant or stored twice; voxel
@@ -82,4 +83,4 @@ def check(
             folder.start()
             write_findings(checked.findings, folder.root / "findings.parquet")
             write_page(folder.root / "report.html", opened, checked, names)
-        return folder.root
+        return RunResult(folder.root)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from frepa.verbs._result import RunResult
+
 
 def prepare(
     source: str,
@@ -21,7 +23,7 @@ def prepare(
     verify: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-) -> Path:
+) -> RunResult:
     """Read scans of any format once, check them, and pack them into a store that training reads fast.
 
     A store is a folder that stands wherever a source is asked for. Pixels are kept without loss: CT as whole Hounsfield
@@ -70,7 +72,7 @@ def prepare(
             raise InputError(
                 "--verify looks at a store and writes none: give the store's folder, without --out or --overwrite."
             )
-        return _verify(source, num_workers, quiet)
+        return RunResult(_verify(source, num_workers, quiet))
     if out is None:
         raise InputError("--out is missing: name the folder of the store to write.")
     if keep_names and anonymous_names:
@@ -107,7 +109,7 @@ def prepare(
         tell(f"{facts['records']} scans in {facts['shard_bytes'] / 1e6:.1f} MB. Train on them with {train}.")
         if labels is not None and labels.said():
             tell(labels.said())
-    return Path(out)
+    return RunResult(out)
 
 
 def _verify(store: str, num_workers: int, quiet: bool) -> Path:
