@@ -111,6 +111,16 @@ def test_predictions_are_named_after_hashes(clinic, tmp_path, told, verb):
     done = (tmp_path / "hidden" / "done.jsonl").read_text()
     told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume")
     assert (tmp_path / "hidden" / "done.jsonl").read_text() == done  # nothing was done twice
+    # Scored on a labelled set: by the same numbers, and naming nothing either
+    scored = ["evaluate", tmp_path / "head", source, "--num-workers=0", "--quiet", "--part=all"]
+    said = told(*scored, f"--out={tmp_path / 'unseen'}", "--anonymous-names")
+    assert names_in(tmp_path / "unseen", said) == []
+    told(*scored, f"--out={tmp_path / 'seen'}")
+    assert names_in(tmp_path / "seen", "")
+    seen, unseen = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("seen", "unseen"))
+    of, its = (seen["sets"]["labelled"], unseen["sets"]["set-1"]) if verb == "segment" else (seen, unseen)
+    assert of["test"] == its["test"]
+    assert seen["left_out"] == unseen["left_out"]
     if verb == "segment":
         seg = ["--format=dicom-seg", "--anonymous-names", f"--out={tmp_path / 'x'}"]
         assert "names the patient" in told(*words, *seg, code=2)

@@ -26,7 +26,8 @@ from frepa.downstream.run import RESULTS, SKIPPED
 from frepa.downstream.trained import TrainedHead, load_head
 from frepa.errors import InputError, Stopped
 from frepa.files import append_json_lines, file_digest, keep_lines, write_csv, write_json
-from frepa.images.scan import UnreadableScan
+from frepa.images.hidden_names import Names, naming
+from frepa.images.scan import Skipped, UnreadableScan
 from frepa.machine import device_name, versions
 from frepa.run_folders import CONFIG, check_same_options, out_folder
 from frepa.stopping import StopRequest
@@ -57,6 +58,7 @@ def evaluate_run(options: EvaluateOptions) -> Path:
     hashes = [file_digest(file) for file in head.files]
     go_on = f"Continue with the same command and --resume ({options.out})."
     with (
+        naming(options.anonymous_names, options.source, keep=[options.out, options.run, options.encoder]) as names,
         out_folder(
             options.out,
             "evaluate",
@@ -78,7 +80,9 @@ def evaluate_run(options: EvaluateOptions) -> Path:
             label = f"Checking {evaluation.unit}s and annotations"
             return tqdm(items, total=total, unit=evaluation.unit, desc=label, disable=options.quiet, leave=False)
 
-        warnings = [*evaluation.open(progress), *_seen_before(options, head)]
+        warnings = evaluation.open(progress)
+        evaluation.hide(names)
+        warnings = names.tree([*warnings, *_seen_before(options, head)])
         belongs = digest(evaluation.data)
         if out.resumed:
             _check_same_data(out.root / RESULTS, belongs)
@@ -92,28 +96,29 @@ def evaluate_run(options: EvaluateOptions) -> Path:
             "encoder": head.reference.as_dict(),
             "guide": head.reference.guide,
             "train": head.tuned or "head",
-            "source": ", ".join(options.source),
+            "source": names.name(", ".join(options.source)),
             "part": options.part,
             "device": device_name(head.models[0].device),
         }
         write_json(out.root / RESULTS, facts)
-        lines, skipped = _look_at_all(evaluation, stop, go_on)
+        lines, broken = _look_at_all(evaluation, stop, go_on)
+        skipped = [names.skipped(error.skipped()) for error in broken]
         if not lines:
-            first = next(iter(skipped.values()))
+            first = skipped[0]
             raise InputError(f"None of the {evaluation.unit}s can be read. {first.path}: {first.reason}")
-        _finish(evaluation, facts, warnings, lines, [*evaluation.left_out, *(s.skipped() for s in skipped.values())])
+        _finish(evaluation, facts, warnings, lines, [*evaluation.left_out, *skipped], names)
     return out.root
 
 
 def _look_at_all(
     evaluation: Evaluation[Any], stop: StopRequest, go_on: str
-) -> tuple[dict[int, dict[str, Any]], dict[int, UnreadableScan]]:
+) -> tuple[dict[int, dict[str, Any]], list[UnreadableScan]]:
     """What the heads say of every case, by place: of those that are in ``done.jsonl`` from there."""
     root, options, names = evaluation.root, evaluation.options, evaluation.names
     keep_lines(root / DONE, lambda line: all((root / name).is_file() for name in line.get("files", ())))
     known = {name: place for place, name in enumerate(names)}
     lines = {known[line["key"]]: line for line in _lines(root) if line["key"] in known}
-    skipped: dict[int, UnreadableScan] = {}
+    skipped: list[UnreadableScan] = []
 
     def read(place: int) -> tuple[int, Any, UnreadableScan | None]:
         try:
@@ -127,7 +132,7 @@ def _look_at_all(
         for place, case, trouble in read_ahead(read, waiting, options.num_workers):
             bar.update()
             if trouble is not None:
-                skipped[place] = trouble
+                skipped.append(trouble)
                 continue
             with stop.deferred():
                 line = {"key": names[place], **evaluation.look(place, case)}
@@ -143,7 +148,8 @@ def _finish(
     facts: dict[str, Any],
     warnings: list[str],
     lines: dict[int, dict[str, Any]],
-    left_out: list[Any],
+    left_out: list[Skipped],
+    names: Names,
 ) -> None:
     root, head = evaluation.root, evaluation.head
     seed = next(iter(head.noted("seed")), 0)
@@ -152,9 +158,9 @@ def _finish(
     broken = {item.path: item for item in left_out}
     summary = {
         **facts,
-        **own,
+        **names.tree(own),
         "left_out": len(broken),
-        "warnings": [*warnings, *own.get("warnings", [])],
+        "warnings": [*warnings, *names.tree(list(own.get("warnings", [])))],
         "training": [],
         "versions": versions(),
     }

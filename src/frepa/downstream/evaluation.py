@@ -15,6 +15,7 @@ from frepa.downstream.options import check_least
 from frepa.downstream.page import RunPage
 from frepa.downstream.trained import TrainedHead
 from frepa.errors import InputError
+from frepa.images.hidden_names import Names
 from frepa.images.scan import Skipped
 from frepa.options import check_seed
 from frepa.user_paths import check_source_name
@@ -42,6 +43,7 @@ class EvaluateOptions:
     seed: int
     precision: str
     num_workers: int
+    anonymous_names: bool = False
     resume: bool
     overwrite: bool
     quiet: bool
@@ -58,7 +60,8 @@ class EvaluateOptions:
 
     def kept(self) -> dict[str, Any]:
         """What ``config.yaml`` holds."""
-        return {name: value for name, value in asdict(self).items() if name not in ("resume", "overwrite", "quiet")}
+        left_out = ("resume", "overwrite", "quiet", *(["source"] if self.anonymous_names else []))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class Evaluation(ABC, Generic[Head]):
@@ -86,6 +89,10 @@ class Evaluation(ABC, Generic[Head]):
         Raises:
             InputError: the source is not understood, has not what the task needs, or is of other classes.
         """
+
+    @abstractmethod
+    def hide(self, names: Names) -> None:
+        """From here on call the cases by what stands for names of files."""
 
     @property
     @abstractmethod

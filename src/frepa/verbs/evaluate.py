@@ -22,6 +22,7 @@ def evaluate(
     seed: int = 0,
     num_workers: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    anonymous_names: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -48,6 +49,8 @@ def evaluate(
         seed: of the resamples that tell how sure a score of classes or boxes is.
         num_workers: threads that read images ahead; they never change the result.
         precision: fp32, bf16, or auto: bf16 on a GPU that has it, else fp32.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere; config.yaml then holds no
+            source, and luna16.csv, which calls series by their names, is not written.
         resume: continue the folder in --out that was stopped or killed; cases that are finished are not done again.
         overwrite: replace what an earlier evaluate wrote in --out, and nothing else.
         quiet: no progress bar.
@@ -69,6 +72,7 @@ def evaluate(
         seed=seed,
         precision=precision,
         num_workers=num_workers,
+        anonymous_names=anonymous_names,
         resume=resume,
         overwrite=overwrite,
         quiet=quiet,

@@ -21,6 +21,7 @@ from frepa.downstream.evaluation import EvaluateOptions, Evaluation, check_known
 from frepa.downstream.page import RunPage
 from frepa.errors import InputError
 from frepa.files import write_text
+from frepa.images.hidden_names import Names
 from frepa.images.intensity import to_unit
 from frepa.images.orientation import reorient
 from frepa.images.places import split_place
@@ -49,6 +50,10 @@ class ClassificationEvaluation(Evaluation[TrainedClassifier]):
         self._data, warnings = aligned(chosen, self.first.classes, several=self.first.several, text=text)
         return warnings
 
+    def hide(self, names: Names) -> None:
+        """See `Evaluation.hide`."""
+        self._data = self.data.under(names)
+
     @property
     def data(self) -> ClassificationData:
         """The set; every image of the part is a test image."""
@@ -68,7 +73,7 @@ class ClassificationEvaluation(Evaluation[TrainedClassifier]):
     def describe(self) -> Iterable[str]:
         """Classes and images."""
         data = self.data
-        yield f"{self.options.source[0]}: {len(data.records):,} images are looked at (--part {self.options.part})."
+        yield f"{data.source.location}: {len(data.records):,} images are looked at (--part {self.options.part})."
         yield f"{len(data.classes)} classes ({'; '.join(data.classes[:8])}), from {data.origin}."
         if data.unlabelled:
             yield f"{data.unlabelled:,} images without a label are left out."

@@ -24,6 +24,7 @@ from frepa.errors import InputError
 from frepa.files import write_csv
 from frepa.images.boxes import Detections
 from frepa.images.filed import Filed, boxes_on_file
+from frepa.images.hidden_names import Names
 from frepa.images.places import split_place
 from frepa.images.scan import Skipped, UnreadableScan
 
@@ -65,6 +66,10 @@ class DetectionEvaluation(Evaluation[TrainedDetector]):
         none = [f"No image shows a finding of {', '.join(absent)}: nothing can be said of it."] if absent else []
         return [*data.warnings, *none]
 
+    def hide(self, names: Names) -> None:
+        """See `Evaluation.hide`."""
+        self._data = self.data.under(names)
+
     @property
     def data(self) -> DetectionData:
         """The set; every image of the part is a test image."""
@@ -86,7 +91,7 @@ class DetectionEvaluation(Evaluation[TrainedDetector]):
         data = self.data
         findings = sum(int((boxes.classes >= 0).sum()) for boxes in data.boxes)
         yield (
-            f"{self.options.source[0]}: {findings:,} findings in {len(data.records):,} images are looked at (--part "
+            f"{data.source.location}: {findings:,} findings in {len(data.records):,} images are looked at (--part "
             f"{self.options.part}), from {data.origin}."
         )
 
@@ -145,9 +150,9 @@ class DetectionEvaluation(Evaluation[TrainedDetector]):
         return verdicts(summary)
 
     def others_files(self, tested: AppliedDetector) -> Iterable[str]:
-        """LUNA16's own table, of volumes that lie in a patient and heads of one class."""
+        """LUNA16's own table, of volumes that lie in a patient and heads of one class; it calls series by name."""
         placed = all(item.grid.affine is not None and len(item.grid.size) == 3 for item in tested.cases)
-        if len(tested.data.classes) > 1 or not placed:
+        if len(tested.data.classes) > 1 or not placed or self.options.anonymous_names:
             return
         write_csv(self.root / LUNA16, LUNA16_COLUMNS, luna16_rows(tested))
         yield f"{LUNA16} is for LUNA16's own evaluation script."

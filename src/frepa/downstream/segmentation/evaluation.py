@@ -25,6 +25,7 @@ from frepa.downstream.segmentation.summary import summarise, tables, verdicts
 from frepa.downstream.segmentation.testing import CaseResult, TestedSegmenter, scored
 from frepa.downstream.segmentation.trained import TrainedSegmenter
 from frepa.errors import InputError
+from frepa.images.hidden_names import Names
 from frepa.images.scan import Skipped, UnreadableScan
 
 PREDICTIONS = "predictions"
@@ -79,6 +80,11 @@ class SegmentationEvaluation(Evaluation[TrainedSegmenter]):
         )
         self._cases = self._data.part("test")
         return []
+
+    def hide(self, names: Names) -> None:
+        """See `Evaluation.hide`."""
+        self._data = self.data.under(names)
+        self._cases = self._data.part("test")
 
     @property
     def data(self) -> SegmentationData:
