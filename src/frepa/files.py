@@ -205,7 +205,9 @@ def fill_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, 
     try:
         save_file(dict(tensors), path, metadata=dict(metadata))
     except SafetensorError:
-        _write_zeros(path, sum(tensor.nbytes for tensor in tensors.values()))
+        # At least as much as it was: the header tells every name, shape and place, and the metadata, escaped as JSON
+        header = 512 * (1 + len(tensors)) + 6 * sum(map(len, [*tensors, *metadata, *metadata.values()]))
+        _write_zeros(path, header + sum(tensor.nbytes for tensor in tensors.values()))
         raise
 
 

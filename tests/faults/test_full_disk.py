@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from faults_helpers import PRETRAIN, contents, small_disk, write_images
 from frepa.cli import main
+from frepa.files import full_disk, write_tensors
 
 _STEPS = ["--max-steps=6", "--checkpoint-every=2", "--num-workers=0"]
 # Files that say when or how fast something was done
@@ -65,3 +67,11 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk_too(scans, whole, tmp_path,
     assert "Traceback" not in done.stderr
     assert main(words) == 0
     assert contents(run, *_TIMES) == whole[0]
+
+
+def test_a_disk_with_room_for_weights_but_not_for_what_is_said_of_them(tmp_path):
+    with small_disk(tmp_path / "disk", 2**16) as disk:
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_tensors(disk.folder / "x.safetensors", {"a": torch.zeros(2**10)}, {"about": "x" * 2**17})
+        assert full_disk(caught.value)
+        assert list(disk.folder.iterdir()) == []
