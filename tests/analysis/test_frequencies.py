@@ -140,12 +140,17 @@ def test_the_verb_writes_numbers_figures_and_a_page(tmp_path: Path) -> None:
     alone = recovery(subjects[0].dense, 2, fit, views.test)
     told = results["numbers"]["maps"]["ours"]["closed_form"]
     assert told["bands"]["low"] == pytest.approx(alone.bands["low"], abs=1e-6)
-    # What was configured can be configured again, and only with a word an analysis is replaced
-    again = ["analyze", "frequencies", "--config", str(out / "config.yaml"), "--overwrite", "--quiet"]
-    assert cli.main(words) == 2
-    assert cli.main(again) == 0
-    repeated = json.loads((out / "results.json").read_text())
-    assert repeated["numbers"] == results["numbers"]
+
+
+def test_what_was_configured_can_be_configured_again(tmp_path: Path) -> None:
+    source, out = write_textures(tmp_path / "images", 6, 20), tmp_path / "out"
+    words = ["analyze", "frequencies", str(source), "--encoder", f"ours={TINY}", "--encoder", f"{TINY},seed=1",
+             "--kind.steps=2", "--quiet", "--num-workers=0", "--out", str(out)]  # fmt: skip
+    assert cli.main(words) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert cli.main(words) == 2  # only with a word an analysis is replaced
+    assert cli.main(["analyze", "frequencies", "--config", str(out / "config.yaml"), "--overwrite", "--quiet"]) == 0
+    assert json.loads((out / "results.json").read_text())["numbers"] == results["numbers"]
 
 
 def test_in_python_and_with_its_scores(tmp_path: Path) -> None:
@@ -175,6 +180,7 @@ def test_in_python_and_with_its_scores(tmp_path: Path) -> None:
         (["frequencies", "images", "--encoder", TINY, "--encoder", TINY], "all of them are the same encoder"),
         (["frequencies", "images", "--encoder", TINY, "--steps=3"], "It belongs to the kind: --kind.steps."),
         (["frequencies", "images", "--encoder", "nowhere"], "nowhere"),
+        (["frequencies", "images", "--encoder", TINY, "--window=any"], "--window any: a window is drawn"),
     ],
 )
 def test_wrong_input_in_plain_words(

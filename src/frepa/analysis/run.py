@@ -20,7 +20,7 @@ from frepa.downstream.trained import load_head
 from frepa.encoders.reference import EncoderReference, open_encoder
 from frepa.errors import InputError
 from frepa.files import plain, write_json
-from frepa.images.intensity import check_window
+from frepa.images.intensity import ANY_WINDOW, check_window
 from frepa.images.readers.pixels import check_extent
 from frepa.machine import default_device, device_name, versions
 from frepa.options import check_seed
@@ -54,6 +54,8 @@ class AnalyzeOptions:
         """Raise InputError for values out of range."""
         check_seed(self.seed)
         check_window(self.window)
+        if self.window == ANY_WINDOW:
+            raise InputError("--window any: a window is drawn for each image only in pretraining. Name one of them.")
         check_extent("image_size", self.image_size, self.dims or 2)
         check_extent("crop_size", self.crop_size, self.dims or 2)
         for name, value, least in (
