@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from frepa.errors import InputError, nearest
 
+_Built = TypeVar("_Built")
 #: Every generator there is takes seeds up to this one.
 MOST_SEED = 2**32 - 1
 #: The default of an option that has to be given.
@@ -77,6 +79,77 @@ class Choice(ABC):
                     raise InputError(f"{given['name']} has no option {key!r}. {nearest(str(key), known)}")
             return given["name"], cls(**values)
         return self.name_of(given), given
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered(Generic[_Built]):
+    """options: the frozen dataclass of its options. build: the class, called with these first."""
+
+    options: type
+    build: type[_Built]
+
+
+class Registry(Choice, Generic[_Built]):
+    """Classes by name, each with the dataclass of its options: methods, analyses.
+
+    Args:
+        option: what chooses one of them, as a parameter is called: "method".
+        what: such a one in words: "pretraining method".
+        modules: name to the module that registers it, which is imported when it is asked for.
+        flag: what stands before a name in messages: "--method ".
+    """
+
+    def __init__(self, option: str, what: str, modules: Mapping[str, str], *, flag: str = "") -> None:
+        self._option, self._what, self._modules, self._flag = option, what, modules, flag
+        self._known: dict[str, Registered[_Built]] = {}
+
+    def register(self, name: str, options: type) -> Callable[[type[_Built]], type[_Built]]:
+        """Class decorator: make a class known by name, with the dataclass of its options.
+
+        The first line of the dataclass's docstring tells what it is, its "Args" what each option is.
+        """
+        if not dataclasses.is_dataclass(options):
+            raise TypeError(f"the options of {self._what} {name} have to be a dataclass, found {options!r}")
+
+        def add(cls: type[_Built]) -> type[_Built]:
+            self._known[name] = Registered(options, cls)
+            return cls
+
+        return add
+
+    def find(self, name: str) -> Registered[_Built]:
+        """What ``name`` or ``module.path:name`` means.
+
+        Raises:
+            InputError: unknown name, or its module cannot be imported.
+        """
+        asked, (module, colon, own) = f"{self._flag}{name}", name.rpartition(":")
+        if colon:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # whatever a module of the user's does when it is imported
+                raise InputError(f"{asked}: module {module} cannot be imported ({error}).") from None
+            name = own
+        elif name in self._modules:
+            importlib.import_module(self._modules[name])
+        if name not in self._known:
+            where = f"{module} registers no {self._what} {name!r}" if colon else f"no {self._what} is called so"
+            raise InputError(f"{asked}: {where}. {nearest(name, self.names())}")
+        return self._known[name]
+
+    def names(self) -> list[str]:
+        return sorted({*self._modules, *self._known})
+
+    def options(self, name: str) -> type:
+        return self.find(name).options
+
+    def name_of(self, options: Any) -> str:
+        """The name of an object of options; of a class from outside with its module, so that a file can name it."""
+        for name in self.names():
+            entry = self.find(name)
+            if entry.options is type(options):
+                return name if name in self._modules else f"{entry.build.__module__}:{name}"
+        raise InputError(f"{self._option}: {options!r} is not the options of a {self._what}. Known: {self.names()}.")
 
 
 def texts(thing: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from frepa import cli
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.frequencies import Frequencies, FrequencyOptions, read_bands
 from frepa.analysis.recovery import Comparison, recovery
-from frepa.analysis.registry import AnalysisChoice
+from frepa.analysis.registry import ANALYSES
 from frepa.analysis.views import open_views, parts_of, spread
 from frepa.errors import InputError
 from frepa.verbs.analyze import analyze
@@ -204,7 +204,7 @@ def test_volumes_are_looked_at_slice_by_slice_by_a_2d_encoder(tmp_path: Path) ->
         open_views(study(write_textures(tmp_path / "images", 5), BlockEncoder(2, 3)))
 
 
-@pytest.mark.parametrize("kind", AnalysisChoice().names())
+@pytest.mark.parametrize("kind", ANALYSES.names())
 def test_every_option_of_every_kind_is_explained(kind: str, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["analyze", kind, "--help"]) == 0
     assert f"kind {kind}: " in capsys.readouterr().out

@@ -159,11 +159,11 @@ def test_a_pretraining_is_understood(recipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("recipe", named("analyze"), ids=ids(named("analyze")))
 def test_an_analysis_is_understood(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from frepa.analysis.registry import AnalysisChoice
+    from frepa.analysis.registry import ANALYSES
 
     given = cli.read_words("analyze", cli.load_verb("analyze"), ["--config", str(recipe)])
     assert given is not None
-    AnalysisChoice().build(given["kind"])
+    ANALYSES.build(given["kind"])
     assert given["out"] == f"runs/{recipe.parent.name}/{recipe.stem}"
     for text in given.get("encoder", []):
         spec = text.partition("=")[2]

@@ -61,7 +61,10 @@ def test_resuming_with_other_options_of_the_method_is_refused(manifest, tmp_path
 
 
 def test_a_method_that_is_not_there_is_named(manifest, tmp_path):
-    for method, message in (("no_such_module:toy", "cannot be imported"), ("toy_method:tyo", "registers no method")):
+    for method, message in (
+        ("no_such_module:toy", "cannot be imported"),
+        ("toy_method:tyo", "registers no pretraining method"),
+    ):
         with pytest.raises(InputError, match=message):
             frepa.pretrain(str(manifest), out=str(tmp_path / "run"), method=method, **TINY)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from frepa.analysis.registry import AnalysisChoice
+from frepa.analysis.registry import ANALYSES
 from frepa.verbs._result import RunResult
-
-_KINDS = AnalysisChoice()
 
 
 def analyze(
-    kind: Annotated[Any, _KINDS],
+    kind: Annotated[Any, ANALYSES],
     source: str,
     *,
     encoder: list[str] | None = None,
@@ -55,7 +53,7 @@ def analyze(
     """
     from frepa.analysis.run import AnalyzeOptions, run_analysis
 
-    name, options = _KINDS.build(kind)
+    name, options = ANALYSES.build(kind)
     return RunResult(
         run_analysis(
             AnalyzeOptions(

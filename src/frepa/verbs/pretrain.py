@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal
 
 from frepa.errors import InputError, nearest
 from frepa.options import grouped
-from frepa.pretraining.methods.registry import MethodChoice
+from frepa.pretraining.methods.registry import METHODS
 from frepa.pretraining.options import Data, Execution, Optimisation, Settings, Watching
 from frepa.verbs._result import RunResult
-
-_METHODS = MethodChoice()
 
 
 def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(method, str | Mapping):
         raise InputError("preset: it sets the method's options too, so give the method by its name.")
     asked = {"name": method} if isinstance(method, str) else dict(method)
-    known = getattr(_METHODS.options(str(asked.get("name"))), "presets", {})
+    known = getattr(METHODS.options(str(asked.get("name"))), "presets", {})
     if preset not in known:
         raise InputError(f"--preset {preset}: method {asked.get('name')} has no such preset. {nearest(preset, known)}")
     return {**known[preset], **given, "method": {**known[preset].get("method", {}), **asked}}
@@ -33,7 +31,7 @@ def pretrain(
     source: str,
     *,
     out: str,
-    method: Annotated[Any, _METHODS] = "frepa",
+    method: Annotated[Any, METHODS] = "frepa",
     preset: str | None = None,
     encoder: str | None = None,
     start_from: str | None = None,
@@ -76,7 +74,7 @@ def pretrain(
     from frepa.pretraining.run import run_pretraining
     from frepa.pretraining.watching import Instruments
 
-    name, options = _METHODS.build(method)
+    name, options = METHODS.build(method)
     folder = run_pretraining(
         Settings(
             source,
