@@ -129,6 +129,7 @@ def test_what_came_from_hugging_face_goes_back_as_its_own_class(tmp_path: Path) 
 
 @pytest.mark.parametrize(("name", "with_guide"), [
     (VIT, False), ("random:tiny_for_tests,guide=none", False), ("random:tiny_for_tests,guide=frangi_dark:0.6", True),
+    ("slices:random:tiny_for_tests,width=8,heads=2,rounds=1,chunk=3", False),
     pytest.param("random:tiny3d_for_tests", False, marks=pytest.mark.slow),
 ])  # fmt: skip
 @torch.no_grad()
@@ -257,6 +258,14 @@ def test_an_export_that_differs_is_refused_and_the_earlier_one_stays(
     monkeypatch.setattr(timm_folder, "TARGET", replace(timm_folder.TARGET, write=shifted))
     with pytest.raises(InputError, match=r"does not give what the encoder gives: dense differs by 0\.01"):
         frepa.export(f"{VIT},seed=1", to="timm", out=str(out), overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    def broken(encoder, folder, asked):
+        return replace(timm_folder.write(encoder, folder, asked), run=lambda x: {"dense": x.reshape(1, 7)})
+
+    monkeypatch.setattr(timm_folder, "TARGET", replace(timm_folder.TARGET, write=broken))
+    with pytest.raises(InputError, match=r"does not run for an input of 2 x 4 x 32 x 32 \(.*\), and nothing was kept"):
+        frepa.export(VIT, to="timm", out=str(out), overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     monkeypatch.undo()
     save_encoder(tmp_path / "encoder", load_encoder(f"{VIT},seed=1"))

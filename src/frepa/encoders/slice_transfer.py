@@ -111,7 +111,7 @@ class SliceTransfer(Encoder):
         """
         slices = _to_slices(volume)
         maps = []
-        for part in slices.split(self.chunk):
+        for part in slices.split(self.chunk) if self.chunk else [slices]:
             x = self.encoder2d.prepare_input(part[:, :-1], part[:, -1:])
             maps.append(self.encoder2d(x).dense)
         return torch.cat(maps).unflatten(0, (volume.shape[0], volume.shape[2])).transpose(1, 2)
@@ -205,8 +205,9 @@ def _positions(lengths: tuple[int, ...], like: Tensor) -> Tensor:
         axes.append(torch.cat((angle.sin(), angle.cos()), dim=1))
     table = axes[0]
     for axis in axes[1:]:
-        rows, columns = len(table), len(axis)
-        table = torch.cat((table.repeat_interleave(columns, 0), axis.repeat(rows, 1)), dim=1)
+        rows, columns = table.shape[0], axis.shape[0]  # which, unlike len, stay symbols where this is traced
+        every = table[:, None].expand(-1, columns, -1), axis[None].expand(rows, -1, -1)
+        table = torch.cat(every, dim=2).flatten(0, 1)
     return table.to(like.dtype)
 
 

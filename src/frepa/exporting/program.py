@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ class Program(nn.Module):
     def __init__(self, encoder: Encoder, with_guide: bool = False) -> None:
         super().__init__()
         self.encoder, self.with_guide = encoder, with_guide
+        if hasattr(encoder, "chunk"):  # pieces of a fixed number of slices would fix the number of slices
+            self.encoder = copy.copy(encoder)
+            self.encoder.chunk = 0  # type: ignore[assignment]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names, see `features`."""

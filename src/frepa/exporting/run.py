@@ -104,7 +104,15 @@ def _compare(
     guide = encoder.make_guide(image) if asked.with_guide else torch.rand((2, 1, *shape), generator=random)
     whole = encoder.prepare_input(image, guide)
     given = whole[:, : given_channels(encoder, asked)]
-    ours, theirs = target.expected(encoder, whole), exported.run(given)
+    ours = target.expected(encoder, whole)
+    try:
+        theirs = exported.run(given)
+    except (RuntimeError, ValueError, AssertionError) as error:  # of the other program, about what was written for it
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"what was written does not run for an input of {' x '.join(map(str, given.shape))} ({reason[:200]}), and "
+            "nothing was kept. Use another kind of export."
+        ) from error
     if ours.keys() != theirs.keys():
         raise RuntimeError(f"an export gave the outputs {sorted(theirs)} where {sorted(ours)} were expected.")
     return [_difference(name, tuple(given.shape), ours[name], theirs[name]) for name in ours]
