@@ -1,4 +1,4 @@
-"""The same test case as every encoder of a study saw it: masks side by side, boxes side by side."""
+"""The same test case as every encoder of a study saw it: masks side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frepa.downstream.segmentation.data import open_sets
 from frepa.errors import InputError
 from frepa.report.overlays import side_by_side
 
-_MOST = 11
+_MOST = 23
 
 
 def overlays_of(study: Study, scored: Sequence[Scored], folder: Path) -> list[tuple[str, Figure]]:
@@ -48,10 +48,16 @@ def _of_task(task: StudyTask, scored: Sequence[Scored], folder: Path) -> Iterato
         case = scores.cases[order[(len(order) - 1) // 2]]
         try:
             read = _read(task, name, case, chosen[0], folder)
-            panels = {_title(item, name, case): _prediction(item, name, case, folder, read.classes) for item in chosen}
+            panels = {
+                _title(item, name, case): _prediction(item, name, case, folder, read.classes)
+                for item in chosen
+                if name in item.sets and case in item.sets[name].cases
+            }
         except (OSError, InputError, ValueError, KeyError):
             continue  # the scores stand without a picture
         caption = f"{task.name}, {name}, case {case}: the median case of {chosen[0].cell.row.name}."
+        if len(shown) > len(chosen):
+            caption += f" The first {len(chosen)} of {len(shown)} rows."
         yield caption, side_by_side(read.image, read.classes, read.inside, panels)
 
 

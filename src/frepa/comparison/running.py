@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def _computed(
 
     with _engine(backend, jobs, threads, cluster) as options:
         # Workers are told by the parent when to end; a cell that is cut off goes on the next time.
-        yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, **options)(
+        # Ray's gives everything at the end; what a run that was cut off had finished is then found in its folder.
+        given = "list" if backend == "ray" else "generator_unordered"
+        yield from joblib.Parallel(n_jobs=jobs, return_as=given, batch_size=1, **options)(
             joblib.delayed(compute)(job) for job in todo
         )
 
@@ -115,10 +118,12 @@ def _engine(backend: str, jobs: int, threads: int, cluster: str | None) -> Itera
             yield {}
         return
     if backend == "ray":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report home otherwise
         import ray
         from ray.util.joblib import register_ray
 
-        ray.init(address=cluster, num_cpus=None if cluster else jobs, ignore_reinit_error=True)
+        own = {} if cluster else {"num_cpus": jobs, "include_dashboard": False}
+        ray.init(address=cluster, ignore_reinit_error=True, **own)
         register_ray()
         try:
             with joblib.parallel_config(backend="ray"):
