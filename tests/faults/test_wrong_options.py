@@ -21,6 +21,7 @@ _NUMBERS = [
     ("--max-steps=99999999999999999", "more than a run can have"),
     ("--epochs=1e300", "more than a run can have"),
     ("--batch-size=10000000", "of memory"),
+    (f"--batch-size={10**30}", "at most"),
     ("--start-from=", "The encoder is empty"),
     ("--method=:", "cannot be imported"),
 ]  # fmt: skip
@@ -102,3 +103,9 @@ def test_what_is_typed_wins_over_a_file_wherever_it_stands(sets, tmp_path):
     alone = cli.read_words("pretrain", pretrain, ["--config", str(file)])
     assert alone is not None
     assert (alone["source"], alone["seed"]) == (str(sets / "scans"), 5)
+
+
+@pytest.mark.parametrize("verb", ["check", "prepare"])
+def test_more_processes_than_a_machine_can_have(sets, tmp_path, said, verb):
+    words = [word for word in command(verb, sets) if "workers" not in word]
+    assert "10,000 at most" in said(*words, f"--num-workers={2**31}", f"--out={tmp_path / 'out'}")

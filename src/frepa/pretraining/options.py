@@ -183,6 +183,7 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         lambda value: value >= 1,
     ),
     (("num_nodes", "num_workers"), "10,000 at most", lambda value: value <= 10_000),
+    (("batch_size", "accumulate"), "a thousand million at most", lambda value: value <= 10**9),
     (("lr", "epochs"), "a number above 0", lambda value: 0 < value < math.inf),
     (
         ("clip", "val_images", "num_workers", "watch_every", "patience"),

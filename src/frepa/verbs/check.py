@@ -49,6 +49,8 @@ def check(
         num_workers = processors()
     if num_workers < 0:
         raise InputError(f"--num-workers {num_workers}: expected 0 or more.")
+    if num_workers > 10_000:
+        raise InputError(f"--num-workers {num_workers}: expected 10,000 at most.")
 
     from tqdm import tqdm
 
