@@ -125,6 +125,8 @@ def test_what_came_from_hugging_face_goes_back_as_its_own_class(tmp_path: Path) 
     wanted = encoder(encoder.prepare_input(image)).dense.flatten(2).transpose(1, 2)
     torch.testing.assert_close(tokens[:, 1:], wanted, rtol=0, atol=1e-5)
     assert not list(Path(written).glob("*.bin"))
+    with pytest.raises(InputError, match=r"--image-size 56: .* 28 pixels per side\. Leave the option out"):
+        frepa.export(name, to="huggingface", out=str(tmp_path / "other"), image_size=56)
 
 
 @pytest.mark.parametrize(("name", "with_guide"), [

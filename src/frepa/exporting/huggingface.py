@@ -15,6 +15,7 @@ from torch import Tensor
 from frepa.encoders.contract import Encoder
 from frepa.encoders.hf import TokenEncoder, quietly
 from frepa.encoders.timm_2d import TimmEncoder
+from frepa.errors import InputError
 from frepa.exporting.contract import Asked, Exported, Outputs, Target, version
 from frepa.exporting.timm_folder import check_timm, notes_of, write_folder
 
@@ -35,6 +36,11 @@ def write(encoder: Encoder, folder: Path, asked: Asked) -> Exported:
     if isinstance(encoder, TokenEncoder):
         side = int(encoder.trunk.config.image_size)
         shape = (side, side)
+        if asked.image_size not in (None, side):
+            raise InputError(
+                f"--image-size {asked.image_size}: the folder says how {encoder.name} takes pictures, {side} pixels "
+                "per side. Leave the option out."
+            )
         with quietly(transformers):
             notes = _write_own(encoder, folder)
     else:
