@@ -71,26 +71,31 @@ def run_cells(
         announce(folder / f"{cell.key}.log")
         todo.append(job_of(cell, folder, verbs, baselines, threads=threads, num_workers=num_workers))
     bar = tqdm(total=len(todo), unit="cell", desc="Cells", disable=quiet or not todo, dynamic_ncols=True)
-    with bar, contextlib.closing(_computed(todo, jobs, threads, backend, cluster, bar)) as computed:
+    names = {key: f"{cell.row.name} on {cell.task.name}" for key, cell in missing.items()}
+
+    def begun(job: Job) -> None:
+        bar.set_postfix_str(names[job.key], refresh=True)
+
+    with bar, contextlib.closing(_computed(todo, jobs, threads, backend, cluster, begun)) as computed:
         for key, record in computed:
             cell = missing[key]
             record.write(folder, cell)
             records[key] = record
             if record.status != DONE:
-                tell(f"{cell.row.name} on {cell.task.name}: {record.status}. {record.reason}")
+                tell(f"{names[key]}: {record.status}. {record.reason}")
             remove_if_empty(folder / key)
             bar.update()
     return records
 
 
 def _computed(
-    todo: Sequence[Job], jobs: int, threads: int, backend: str, cluster: str | None, bar: tqdm
+    todo: Sequence[Job], jobs: int, threads: int, backend: str, cluster: str | None, begun: Callable[[Job], None]
 ) -> Generator[tuple[str, Record], None, None]:
     if not todo:
         return
     if jobs == 1 and cluster is None:
         for job in todo:
-            bar.set_postfix_str(job.out.name, refresh=True)
+            begun(job)
             yield compute(job)
         return
     import joblib
