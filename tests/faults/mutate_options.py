@@ -35,6 +35,17 @@ from faults_helpers import ENCODER, PRETRAIN, write_classes, write_images, write
 from frepa import cli
 from frepa.options import Option, groups
 
+STUDY = f"""
+encoders: {{one: '{ENCODER}'}}
+tasks: {{classes: {{classify: classes, image_size: 32}}}}
+resamples: 50
+"""
+ABLATION = f"""
+pretrain:
+  source: scans
+  options: {{encoder: 'timm:test_vit', image_size: 32, batch_size: 2, max_steps: 1}}
+  rows: {{default: {{}}}}
+{STUDY}"""
 SECONDS = 60
 MEMORY = 2 * 2**30
 _NUMBERS = ("-1", "0", "1", "2", "3", "7", "1000000", "2147483648", "9223372036854775808", "1" + "0" * 30, "1.5", "x",
@@ -145,6 +156,8 @@ def prepared(folder: Path) -> dict[str, list[str]]:
     write_classes(folder / "classes", count=4)
     (folder / "m.csv").write_text("path,label\n" + "".join(f"scans/{n:02}.png,{'ab'[n % 2]}\n" for n in range(6)))
     (folder / "c.yaml").write_text("seed: 3\nquiet: true\n")
+    (folder / "study.yaml").write_text(STUDY)
+    (folder / "ablation.yaml").write_text(ABLATION)
     (folder / "link").symlink_to("link")
     head = [f"--encoder={ENCODER}", "--max-steps=1", "--num-workers=0", "--quiet", "--out=out"]
     read = ["--num-workers=0", "--quiet", "--out=out"]
@@ -158,6 +171,10 @@ def prepared(folder: Path) -> dict[str, list[str]]:
         "predict": ["run", "scans", *read],
         "analyze": ["frequencies", "scans", f"--encoder={ENCODER}", "--crop-size=16", "--images=4", *read],
         "embed": ["scans", f"--encoder={ENCODER}", "--image-size=32", *read],
+        "evaluate": ["run", "classes", *read],
+        "export": [ENCODER, "--to=timm", "--out=out"],
+        "compare": ["study.yaml", *read],
+        "ablate": ["ablation.yaml", *read],
         "datasets list": [],
         "datasets show": ["drive"],
         "datasets verify": ["drive", "scans"],

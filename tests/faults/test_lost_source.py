@@ -85,7 +85,7 @@ def test_what_is_missing_counts_the_same_however_a_batch_is_spread():
             for rank in range(ranks):
                 own = [place for place in range(rank * share, (rank + 1) * share) if place in readable]
                 image, grey = images[own].reshape(-1, 1, 1, 1), torch.ones(len(own))
-                loaded = {"image": image, "grey": grey, "position": own, "inside": None}
+                loaded = {"image": image, "grey": grey, "position": own, "inside": None, "told": None}
                 batch, weight = _for_method(loaded, torch.device("cpu"), 0, 0, None, share)
                 parameter = torch.zeros(1, requires_grad=True)
                 ((parameter * batch.images).mean() * weight).backward()

@@ -63,10 +63,10 @@ def test_glob_and_single_file(folder: Path) -> None:
 
 def test_members_are_records(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (30, 8, 8), dtype=np.uint8)
-    np.savez_compressed(tmp_path / "m.npz", train_images=images, test_images=images[:3])
-    source = open_source(f"{tmp_path}/m.npz#train_images")
+    np.savez_compressed(tmp_path / "m.npz", before=images, after=images[:3])
+    source = open_source(f"{tmp_path}/m.npz#before")
     assert len(source) == 30
-    assert source.name(29) == "m.npz#train_images[29]"
+    assert source.name(29) == "m.npz#before[29]"
     assert np.array_equal(source.read(29).array, images[[29]])
     with pytest.raises(InputError, match="several arrays"):
         open_source(tmp_path / "m.npz")

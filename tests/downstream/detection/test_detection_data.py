@@ -267,7 +267,7 @@ WRONG = {
     "no images": (voc_without_images, 2, r"3 XML files have no image of the same name: 0\.xml"),
     "2D for 3D": (in_table(COLUMNS, "0.png,1,1,5,5"), 3, "holds 2D images, and the encoder takes volumes"),
     "3D for 2D": (volumes(BOX3D, "0.nii,1,1,1,5,5,5"), 2, "slices:ENCODER"),
-    "images as volumes": (in_table(BOX3D, "0.png,1,1,1,5,5,5"), 3, "0.png: an image, not a volume"),
+    "images as volumes": (in_table(BOX3D, "0.png,1,1,1,5,5,5"), 3, "holds 2D images, and the encoder takes volumes"),
     "volumes as images": (volumes(COLUMNS, "0.nii,1,1,5,5"), 2, "holds many slices"),
     "voc for 3D": (voc_of_another_size, 3, "holds 2D images, and the encoder takes volumes"),
     "no place": (volumes(SPHERES, *(f"{i}.npy,1,1,1,5" for i in range(3))), 3, "does not say where it lies"),
