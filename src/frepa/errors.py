@@ -32,6 +32,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"Known: {shown}{', ...' if len(known) > 20 else ''}."
 
 
+def first_line(error: object, otherwise: str | None = None) -> str:
+    """The first line that says something of an error of a library's, or of its text; else the name of its kind."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__ if otherwise is None else otherwise)
+
+
 class RunEnded(RuntimeError):
     """A run ended for a reason outside the program; what was done before is kept. The message is for a person."""
 

@@ -119,7 +119,7 @@ def test_a_fresh_head_answers_what_the_ridge_does(classes: int, reach: int) -> N
     ridge = RidgePath(sums, zero, one).at(1e-3)
     head.start_from(ridge, torch.zeros(classes))
     probability = rows_of(features).double() @ ridge.weight + ridge.bias
-    own = blocks_of(head(maps, (16, 24)).double(), (4, 4)).unflatten(1, (classes, -1))
+    own = blocks_of(head(maps, (16, 24)).detach().double(), (4, 4)).unflatten(1, (classes, -1))
     probability = probability.unflatten(1, (classes - 1, -1))
     every = torch.cat([1 - probability.sum(1, keepdim=True), probability], 1)
     # One scale for all logits: the same order of classes everywhere, and the same differences.

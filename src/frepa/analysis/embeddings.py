@@ -7,7 +7,6 @@ slice transfer the mean of what its 2D encoder makes of all slices. Images are b
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,17 +26,18 @@ from frepa.datasets.opening import open_annotated
 from frepa.downstream.classification.features import common_side
 from frepa.downstream.fitting import read_ahead
 from frepa.downstream.options import check_least
+from frepa.downstream.run import tell
 from frepa.encoders.contract import Encoder
 from frepa.encoders.framing import encoder_input, framed
 from frepa.encoders.reference import EncoderReference, open_encoder
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, Stopped
-from frepa.files import write_csv, write_json
+from frepa.files import write_json
 from frepa.images.anonymity import key_check
 from frepa.images.hidden_names import Names, naming
 from frepa.images.intensity import check_window, to_unit
 from frepa.images.readers.pixels import check_extent
-from frepa.images.scan import Skipped, UnreadableScan
+from frepa.images.scan import Skipped, UnreadableScan, write_skipped
 from frepa.images.source import Source
 from frepa.images.store.records import anonymous_id
 from frepa.machine import autocast_dtype, default_device, device_name, versions
@@ -155,7 +155,7 @@ def embed_all(options: EmbedOptions) -> Path:
         out.start(options.kept())
         if whole:
             remove_parts(out.root)
-            _tell("All of it is done already.")
+            tell("All of it is done already.")
             return out.root
         write_json(out.root / RESULTS, facts)
         parts = Parts(out.root)
@@ -163,13 +163,13 @@ def embed_all(options: EmbedOptions) -> Path:
             embedder = _Embedder(encoder.to(device), side, device, autocast_dtype(options.precision, device))
             _encode(embedder, known, options, facts, parts, names, stop, go_on)
         left_out = [*map(names.skipped, source.skipped), *parts.skipped.values()]
-        write_csv(out.root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in left_out])
+        write_skipped(out.root / SKIPPED, left_out)
         if not parts.rows:
             first = left_out[0]
             raise InputError(f"{options.source}: none of the images can be read. {first.path}: {first.reason}")
         _finish(out, parts, known, facts, options, reference, left_out, names)
     told = f"; {len(left_out):,} images are left out, see {SKIPPED}" if left_out else ""
-    _tell(f"{parts.rows:,} embeddings{told}.")
+    tell(f"{parts.rows:,} embeddings{told}.")
     return out.root
 
 
@@ -328,14 +328,19 @@ def _texts(item: _Read, known: Annotations, names: Names) -> dict[str, str | Non
 
 def _check_values(pooled: Tensor, maps: Tensor | None, names: Sequence[str], options: EmbedOptions) -> None:
     """Raise InputError where an encoder gives no numbers, or larger ones than half precision holds."""
-    for row, name in enumerate(names):
-        values = pooled[row] if maps is None else torch.cat([pooled[row], maps[row].flatten()])
-        if not torch.isfinite(values).all():
+    finite = torch.isfinite(pooled).all(1)
+    large = torch.zeros_like(finite)
+    if maps is not None:
+        finite &= torch.isfinite(maps).flatten(1).all(1)
+        if options.dense == "half":
+            large = maps.flatten(1).abs().amax(1) > _HIGHEST_HALF
+    for name, whole, beyond in zip(names, finite.tolist(), large.tolist()):
+        if not whole:
             raise InputError(
                 f"--encoder {options.encoder}: what it makes of {name} is infinite or not a number. Try --precision "
                 "fp32; if that is no better the weights are damaged."
             )
-        if maps is not None and options.dense == "half" and float(maps[row].abs().max()) > _HIGHEST_HALF:
+        if beyond:
             raise InputError(
                 f"--dense half: the map of {name} holds values above {_HIGHEST_HALF:,.0f}, which half precision cannot "
                 "hold. Give --dense full."
@@ -366,14 +371,10 @@ def _check_same(root: Path, facts: dict[str, Any]) -> bool:
 
 
 def _announce(reference: EncoderReference, source: Source, side: int, device: torch.device) -> None:
-    _tell(reference.sentence(device_name(device)))
+    tell(reference.sentence(device_name(device)))
     if reference.trained:
-        _tell("Its vector of a volume is the mean over what the 2D encoder makes of each slice.")
+        tell("Its vector of a volume is the mean over what the 2D encoder makes of each slice.")
     kind = ("image" if source.dims == 2 else "volume") + "s" * (len(source) != 1)
-    _tell(f"{len(source):,} {kind}, brought to {side} {'pixels' if source.dims == 2 else 'voxels'} a side.")
+    tell(f"{len(source):,} {kind}, brought to {side} {'pixels' if source.dims == 2 else 'voxels'} a side.")
     for sentence in source.warnings:
-        _tell(sentence)
-
-
-def _tell(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)
+        tell(sentence)

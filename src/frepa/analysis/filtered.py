@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ from frepa.report.strips import picture_strip
 
 #: An image (C, *S) float32 in [0, 1], and what is left of it.
 Filter = Callable[[np.ndarray], np.ndarray]
+#: Of one head and one filter: score by name with its spread, NaN where it has none.
+Scores = dict[str, tuple[float, float]]
 _BATCH = 16
 
 
@@ -53,13 +55,6 @@ class FilteredOptions:
     keep_mean: bool = True
     task: str = "auto"
     mask_threshold: float | None = None
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Of one head and one filter: score by name with its spread, NaN where it has none."""
-
-    scores: dict[str, tuple[float, float]]
 
 
 @register_analysis("filtered", FilteredOptions)
@@ -84,7 +79,7 @@ class Filtered(Analysis):
         filters |= {("high-pass", c): filter_of("high-pass", c, keep_mean=self.options.keep_mean) for c in self.high}
         filters |= {("low-pass", c): filter_of("low-pass", c) for c in self.low}
         task = self._task(study)
-        found: dict[str, dict[tuple[str, float], _Scored]] = {}
+        found: dict[str, dict[tuple[str, float], Scores]] = {}
         chance: float | None = None
         if task == "segmentation":
             sets = open_sets([study.source], dims=study.dims, seed=study.seed)
@@ -107,15 +102,14 @@ class Filtered(Analysis):
         self._fill(page, study, task, found, filters, example, chance, parts)
         numbers = {
             name: [
-                {"filter": kind, "cutoff": cutoff, **{s: {"value": v, "std": d} for s, (v, d) in own.scores.items()}}
+                {"filter": kind, "cutoff": cutoff, **{s: {"value": v, "std": d} for s, (v, d) in own.items()}}
                 for (kind, cutoff), own in of.items()
             ]
             for name, of in found.items()
         }
         main = _MAIN[task]
         scores = {
-            name: {f"{main}, {_word(key)}": own.scores[main][0] for key, own in of.items()}
-            for name, of in found.items()
+            name: {f"{main}, {_word(key)}": own[main][0] for key, own in of.items()} for name, of in found.items()
         }
         return Found({"task": task, "encoders": numbers}, scores)
 
@@ -140,7 +134,7 @@ class Filtered(Analysis):
         page: AnalysisPage,
         study: Study,
         task: str,
-        found: dict[str, dict[tuple[str, float], _Scored]],
+        found: dict[str, dict[tuple[str, float], Scores]],
         filters: dict[tuple[str, float], Filter],
         example: np.ndarray,
         chance: float | None,
@@ -167,7 +161,7 @@ class Filtered(Analysis):
                 wide=True,
             )
             for score, title in _TITLES[task].items():
-                curves = {n: [100 * of[key].scores[score][0] for key in keys] for n, of in found.items()}
+                curves = {n: [100 * of[key][score][0] for key in keys] for n, of in found.items()}
                 page.show(
                     f"{kind}-{score}",
                     stepped_curves(
@@ -181,7 +175,7 @@ class Filtered(Analysis):
                 )  # fmt: skip
                 page.table(
                     [
-                        {"Encoder": name, **{_word(key): _cell(of[key].scores[score]) for key in keys}}
+                        {"Encoder": name, **{_word(key): _cell(of[key][score]) for key in keys}}
                         for name, of in found.items()
                     ],
                     caption=f"{title} in %" + (", mean ± standard deviation over cases." if score == "dsc" else "."),
@@ -216,7 +210,7 @@ def _segmented(
     study: Study,
     data: SegmentationData,
     filters: dict[tuple[str, float], Filter],
-) -> dict[tuple[str, float], _Scored]:
+) -> dict[tuple[str, float], Scores]:
     cases = spread(data.part("test"), study.images)
     found: dict[tuple[str, float], list[float]] = {key: [] for key in filters}
     reading = read_ahead(
@@ -226,7 +220,7 @@ def _segmented(
         for key, own in filters.items():
             classes = head.segment(own(labelled.image)).classes
             found[key].append(score_case(labelled.classes, classes, data.classes)["dsc"])
-    return {key: _Scored({"dsc": (summarise(v).mean, summarise(v).std)}) for key, v in found.items()}
+    return {key: {"dsc": (summarise(v).mean, summarise(v).std)} for key, v in found.items()}
 
 
 def _classified(
@@ -236,7 +230,7 @@ def _classified(
     data: ClassificationData,
     rows: np.ndarray,
     filters: dict[tuple[str, float], Filter],
-) -> dict[tuple[str, float], _Scored]:
+) -> dict[tuple[str, float], Scores]:
     found: dict[tuple[str, float], list[np.ndarray]] = {key: [] for key in filters}
     kept: list[int] = []
     for part in study.each(range(0, len(rows), _BATCH), f"{subject.name}: testing"):
@@ -245,26 +239,16 @@ def _classified(
         kept += [row for row, image in images.items() if image is not None]
         for key, own in filters.items():
             if there:
-                found[key].append(probabilities(head, [own(image) for image in there]))
+                found[key].append(head.classify_all([own(image) for image in there]))
     if len(kept) < len(rows):
         study.notes.append(f"{len(rows) - len(kept)} test images cannot be read and are left out.")
     targets = data.targets[kept]
-    result = {}
+    result: dict[tuple[str, float], Scores] = {}
     for key, parts in found.items():
         told = np.concatenate(parts) if parts else np.zeros((0, len(data.classes)))
         acc = accuracy(told, targets, several=data.several)
-        result[key] = _Scored({"acc": (acc, math.nan), "auc": (macro_auc(told, targets), math.nan)})
+        result[key] = {"acc": (acc, math.nan), "auc": (macro_auc(told, targets), math.nan)}
     return result
-
-
-@torch.no_grad()
-def probabilities(head: TrainedClassifier, images: Sequence[np.ndarray]) -> np.ndarray:
-    """What the heads of a run say of images (C, *S) in [0, 1] at once, averaged: (n, K) float64."""
-    total = []
-    for model in head.models:
-        encoded, mask = model.encode([model.inputs(model.frame(image)) for image in images])
-        total.append(model.probabilities(model(encoded, mask)).double().cpu().numpy())
-    return np.asarray(np.mean(total, axis=0))
 
 
 def _unit(data: ClassificationData, row: int, window: str | None) -> np.ndarray | None:

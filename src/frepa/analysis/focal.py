@@ -23,7 +23,7 @@ from frepa.errors import InputError
 from frepa.pretraining.methods.terms import focal_frequency_loss, hfl, rmse
 from frepa.report.figures import loss_curves, root_mean_square_error
 from frepa.report.page import MeanStd
-from frepa.report.strips import picture_table
+from frepa.report.strips import reconstruction_table
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -155,15 +155,11 @@ class Focal(Analysis):
             best={"RMSE": "min"},
             digits=3,
         )
-        rows = sorted({round((p + 0.5) * len(clean) / self.options.shown - 0.5) for p in range(self.options.shown)})
-        columns = {"original": clean[rows].cpu().numpy()} | {n: x[rows].cpu().numpy() for n, x in told.items()}
-        notes = {
-            loss: [f"RMSE {root_mean_square_error(a, b):.3f}" for a, b in zip(own, columns["original"])]
-            for loss, own in columns.items() if loss != "original"
-        }  # fmt: skip
         page.show(
             f"reconstructions-{number}",
-            picture_table(columns, notes=notes, rows=[f"image {row + 1}" for row in rows]),
+            reconstruction_table(
+                {name: images.cpu().numpy() for name, images in {"original": clean, **told}.items()}, self.options.shown
+            ),
             "Reconstructions, and below them the logarithm of their spectra, on the original's scale.",
             wide=True,
         )

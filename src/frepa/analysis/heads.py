@@ -10,12 +10,12 @@ from frepa.analysis.contract import Study, Subject
 from frepa.downstream.classification.data import ClassificationData, check_classes
 from frepa.downstream.classification.features import FixedFeatures, common_side
 from frepa.downstream.classification.trained import TrainedClassifier
-from frepa.downstream.classification.training import ClassificationOptions, build_classifier, start_closed_form
-from frepa.downstream.monitoring import probe_options
+from frepa.downstream.classification.training import build_classifier, start_closed_form
+from frepa.downstream.monitoring import classification_probe, segmentation_probe
 from frepa.downstream.segmentation.data import SegmentationData
 from frepa.downstream.segmentation.probe import fit_probe
 from frepa.downstream.segmentation.trained import TrainedSegmenter
-from frepa.downstream.segmentation.training import SegmentationOptions, build_segmenter, make_cache
+from frepa.downstream.segmentation.training import build_segmenter, make_cache
 from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 
@@ -40,11 +40,8 @@ def segmenter_of(subject: Subject, study: Study, data: SegmentationData) -> Trai
                 f"{data.classes}. Name a run that was trained on such masks."
             )
         return subject.head
-    options = SegmentationOptions(
-        **probe_options(study.image_size, study.window), mask_threshold=None,
-        crop_size=study.crop_size or _CROP[study.dims], foreground=0.0, overlap=0.5, head="linear", features="last",
-        reach=1, loss="dice", cldice=False,
-    )  # fmt: skip
+    crop = study.crop_size or _CROP[study.dims]
+    options = segmentation_probe(study.image_size, study.window, crop=crop, overlap=0.5)
     segmenter = build_segmenter(subject.encoder, data, options, study.seed, study.device)
     train, val = data.part("train"), data.part("val")
     cache = make_cache(segmenter, [*train, *val], study.num_workers)
@@ -72,9 +69,7 @@ def classifier_of(subject: Subject, study: Study, data: ClassificationData) -> T
             )
         return subject.head
     check_classes(data)
-    options = ClassificationOptions(
-        **probe_options(study.image_size, study.window), head="linear", hidden=1, pooling="mean"
-    )
+    options = classification_probe(study.image_size, study.window)
     side = study.image_size or common_side(data.source, data.records, slices=isinstance(subject.encoder, SliceTransfer))
     classifier = build_classifier(subject.encoder, data, options, side, study.seed, study.device)
     rows = np.concatenate([data.rows("train"), data.rows("val")])

@@ -25,7 +25,7 @@ from frepa.heads.ridge import rows_of
 from frepa.report.figures import relative_error, root_mean_square_error
 from frepa.report.page import MeanStd
 from frepa.report.spectra import share_curves
-from frepa.report.strips import picture_table
+from frepa.report.strips import reconstruction_table
 
 _NULL = "random projection"
 
@@ -111,7 +111,7 @@ class Reconstructions(Analysis):
                 pictures[name] = tuple(told_)
             arrays = {name: torch.cat(list(own)).cpu().numpy() for name, own in pictures.items()}
             errors = {name: _errors(arrays["original"], own) for name, own in arrays.items() if name != "original"}
-            self._show(page, kind, arrays, errors, found, views.names)
+            self._show(page, kind, arrays, errors, found)
             numbers[kind] = {
                 name: {"rmse": error["rmse"]._asdict(), "rmae": error["rmae"]._asdict()}
                 | ({"spectrum": asdict(found[name])} if name in found else {})
@@ -171,7 +171,6 @@ class Reconstructions(Analysis):
         arrays: Mapping[str, np.ndarray],
         errors: Mapping[str, Mapping[str, Summary]],
         found: Mapping[str, Recovery],
-        names: tuple[str, ...],
     ) -> None:
         page.section(f"From {kind} images")
         page.table(
@@ -189,16 +188,9 @@ class Reconstructions(Analysis):
             best={"RMSE": "min", "RMAE": "min"},
             digits=3,
         )
-        count = len(arrays["original"])
-        rows = sorted({round((place + 0.5) * count / self.options.shown - 0.5) for place in range(self.options.shown)})
-        chosen = {name: own[rows] for name, own in arrays.items()}
-        notes = {
-            name: [f"RMSE {root_mean_square_error(a, b):.3f}" for a, b in zip(own, chosen["original"])]
-            for name, own in chosen.items() if name != "original"
-        }  # fmt: skip
         page.show(
             f"{kind}-images",
-            picture_table(chosen, notes=notes, rows=[f"image {row + 1}" for row in rows]),
+            reconstruction_table(arrays, self.options.shown),
             "Images that no decoder was fitted to, and below them the logarithm of their spectra, on the original's "
             "scale.",
             wide=True,

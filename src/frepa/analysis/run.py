@@ -17,6 +17,7 @@ from frepa.analysis.own_names import named
 from frepa.analysis.registry import find_analysis
 from frepa.downstream.head_files import WEIGHTS
 from frepa.downstream.trained import load_head
+from frepa.encoders.files import WEIGHTS as BUNDLED
 from frepa.encoders.reference import EncoderReference, open_encoder
 from frepa.errors import InputError
 from frepa.files import plain, write_json
@@ -170,7 +171,7 @@ def open_subjects(
 
 def _has_head(folder: Path) -> bool:
     """Whether a folder is a run of a head rather than of an encoder; a bundle is both, and counts as an encoder."""
-    if not folder.is_dir() or (folder / "encoder.safetensors").is_file():
+    if not folder.is_dir() or (folder / BUNDLED).is_file():
         return False
     return (folder / WEIGHTS).is_file() or any((folder / name).is_dir() for name in ("folds", "seeds"))
 

@@ -102,7 +102,6 @@ class Structures(Analysis):
         counts: dict[str, dict[str, list[_Counts]]] = {name: {kind: [] for kind in self.kinds} for name in ways}
         lesions: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         scores: dict[str, list[float]] = {name: [] for name in ways}
-        pictures: dict[str, bytes] = {}
         reading = read_ahead(
             lambda item: read_case(item.case, item.labels, study.dims, study.window), cases, study.num_workers
         )
@@ -112,17 +111,16 @@ class Structures(Analysis):
             beside = {kind: attributed(values) for kind, values in measures.items()}
             if number == 0:
                 self._example(page, image, measures)
-            for name, (predict, _) in ways.items():
+            for way, (name, (predict, _)) in enumerate(ways.items(), start=1):
                 classes = predict(item, image)
                 scores[name].append(score_case(image.classes, classes, data.classes)["dsc"])
                 found = (classes > 0) if image.inside is None else (classes > 0) & image.inside
                 if number == 0:
                     page.show(
-                        f"case-{len(pictures) + 1}",
+                        f"case-{way}",
                         segmentation_overlay(image.image, image.classes, classes, inside=image.inside),
                         f"{name}: the first test case.",
                     )
-                    pictures[name] = b""
                 for kind, edges in self.kinds.items():
                     counts[name][kind].append(count(truth, found, beside[kind], edges))
                 if "size" in self.kinds:
@@ -166,55 +164,44 @@ class Structures(Analysis):
                 place for place in range(len(names))
                 if any(case.true[place] for of in counts.values() for case in of[kind])
             ]  # fmt: skip
-            sensitivity, precision, both = (
-                {name: {names[p]: summarise(share(of[kind], p)) for p in there} for name, of in counts.items()}
-                for share in (_sensitivity, _precision, _dice)
-            )
+            found = {
+                score: {name: {names[p]: summarise(share(of[kind], p)) for p in there} for name, of in counts.items()}
+                for score, (_, share, _) in _SHARES.items()
+            }
             first = next(iter(counts.values()))[kind]
             pixels = {names[p]: int(sum(case.true[p] for case in first)) for p in there}
             page.section(f"By {kind}")
             page.text(_ABOUT[kind])
             names_there = [names[p] for p in there]
-            page.show(
-                f"dsc-{kind}",
-                band_points(_points(both, names_there), ylabel="DSC", span=_SPAN),
-                f"DSC by {kind}, of the pixels that are nearest to structures of it: a head that marks more finds more "
-                "of everything, and here it pays for that. Mean over cases, bars are standard deviations.",
-                wide=True,
-            )
-            page.show(
-                f"sensitivity-{kind}",
-                band_points(_points(sensitivity, names_there), ylabel="sensitivity", span=_SPAN),
-                f"Share of the pixels of each {kind} that is found: mean over cases, bars are standard deviations.",
-                wide=True,
-            )
-            page.show(
-                f"precision-{kind}",
-                band_points(_points(precision, names_there), ylabel="precision", span=_SPAN),
-                f"Share of what was predicted nearest to structures of each {kind} that is true: what a high "
-                "sensitivity was paid with.",
-                wide=True,
-            )
-            for title, found in (("DSC", both), ("Sensitivity", sensitivity), ("Precision", precision)):
+            for score, (title, _, caption) in _SHARES.items():
+                page.show(
+                    f"{score}-{kind}",
+                    band_points(_points(found[score], names_there), ylabel=title, span=_SPAN),
+                    caption.format(kind=kind),
+                    wide=True,
+                )
+            for score, (title, *_) in _SHARES.items():
                 page.table(
-                    [{"": name, **{bin_: _cell(own) for bin_, own in of.items()}} for name, of in found.items()]
+                    [{"": name, **{bin_: _cell(own) for bin_, own in of.items()}} for name, of in found[score].items()]
                     + [{"": "pixels labelled", **pixels}],
-                    caption=f"{title} in % by {kind} in pixels, mean ± standard deviation over cases.",
+                    caption=f"{title[0].upper()}{title[1:]} in % by {kind} in pixels, mean ± standard deviation over "
+                    "cases.",
                 )
             numbers[kind] = {
-                "ranges": [names[p] for p in there],
+                "ranges": names_there,
                 "pixels": pixels,
-                "dsc": {n: {b: s._asdict() for b, s in of.items()} for n, of in both.items()},
-                "sensitivity": {n: {b: s._asdict() for b, s in of.items()} for n, of in sensitivity.items()},
-                "precision": {n: {b: s._asdict() for b, s in of.items()} for n, of in precision.items()},
+                **{
+                    score: {n: {b: s._asdict() for b, s in of.items()} for n, of in own.items()}
+                    for score, own in found.items()
+                },
             }
-            for score, found in (("dsc", both), ("sensitivity", sensitivity)):
-                for name, of in found.items():
+            for score in ("dsc", "sensitivity"):
+                for name, of in found[score].items():
                     headline[name] |= {f"{score}_{kind}_{bin_}": own.mean for bin_, own in of.items()}
         if "size" in self.kinds:
-            numbers["lesions"] = {name: _detected(own, self.kinds["size"]) for name, own in lesions.items()}
-            rows = [{"": name, **{b: s["half"] for b, s in _detected(own, self.kinds["size"]).items()}}
-                    for name, own in lesions.items()]  # fmt: skip
+            detected = {name: _detected(own, self.kinds["size"]) for name, own in lesions.items()}
+            numbers["lesions"] = dict(detected)
+            rows = [{"": name, **{bin_: own["half"] for bin_, own in of.items()}} for name, of in detected.items()]
             page.table(rows, caption="Share of the components of each size of which at least half was found.", digits=3)
         numbers["dsc"] = {name: own._asdict() for name, own in dsc.items()}
         study.inputs["test"] = len(next(iter(scores.values())))
@@ -312,6 +299,32 @@ def _precision(cases: Sequence[_Counts], place: int) -> list[float]:
 
 def _dice(cases: Sequence[_Counts], place: int) -> list[float]:
     return _ratios((2 * case.found[place], case.true[place] + case.predicted[place]) for case in cases)
+
+
+#: Score -> what it is called, how it is counted, and what its figure shows.
+_SHARES: dict[str, tuple[str, Callable[[Sequence[_Counts], int], list[float]], str]] = {
+    "dsc": (
+        "DSC",
+        _dice,
+        (
+            "DSC by {kind}, of the pixels that are nearest to structures of it: a head that marks more finds more of "
+            "everything, and here it pays for that. Mean over cases, bars are standard deviations."
+        ),
+    ),
+    "sensitivity": (
+        "sensitivity",
+        _sensitivity,
+        "Share of the pixels of each {kind} that is found: mean over cases, bars are standard deviations.",
+    ),
+    "precision": (
+        "precision",
+        _precision,
+        (
+            "Share of what was predicted nearest to structures of each {kind} that is true: what a high sensitivity "
+            "was paid with."
+        ),
+    ),
+}
 
 
 def _points(of: Mapping[str, Mapping[str, Summary]], names: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:

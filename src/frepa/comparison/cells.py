@@ -211,9 +211,7 @@ def job_of(
         kind = baselines[cell.row.kind]
         given = {"seed": cell.seed, "options": {**kind.options, **cell.row.options}, "dims": cell.content["dims"]}
         return Job(cell.key, out, kind.run, (cell.task,), given, threads)
-    sources: Any = cell.task.source
-    if cell.task.verb == "segment":
-        sources = [sources] if isinstance(sources, str) else list(sources)
+    sources: Any = cell.task.sources if cell.task.verb == "segment" else cell.task.source
     options = {"num_workers": num_workers, **cell.task.options, **cell.content["options"]}
     return Job(cell.key, out, verbs[cell.task.verb], (sources,), {**options, "encoder": cell.encoder}, threads)
 

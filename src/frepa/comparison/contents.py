@@ -14,6 +14,7 @@ from typing import Any
 
 import frepa
 from frepa.comparison.study import HEADS, StudyTask
+from frepa.datasets.cases import SegmentationSet
 from frepa.downstream.classification.data import open_data
 from frepa.downstream.detection.data import open_boxes
 from frepa.downstream.division import DividedRecords
@@ -44,12 +45,9 @@ def content_of(task: StudyTask, dims: int) -> TaskContent:
         InputError: the source is not understood, holds nothing for the task, or cannot be divided into parts.
     """
     options = task.options
-    split, divide_by = options.get("split", "official"), options.get("divide_by", "patients")
     seed, folds = task.seeds[0], options.get("folds")
-    common: dict[str, Any] = {"dims": dims, "split": split, "seed": seed, "divide_by": divide_by}
     if task.verb == "segment":
-        sources = [task.source] if isinstance(task.source, str) else list(task.source)
-        sets = open_sets(sources, **common)
+        sets = task_sets(task, dims, seed)
         if folds:
             SegmentationData(tuple(sets), {}, {}).folds(folds, seed)
         every = [
@@ -62,6 +60,7 @@ def content_of(task: StudyTask, dims: int) -> TaskContent:
         return TaskContent(digest(every), parts, "; ".join(f"{item.name}: {item.split_note}" for item in sets))
     assert isinstance(task.source, str)
     data: DividedRecords
+    common = _division(task, dims, seed)
     if task.verb == "classify":
         data = open_data(task.source, **common)
         found: Any = ()
@@ -72,6 +71,16 @@ def content_of(task: StudyTask, dims: int) -> TaskContent:
         data = data.folds(folds, seed)[0]
     known = (data.source, data.classes, data.records, data.targets, data.parts, data.groups, found)
     return TaskContent(digest(known), data.sizes(), data.split_note)
+
+
+def task_sets(task: StudyTask, dims: int, seed: int) -> list[SegmentationSet]:
+    """The sets of a task of segment, divided as its options say."""
+    return open_sets(task.sources, **_division(task, dims, seed))
+
+
+def _division(task: StudyTask, dims: int, seed: int) -> dict[str, Any]:
+    split, divide_by = task.options.get("split", "official"), task.options.get("divide_by", "patients")
+    return {"dims": dims, "split": split, "seed": seed, "divide_by": divide_by}
 
 
 def _size(path: Any) -> int:

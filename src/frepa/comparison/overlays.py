@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from frepa.comparison.contents import encoder_content
+from frepa.comparison.contents import encoder_content, task_sets
 from frepa.comparison.scores import Scored
 from frepa.comparison.study import Study, StudyTask
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import LabelledImage, read_case, read_scan
-from frepa.downstream.segmentation.data import open_sets
 from frepa.errors import InputError
 from frepa.report.overlays import side_by_side
 
@@ -79,11 +78,7 @@ def _labels(item: Scored, folder: Path) -> LabelMap:
 def _read(task: StudyTask, name: str, case: str, item: Scored, folder: Path) -> LabelledImage:
     """Image, classes and field of view of a case."""
     dims = encoder_content(item.cell.encoder).dims if item.cell.encoder else item.cell.content["dims"]
-    sources = [task.source] if isinstance(task.source, str) else list(task.source)
-    sets = open_sets(
-        sources, dims=dims, split=task.options.get("split", "official"), seed=item.cell.seed,
-        divide_by=task.options.get("divide_by", "patients"),
-    )  # fmt: skip
+    sets = task_sets(task, dims, item.cell.seed)
     found = next(one for own in sets if own.name == name for one in own.cases if one.name == case)
     return read_case(found, _labels(item, folder), dims, task.options.get("window"))
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from frepa.comparison.cells import CELLS, Baseline, plan_cells
 from frepa.comparison.page import write_page
@@ -18,6 +16,7 @@ from frepa.comparison.scores import read_scores
 from frepa.comparison.study import Study, read_study
 from frepa.comparison.table import make_table
 from frepa.comparison.writing import counts, write_tables
+from frepa.downstream.run import tell
 from frepa.errors import InputError, Stopped
 from frepa.files import write_text
 from frepa.machine import versions
@@ -86,7 +85,7 @@ def run_study(
     study = read_study(content, name, verbs, {key: one.options for key, one in baselines.items()})
     root = named_folder(options.out)
     inputs = {
-        "a source": [text for task in study.tasks for text in _listed(task.source)],
+        "a source": [text for task in study.tasks for text in task.sources],
         "an encoder": [spec for row in study.rows for spec in row.encoders],
     }
     with out_folder(
@@ -124,7 +123,7 @@ def run_in(
             num_workers=options.num_workers,
             retry=options.retry,
             quiet=options.quiet,
-            tell=_tell,
+            tell=lambda sentence: tell(shown(sentence)),
         )
     except KeyboardInterrupt:
         raise Stopped(
@@ -135,11 +134,3 @@ def run_in(
     about = {"task": "comparison", **counts(scored, contents), "versions": versions()}
     write_tables(root, study, scored, table, about)
     write_page(root, study, scored, table, contents)
-
-
-def _listed(source: str | tuple[str, ...]) -> list[str]:
-    return [source] if isinstance(source, str) else list(source)
-
-
-def _tell(sentence: str) -> None:
-    tqdm.write(shown(sentence), file=sys.stderr)

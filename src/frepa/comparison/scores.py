@@ -14,6 +14,7 @@ import numpy as np
 
 from frepa.comparison.cells import DONE, Cell, Record
 from frepa.downstream.classification.metrics import accuracy, macro_auc, macro_auc_of
+from frepa.downstream.scores import mean_of_known, summarise
 
 #: Measures by verb, the one that ranks are made of first; what is shown of each.
 MEASURES = {
@@ -37,18 +38,12 @@ class Ranking:
 
     def value(self) -> float:
         """Macro AUC, mean over folds, each of which ranks its own cases."""
-        every = np.array([macro_auc(p, t) for p, t in zip(self.probabilities, self.targets)])
-        return float(np.nanmean(every)) if np.isfinite(every).any() else math.nan
+        return summarise(macro_auc(p, t) for p, t in zip(self.probabilities, self.targets)).mean
 
     def drawn(self, weights: np.ndarray, places: np.ndarray) -> np.ndarray:
         """The same where each case counts as often as ``weights (B, N)`` says; case ``i`` is number ``places[i]``."""
-        every = [
-            macro_auc_of(p, t, weights[:, places[rows]])
-            for rows, p, t in zip(self.rows, self.probabilities, self.targets)
-        ]
-        known = np.isfinite(every)
-        total = np.where(known, every, 0).sum(0)
-        return np.where(known.any(0), total / np.maximum(known.sum(0), 1), math.nan)
+        folds = zip(self.rows, self.probabilities, self.targets)
+        return mean_of_known(np.stack([macro_auc_of(p, t, weights[:, places[rows]]) for rows, p, t in folds]))
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ def _segmented(rows: Sequence[Mapping[str, str]], results: Mapping[str, Any]) ->
     of_cases = {
         name: np.array([_number(row[name]) for row in rows]) for name in MEASURES["segment"] if rows and name in rows[0]
     }
-    values = {name: _mean(column) for name, column in of_cases.items()}
+    values = {name: summarise(column).mean for name, column in of_cases.items()}
     return SetScores(values, *_names(rows), of_cases)
 
 
@@ -139,11 +134,11 @@ def _detected(rows: Sequence[Mapping[str, str]], results: Mapping[str, Any]) -> 
         values[name] = _number(score["value"] if isinstance(score, Mapping) else score)
         if isinstance(score, Mapping):
             spreads[name] = (_number(score.get("std")), _number(score.get("low")), _number(score.get("high")))
-    return SetScores({**values, "f1": _mean(f1)}, *_names(rows), {"f1": f1}, spreads=spreads)
+    return SetScores({**values, "f1": summarise(f1).mean}, *_names(rows), {"f1": f1}, spreads=spreads)
 
 
 def case_rows(scored: Scored) -> Iterator[dict[str, Any]]:
-    """A line per set, test case and measure of a cell; of classes the probability of the true one beside it."""
+    """A line per set, test case and measure of a cell."""
     cell = scored.cell
     common = {
         "row": cell.row.name,
@@ -164,8 +159,3 @@ def _names(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[st
 
 def _number(value: Any) -> float:
     return math.nan if value in (None, "") else float(value)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else math.nan

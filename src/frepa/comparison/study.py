@@ -75,6 +75,11 @@ class StudyTask:
     heads: tuple[str, ...]
     seeds: tuple[int, ...]
 
+    @property
+    def sources(self) -> list[str]:
+        """The source, or the several sets, as a list."""
+        return [self.source] if isinstance(self.source, str) else list(self.source)
+
     def seeds_of(self, head: str) -> tuple[int, ...]:
         """What a head of this kind is trained with."""
         return self.seeds if head == "trained" else self.seeds[:1]

@@ -14,7 +14,7 @@ from frepa.analysis.statistics import Ranks, bootstrap_p, holm, ranks, wilcoxon
 from frepa.comparison.cells import DONE
 from frepa.comparison.scores import MEASURES, Scored, SetScores, ranked_by
 from frepa.comparison.study import Row, Study, StudyTask
-from frepa.downstream.scores import resamples, summarise
+from frepa.downstream.scores import mean_of_known, resamples, summarise
 
 
 class Entry(NamedTuple):
@@ -108,9 +108,7 @@ class _Aligned:
             if measure not in item.of_cases:
                 return None
             found[number, places] = item.of_cases[measure]
-        known = np.isfinite(found)
-        total = np.where(known, found, 0).sum(0)
-        return np.where(known.any(0), total / np.maximum(known.sum(0), 1), math.nan)
+        return mean_of_known(found)
 
     def drawn(self, row: str, measure: str, weights: np.ndarray) -> np.ndarray | None:
         """The row's score in every resample, ``(B,)``; None where the runs keep too little to tell."""
@@ -315,12 +313,9 @@ def _ranking(study: Study, head: str, entries: Sequence[Entry]) -> Ranking:
     """Mean ranks of encoders over the tasks that most of them have; rows that lack one of these are left out."""
     encoders = [row.name for row in study.rows if row.kind == "encoder"]
     scores: dict[str, dict[str, float]] = {}
-    for entry in entries:
+    for entry in ranked_entries(entries):
         if entry.head == head and entry.row in encoders and math.isfinite(entry.value):
-            every = [e.measure for e in entries if e.task == entry.task and e.set == entry.set]
-            if entry.measure == ranked_by(entry.verb, dict.fromkeys(every, 0.0)):
-                task = column_of(entry)
-                scores.setdefault(task, {})[entry.row] = entry.value
+            scores.setdefault(column_of(entry), {})[entry.row] = entry.value
     there = [row for row in encoders if any(row in own for own in scores.values())]
     tasks = [task for task, own in scores.items() if 2 * len(own) >= len(there)]
     whole = [row for row in there if all(row in scores[task] for task in tasks)]
@@ -328,6 +323,15 @@ def _ranking(study: Study, head: str, entries: Sequence[Entry]) -> Ranking:
     # Scores that differ in their last digits alone are equal
     found = ranks(np.round(table, 9))
     return Ranking(head, tuple(whole), tuple(tasks), found, tuple(row for row in encoders if row not in whole))
+
+
+def ranked_entries(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of the one measure that the encoders are ranked by on each task and set."""
+    entries = list(entries)
+    measures: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        measures.setdefault(column_of(entry), {})[entry.measure] = 0.0
+    return [entry for entry in entries if entry.measure == ranked_by(entry.verb, measures[column_of(entry)])]
 
 
 def column_of(entry: Entry) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from frepa.comparison.cells import DONE
 from frepa.comparison.contents import TaskContent
-from frepa.comparison.scores import MEASURES, Scored, case_rows, ranked_by
+from frepa.comparison.scores import MEASURES, Scored, case_rows
 from frepa.comparison.study import Study
-from frepa.comparison.table import Entry, Pair, Table, column_of, rows_of
+from frepa.comparison.table import Entry, Pair, Table, column_of, ranked_entries, rows_of
 from frepa.files import write_csv, write_json, write_text
 from frepa.names import shown
 
@@ -70,14 +70,10 @@ def _cells(scored: Iterable[Scored]) -> Iterable[dict[str, Any]]:
 
 def columns_of(entries: Iterable[Entry]) -> dict[tuple[str, str], str]:
     """Task and measure of every column of the short table, with its title: the ranked measure of every set."""
-    found: dict[tuple[str, str], str] = {}
-    entries = list(entries)
-    for entry in entries:
-        task = column_of(entry)
-        every = dict.fromkeys((e.measure for e in entries if column_of(e) == task), 0.0)
-        if entry.measure == ranked_by(entry.verb, every):
-            found[task, entry.measure] = f"{task} ({MEASURES[entry.verb][entry.measure]})"
-    return found
+    return {
+        (column_of(entry), entry.measure): f"{column_of(entry)} ({MEASURES[entry.verb][entry.measure]})"
+        for entry in ranked_entries(entries)
+    }
 
 
 def lines_of(study: Study, entries: Sequence[Entry]) -> list[tuple[str, str, str, dict[str, Entry]]]:

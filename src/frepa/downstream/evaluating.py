@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,20 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from frepa.downstream.applying import DONE, applying, load
 from frepa.downstream.contract import Place, Round
 from frepa.downstream.evaluation import EvaluateOptions, Evaluation
 from frepa.downstream.fitting import read_ahead
 from frepa.downstream.page import RunPage
-from frepa.downstream.predicting import DONE, check_same_heads
 from frepa.downstream.resuming import digest
-from frepa.downstream.run import RESULTS, SKIPPED
-from frepa.downstream.trained import TrainedHead, load_head
+from frepa.downstream.run import RESULTS, SKIPPED, tell
+from frepa.downstream.trained import TrainedHead
 from frepa.errors import InputError, Stopped
-from frepa.files import append_json_lines, file_digest, keep_lines, write_csv, write_json
-from frepa.images.hidden_names import Names, naming
-from frepa.images.scan import Skipped, UnreadableScan
-from frepa.machine import device_name, versions
-from frepa.run_folders import CONFIG, check_same_options, out_folder
+from frepa.files import append_json_lines, keep_lines, write_csv, write_json
+from frepa.images.hidden_names import Names
+from frepa.images.scan import Skipped, UnreadableScan, write_skipped
+from frepa.machine import versions
+from frepa.run_folders import CONFIG
 from frepa.stopping import StopRequest
 
 # Where each task says how its heads are evaluated; imported when one is.
@@ -52,27 +51,8 @@ def evaluate_run(options: EvaluateOptions) -> Path:
         InputError: no such run, nothing in the set that can be scored, other classes than the heads know.
     """
     options.check()
-    head = load_head(
-        options.run, fold=options.fold, seed=options.head_seed, encoder=options.encoder, precision=options.precision
-    )
-    hashes = [file_digest(file) for file in head.files]
-    go_on = f"Continue with the same command and --resume ({options.out})."
-    with (
-        naming(options.anonymous_names, options.source, keep=[options.out, options.run, options.encoder]) as names,
-        out_folder(
-            options.out,
-            "evaluate",
-            overwrite=options.overwrite,
-            resume=options.resume,
-            can_resume=True,
-            inputs={"the source": options.source, "the run": options.run, "--encoder": options.encoder},
-            go_on="Make room and give the same command with --resume.",
-        ) as out,
-        StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
-    ):
-        if out.resumed:
-            check_same_options(out.root / CONFIG, options.kept(), _MAY_CHANGE)
-            check_same_heads(out.root / RESULTS, hashes)
+    head, known = load(options)
+    with applying("evaluate", options, known["heads"], _MAY_CHANGE) as (names, out, stop, go_on):
         module, name = _TASKS[head.task].split(":")
         evaluation: Evaluation[Any] = getattr(importlib.import_module(module), name)(head, options, out.root)
 
@@ -87,19 +67,10 @@ def evaluate_run(options: EvaluateOptions) -> Path:
         if out.resumed:
             _check_same_data(out.root / RESULTS, belongs)
         for sentence in [head.describe(), *evaluation.describe(), *warnings]:
-            _tell(sentence)
+            tell(sentence)
         out.start(options.kept())
-        facts: dict[str, Any] = {
-            "task": head.task,
-            "heads": hashes,
-            "set": belongs,
-            "encoder": head.reference.as_dict(),
-            "guide": head.reference.guide,
-            "train": head.tuned or "head",
-            "source": names.name(", ".join(options.source)),
-            "part": options.part,
-            "device": device_name(head.models[0].device),
-        }
+        source = names.name(", ".join(options.source))
+        facts = {**known, "set": belongs, "source": source, "part": options.part}
         write_json(out.root / RESULTS, facts)
         lines, broken = _look_at_all(evaluation, stop, go_on)
         skipped = [names.skipped(error.skipped()) for error in broken]
@@ -165,17 +136,17 @@ def _finish(
         "versions": versions(),
     }
     write_json(root / RESULTS, summary)
-    write_csv(root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in broken.values()])
+    write_skipped(root / SKIPPED, broken.values())
     for table in evaluation.tables(tested):
         write_csv(root / table.name, table.columns, table.rows)
-    sentences = [*own.get("warnings", []), *evaluation.others_files(tested), *evaluation.verdicts(summary)]
+    sentences = [*own.get("warnings", []), *evaluation.others_files(tested, own), *evaluation.verdicts(summary)]
     page = RunPage(root, summary)
     evaluation.fill_page(page, summary, tested)
     page.finish()
     if broken:
         sentences.append(f"{len(broken):,} images could not be read and are left out; see {SKIPPED}.")
     for sentence in sentences:
-        _tell(sentence)
+        tell(sentence)
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:
@@ -206,7 +177,3 @@ def _seen_before(options: EvaluateOptions, head: TrainedHead[Any]) -> Iterator[s
                 f"{text}: the heads were trained on this set. What they saw of it scores better than what is new to "
                 "them: only the test part of the run itself, in its own results, is that."
             )
-
-
-def _tell(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from frepa.datasets.stacks import check_unit
+from frepa.downstream.applying import ApplyOptions
 from frepa.downstream.contract import Place, Progress, Round, Table, Tested
 from frepa.downstream.division import SHARES
-from frepa.downstream.options import check_least
 from frepa.downstream.page import RunPage
 from frepa.downstream.trained import TrainedHead
 from frepa.errors import InputError
@@ -27,41 +27,24 @@ Head = TypeVar("Head", bound=TrainedHead[Any])
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ApplyOptions):
     """What `evaluate` is told; see the verb."""
 
-    run: str
-    source: list[str]
-    out: str
-    encoder: str | None
-    fold: int | None
-    head_seed: int | None
     part: str
     divide_by: str
     mask_threshold: float | None
     cldice: bool
     seed: int
-    precision: str
-    num_workers: int
-    anonymous_names: bool = False
-    resume: bool
-    overwrite: bool
-    quiet: bool
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
+        super().check()
         for text in self.source:
             check_source_name(text)
         if self.part not in PARTS:
             raise InputError(f"--part {self.part}: expected one of {', '.join(PARTS)}.")
         check_unit(self.divide_by)
-        check_least(0, num_workers=self.num_workers)
         check_seed(self.seed, 1)
-
-    def kept(self) -> dict[str, Any]:
-        """What ``config.yaml`` holds."""
-        left_out = ("resume", "overwrite", "quiet", *(["source"] if self.anonymous_names else []))
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class Evaluation(ABC, Generic[Head]):
@@ -141,8 +124,8 @@ class Evaluation(ABC, Generic[Head]):
     def verdicts(self, summary: Mapping[str, Any]) -> Iterable[str]:
         """The results in a sentence or two, for the screen."""
 
-    def others_files(self, tested: Any) -> Iterable[str]:
-        """Write what programs of others read; sentences about it."""
+    def others_files(self, tested: Any, own: Mapping[str, Any]) -> Iterable[str]:
+        """Write what programs of others read; sentences about it. ``own``: what `summarise` said."""
         return []
 
     def one_source(self) -> str:

@@ -87,18 +87,7 @@ class SegmentationMonitor(Monitor):
         super().__init__()
         self.cases = data.part("train"), data.part("val")
         self._data, self._dims = data, dims
-        self._options = SegmentationOptions(
-            **probe_options(size if resized else None, window),
-            mask_threshold=None,
-            crop_size=size,
-            foreground=0.0,
-            overlap=0.25,
-            head="linear",
-            features="last",
-            reach=1,
-            loss="dice",
-            cldice=False,
-        )
+        self._options = segmentation_probe(size if resized else None, window, crop=size, overlap=0.25)
         pixels = 0.0
         for item in (*self.cases[0], *self.cases[1]):
             extent = data.sizes[item.case.image]
@@ -129,7 +118,7 @@ class ClassificationMonitor(Monitor):
     def __init__(self, data: ClassificationData, *, size: int, window: str | None) -> None:
         super().__init__()
         self._data, self._size = data, size
-        self._options = ClassificationOptions(**probe_options(size, window), head="linear", hidden=1, pooling="mean")
+        self._options = classification_probe(size, window)
         self.cost = float(len(data.rows("train")) + len(data.rows("val")))
         self._classifier: Classifier | None = None
 
@@ -220,7 +209,20 @@ def _first_line(error: Exception) -> str:
     return line.rpartition(". ")[0] + "." if line.endswith(":") else line
 
 
-def probe_options(size: int | None, window: str | None) -> dict[str, Any]:
+def segmentation_probe(size: int | None, window: str | None, *, crop: int, overlap: float) -> SegmentationOptions:
+    """The options of a ridge from the last map to the block of pixels of each position, in windows of ``crop``."""
+    return SegmentationOptions(
+        **_probe(size, window), mask_threshold=None, crop_size=crop, foreground=0.0, overlap=overlap, head="linear",
+        features="last", reach=1, loss="dice", cldice=False,
+    )  # fmt: skip
+
+
+def classification_probe(size: int | None, window: str | None) -> ClassificationOptions:
+    """The options of a logistic regression on the mean embedding."""
+    return ClassificationOptions(**_probe(size, window), head="linear", hidden=1, pooling="mean")
+
+
+def _probe(size: int | None, window: str | None) -> dict[str, Any]:
     """The options of a head in closed form: nothing is drawn and no step is taken."""
     return {
         "encoder": "",

@@ -7,33 +7,29 @@ that is finished is a line of ``done.jsonl``; a run that is continued does the o
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from frepa.datasets.opening import open_source
+from frepa.downstream.applying import DONE, ApplyOptions, applying, load
 from frepa.downstream.fitting import read_ahead
-from frepa.downstream.options import check_least
 from frepa.downstream.predicted import FORMATS, Writing, out_name, write_answer
 from frepa.downstream.predicted_page import write_page
-from frepa.downstream.run import RESULTS, SKIPPED
-from frepa.downstream.trained import Answer, TrainedHead, load_head
+from frepa.downstream.run import RESULTS, SKIPPED, tell
+from frepa.downstream.trained import Answer, TrainedHead
 from frepa.errors import InputError, Stopped, nearest
-from frepa.files import append_json_lines, file_digest, keep_lines, write_csv, write_json
+from frepa.files import append_json_lines, keep_lines, write_csv, write_json
 from frepa.images.filed import OF_VOLUMES, Filed, filed
 from frepa.images.files import FileSource
-from frepa.images.hidden_names import Names, naming
-from frepa.images.scan import Scan, Skipped, UnreadableScan
+from frepa.images.hidden_names import Names
+from frepa.images.scan import Scan, Skipped, UnreadableScan, write_skipped
 from frepa.images.source import Source
 from frepa.machine import device_name, versions
-from frepa.run_folders import CONFIG, check_same_options, out_folder
-from frepa.stopping import StopRequest
 
-DONE = "done.jsonl"
 PREDICTIONS, BOXES = "predictions.csv", "boxes.csv"
 _FOR_VOLUMES = 'Train one on volumes, with a 3D encoder or --encoder "slices:ENCODER".'
 #: What may differ between the command that began a run and the one that continues it.
@@ -41,28 +37,16 @@ _MAY_CHANGE = frozenset({"encoder", "num_workers", "source", "precision"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(ApplyOptions):
     """What `predict` is told; see the verb."""
 
-    run: str
-    source: list[str]
-    out: str
-    encoder: str | None
-    fold: int | None
-    head_seed: int | None
     format: str
     probabilities: bool
     overlays: bool
-    precision: str
-    num_workers: int
-    anonymous_names: bool = False
-    resume: bool
-    overwrite: bool
-    quiet: bool
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
-        check_least(0, num_workers=self.num_workers)
+        super().check()
         if self.anonymous_names and self.format == "dicom-seg":
             raise InputError(
                 "--format dicom-seg: such a file names the patient and the images it belongs to. Take nifti, or leave "
@@ -70,11 +54,6 @@ class PredictOptions:
             )
         if self.format not in FORMATS:
             raise InputError(f"--format {self.format}: not known. {nearest(self.format, FORMATS)}")
-
-    def kept(self) -> dict[str, Any]:
-        """What ``config.yaml`` holds."""
-        left_out = ("resume", "overwrite", "quiet", *(["source"] if self.anonymous_names else []))
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class _Read(NamedTuple):
@@ -96,43 +75,19 @@ def predict_all(options: PredictOptions) -> Path:
         InputError: no such run, nothing to read in the sources, or scans with another number of axes.
     """
     options.check()
-    head = load_head(
-        options.run,
-        fold=options.fold,
-        seed=options.head_seed,
-        encoder=options.encoder,
-        precision=options.precision,
-    )
-    hashes = [file_digest(file) for file in head.files]
-    how = Writing(options.format, options.probabilities, options.overlays, tuple(hashes))
+    head, facts = load(options)
+    how = Writing(options.format, options.probabilities, options.overlays, tuple(facts["heads"]))
     how.check(head)
-    go_on = f"Continue with the same command and --resume ({options.out})."
-    with (
-        naming(options.anonymous_names, options.source, keep=[options.out, options.run, options.encoder]) as names,
-        out_folder(
-            options.out,
-            "predict",
-            overwrite=options.overwrite,
-            resume=options.resume,
-            can_resume=True,
-            inputs={"the source": options.source, "the run": options.run, "--encoder": options.encoder},
-            go_on="Make room and give the same command with --resume.",
-        ) as out,
-        StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
-    ):
-        if out.resumed:
-            check_same_options(out.root / CONFIG, options.kept(), _MAY_CHANGE)
-            check_same_heads(out.root / RESULTS, hashes)
+    with applying("predict", options, facts["heads"], _MAY_CHANGE) as (names, out, stop, go_on):
         sources = [_open(text, head) for text in options.source]
         if options.format == "dicom-seg":
             _check_dicom(sources)
         for source in sources:
             names.learn(source)
         for sentence in _announced(sources, head):
-            _tell(sentence)
+            tell(sentence)
         out.start(options.kept())
         root = out.root
-        facts = {"task": head.task, "heads": hashes, **_facts(head)}
         write_json(root / RESULTS, facts)
         done, taken = _finished(root)
         skipped = {item.path: item for source in sources for item in map(names.skipped, source.skipped)}
@@ -160,13 +115,11 @@ def predict_all(options: PredictOptions) -> Path:
                 if stop.requested:
                     raise Stopped(f"Stopped on request. {go_on}")
         count = _write_tables(root, head)
-        write_csv(
-            root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in skipped.values()]
-        )
+        write_skipped(root / SKIPPED, skipped.values())
         rows = (line["row"] for line in _lines(root))
         write_page(root / "report.html", head, rows, list(skipped.values()), facts["device"])
         write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
-    _tell(f"{count:,} scans" + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else "."))
+    tell(f"{count:,} scans" + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else "."))
     if not count:
         raise InputError(f"None of the scans could be read; {root / SKIPPED} says why.")
     return root
@@ -287,15 +240,6 @@ def _exact(row: dict[str, Any]) -> dict[str, Any]:
     return {name: repr(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _facts(head: TrainedHead[Any]) -> dict[str, Any]:
-    return {
-        "encoder": head.reference.as_dict(),
-        "guide": head.reference.guide,
-        "train": head.tuned or "head",
-        "device": device_name(head.models[0].device),
-    }
-
-
 def _check_dicom(sources: Sequence[Source]) -> None:
     for source in sources:
         for index in range(len(source)):
@@ -304,19 +248,3 @@ def _check_dicom(sources: Sequence[Source]) -> None:
                     f"--format dicom-seg: {source.name(index)} in {source.location} is no DICOM, and a segmentation of "
                     "this kind refers to the images of a DICOM study. Leave the option out for NIfTI and PNG."
                 )
-
-
-def check_same_heads(results: Path, hashes: list[str]) -> None:
-    """Raise InputError where ``results.json`` of a folder that is gone on with names other heads."""
-    if not results.is_file():
-        return
-    known = json.loads(results.read_text("utf-8")).get("heads")
-    if known != hashes:
-        raise InputError(
-            f"--resume: {results.parent} was begun with other heads than the run holds now, and its results would be "
-            "of both. Start again with --overwrite, or name another folder."
-        )
-
-
-def _tell(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)

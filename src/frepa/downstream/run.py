@@ -21,6 +21,7 @@ from frepa.encoders.files import save_encoder
 from frepa.encoders.reference import EncoderReference, open_encoder, weights_hash
 from frepa.files import remove_empty, write_csv, write_json
 from frepa.images.hidden_names import Names, naming
+from frepa.images.scan import write_skipped
 from frepa.machine import default_device, device_name, versions
 from frepa.run_folders import CONFIG, OutFolder, check_same_options, out_folder
 from frepa.stopping import StopRequest
@@ -63,7 +64,7 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
         if out.resumed:
             check_same_options(out.root / CONFIG, options.kept(), MAY_CHANGE_ON_RESUME)
         if out.resumed and (out.root / RESULTS).is_file() and not (out.root / STATES).is_dir():
-            _tell(f"The run {out.root} is complete; nothing is left to do.")
+            tell(f"The run {out.root} is complete; nothing is left to do.")
         else:
             _run(task, out, stop, go_on, names)
     return out.root
@@ -111,7 +112,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
 
     out.start(options.kept())
     for sentence in _announced(task, divided, reference, models[0], device, warnings):
-        _tell(sentence)
+        tell(sentence)
 
     # 6. Train. 7. Test.
     fresh = {name: tensor.clone() for name, tensor in trained_state(encoder).items()}
@@ -121,7 +122,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
         part = divided[(one.fold or 1) - 1]
         # The encoder is one object for all heads: every head begins with what trains of it as it was.
         load_trained_state(encoder, fresh)
-        state = HeadState(one.folder(root / STATES), root / METRICS, written, belongs, stop, go_on, _tell)
+        state = HeadState(one.folder(root / STATES), root / METRICS, written, belongs, stop, go_on, tell)
         place = Place(root, one.folder(root), root / METRICS, reference, state)
         place.folder.mkdir(parents=True, exist_ok=True)
         found = state.load_result() if out.resumed else None
@@ -162,7 +163,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
         "versions": versions(),
     }
     write_json(root / RESULTS, summary)
-    write_csv(root / SKIPPED, ["image", "reason"], [{"image": s.path, "reason": s.reason} for s in left_out])
+    write_skipped(root / SKIPPED, left_out)
     for table in task.tables(tested):
         write_csv(root / table.name, table.columns, table.rows)
 
@@ -171,13 +172,14 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
     task.fill_page(page, summary, tested)
     page.finish()
     for sentence in [*own.get("warnings", []), *task.verdicts(summary)]:
-        _tell(sentence)
+        tell(sentence)
     for state in states:
         state.remove()
     remove_empty(root / STATES)
 
 
-def _tell(sentence: str) -> None:
+def tell(sentence: str) -> None:
+    """A sentence on the screen, above the progress bar where there is one."""
     tqdm.write(sentence, file=sys.stderr)
 
 

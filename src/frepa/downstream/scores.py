@@ -42,6 +42,13 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(mean, std, int(known.size), int(every.size - known.size))
 
 
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of ``(k, n)`` of what is defined, ``(n,)``; NaN where nothing is."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0).sum(0)
+    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), math.nan)
+
+
 def summarise_cases(cases: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
     """Summary of every score that occurs in any of the cases."""
     rows = list(cases)

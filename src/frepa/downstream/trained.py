@@ -68,6 +68,7 @@ class TrainedHead(ABC, Generic[Model]):
         files: the head files they were read from.
         reference: to the encoder.
         extras: what was noted of each while it was trained: its fold and seed, baselines of its training part.
+        tuned: what of the encoder was trained with the head, ``blocks=2`` or ``all``; None where it was left frozen.
     """
 
     task: ClassVar[str]
@@ -82,12 +83,7 @@ class TrainedHead(ABC, Generic[Model]):
     ) -> None:
         self.models, self.files, self.reference = list(models), list(files), reference
         self.extras = list(extras)
-        self._tuned = tuned
-
-    @property
-    def tuned(self) -> str | None:
-        """What of the encoder was trained with the head, ``blocks=2`` or ``all``; None where it was left frozen."""
-        return self._tuned
+        self.tuned = tuned
 
     def noted(self, name: str) -> list[Any]:
         """What was noted under a name, of every head; empty where one of them has it not, as older ones may."""

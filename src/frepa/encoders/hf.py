@@ -22,7 +22,7 @@ from frepa.encoders.contract import Encoder, Features, StageShape, quarters
 from frepa.encoders.foreign import TrunkInput, read_state_dict
 from frepa.encoders.published import SAM_SCALING, sam_of
 from frepa.encoders.registry import Scheme, register, register_scheme
-from frepa.errors import InputError, nearest
+from frepa.errors import InputError, first_line, nearest
 from frepa.names import shown
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -240,7 +240,7 @@ def load_hf(text: str, options: dict[str, Any]) -> Encoder:
                 "is not safe. If you trust them, load the model in Python and save it as safetensors."
             ) from None
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"hf:{folder}: its weights cannot be read: {_first_line(error)}") from None
+            raise InputError(f"hf:{folder}: its weights cannot be read: {first_line(error)}") from None
     if about["missing_keys"] or about["mismatched_keys"]:
         missing = sorted(map(str, about["missing_keys"] or about["mismatched_keys"]))
         raise InputError(
@@ -321,10 +321,6 @@ def _side(patch: Any) -> int:
     if len(sides) != 1:
         raise InputError(f"patches of {patch} pixels are not square, which is not supported.")
     return sides.pop()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 register("hf:", dims=2)(TokenEncoder)

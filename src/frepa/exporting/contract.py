@@ -8,13 +8,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from frepa.encoders.contract import Encoder, per_axis
+from frepa.encoders.contract import Encoder, Features, per_axis
 from frepa.errors import InputError
 
 # Pixels per side where an encoder has no size of its own.
 _SIDE = {2: 256, 3: 64}
 
 Outputs = Mapping[str, Tensor]
+#: What the outputs of an exported encoder are called, as far as it has them.
+OUTPUTS = ("dense", "embedding")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Asked:
     source: str
     image_size: int | None = None
     with_guide: bool = False
+
+    def channels(self, encoder: Encoder) -> int:
+        """Channels of the exported input: the image's, and the guide's where it is not made inside."""
+        return encoder.image_channels + (encoder.guide != "none" and not self.with_guide)
 
     def shape(self, encoder: Encoder) -> tuple[int, ...]:
         """Extents (*S) of the images that the export is for, multiples of what the encoder works in.
@@ -64,10 +70,12 @@ class Exported:
 
 def features(encoder: Encoder, x: Tensor) -> Outputs:
     """``dense`` and, where it is another map, ``embedding`` of (B, in_channels, *S)."""
-    found = encoder(x)
-    if found.dense is found.embedding:
-        return {"dense": found.dense}
-    return {"dense": found.dense, "embedding": found.embedding}
+    return dict(zip(OUTPUTS, different(encoder(x))))
+
+
+def different(found: Features) -> tuple[Tensor, ...]:
+    """The maps that are not one and the same, in the order of `OUTPUTS`."""
+    return (found.dense,) if found.dense is found.embedding else tuple(found)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder
-from frepa.errors import InputError
+from frepa.errors import InputError, first_line
 from frepa.exporting.contract import Asked, Exported, Outputs, Target, version
 from frepa.exporting.program import INPUT, Traced, trace
 
@@ -60,9 +60,8 @@ def _convert(encoder: Encoder, traced: Traced, path: Path) -> None:
                 verbose=False,
             )
         except Exception as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(
-                f"--to onnx: {encoder.name} cannot be written as ONNX ({first[:200]}). Use --to torch."
+                f"--to onnx: {encoder.name} cannot be written as ONNX ({first_line(error)[:200]}). Use --to torch."
             ) from None
         assert converted is not None
         converted.save(path, external_data=size > _MOST_BYTES)

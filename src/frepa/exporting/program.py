@@ -12,8 +12,8 @@ from torch.export import Dim, ExportedProgram
 
 from frepa.corruption.guide import guide_reach, plain_guide
 from frepa.encoders.contract import Encoder, per_axis
-from frepa.errors import InputError
-from frepa.exporting.contract import Asked, features
+from frepa.errors import InputError, first_line
+from frepa.exporting.contract import OUTPUTS, Asked, different
 
 INPUT = "image"
 # Most images of a batch and pixels of a side that a program is proven for.
@@ -35,14 +35,13 @@ class Program(nn.Module):
             self.encoder.chunk = 0  # type: ignore[assignment]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in the order of their names, see `features`."""
+        """The outputs in the order of their names, see `different`."""
         encoder = self.encoder
         if self.with_guide:
             image = encoder.prepare_input(image, plain_guide(image, encoder.guide))
         elif encoder.guide == "none":
             image = encoder.prepare_input(image)
-        found = encoder.extract(image)
-        return (found.dense,) if found.dense is found.embedding else tuple(found)
+        return different(encoder.extract(image))
 
 
 class Traced(NamedTuple):
@@ -70,7 +69,7 @@ def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
     steps = per_axis(encoder.size_multiple, encoder.dims)
     if asked.with_guide:
         _check_guide(encoder, min(2 * step for step in steps))
-    channels = encoder.image_channels + (encoder.guide != "none" and not asked.with_guide)
+    channels = asked.channels(encoder)
     module = Program(encoder, asked.with_guide).eval()
     images: dict[int, Any] = {0: Dim("batch", min=1, max=_MOST_IMAGES)}
     reason = ""
@@ -84,23 +83,25 @@ def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
         example = tuple(step * number for step, number in zip(steps, (5, 3, 4)))
         try:
             program = _exported(module, (2, channels, *example), images | varying)
-            outputs = tuple(features(encoder, torch.zeros(1, encoder.in_channels, *example)))
             least = " x ".join(str(2 * step) for step in steps)
             words = f"any number of images, any size from {least} in multiples of {_times(steps)}"
-            return Traced(program, outputs, (shape, example), words)
+            return Traced(program, _outputs(program), (shape, example), words)
         except Exception as error:  # whatever a library does that has no symbol
             reason = str(error)
     try:
         program = _exported(module, (2, channels, *shape), images)
     except Exception as error:
-        first = next((line.strip() for line in (str(error) or reason).splitlines() if line.strip()), "no reason given")
+        first = first_line(str(error) or reason, "no reason given")
         raise InputError(
             f"--to {to}: {encoder.name} computes what torch.export cannot write down ({first[:200]}). The encoder "
             "itself is in encoder.safetensors: open it with frepa.load_encoder."
         ) from None
-    outputs = tuple(features(encoder, torch.zeros(1, encoder.in_channels, *shape)))
     words = f"any number of images of {_times(shape)} (--image-size chooses it)"
-    return Traced(program, outputs, (shape,), words)
+    return Traced(program, _outputs(program), (shape,), words)
+
+
+def _outputs(program: ExportedProgram) -> tuple[str, ...]:
+    return OUTPUTS[: len(program.graph_signature.user_outputs)]
 
 
 def _check_guide(encoder: Encoder, least: int) -> None:

@@ -18,7 +18,7 @@ import frepa
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import describe
 from frepa.encoders.reference import EncoderReference, open_encoder
-from frepa.errors import InputError
+from frepa.errors import InputError, first_line
 from frepa.exporting.contract import Asked, Exported, Target
 from frepa.exporting.registry import find_target
 from frepa.exporting.unguided import without_guide
@@ -89,11 +89,6 @@ def _check(to: str, target: Target, encoder: Encoder, asked: Asked) -> None:
         )
 
 
-def given_channels(encoder: Encoder, asked: Asked) -> int:
-    """Channels of the exported input: the image's, and the guide's where it is not made inside."""
-    return encoder.image_channels + (encoder.guide != "none" and not asked.with_guide)
-
-
 def _compare(
     target: Target, exported: Exported, encoder: Encoder, asked: Asked, shape: tuple[int, ...]
 ) -> list[Difference]:
@@ -103,15 +98,14 @@ def _compare(
     image[1] = (image[1].cumsum(-1) - 0.5 * torch.arange(1, shape[-1] + 1)).mul(0.1).sigmoid()
     guide = encoder.make_guide(image) if asked.with_guide else torch.rand((2, 1, *shape), generator=random)
     whole = encoder.prepare_input(image, guide)
-    given = whole[:, : given_channels(encoder, asked)]
+    given = whole[:, : asked.channels(encoder)]
     ours = target.expected(encoder, whole)
     try:
         theirs = exported.run(given)
     except (RuntimeError, ValueError, AssertionError) as error:  # of the other program, about what was written for it
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            f"what was written does not run for an input of {' x '.join(map(str, given.shape))} ({reason[:200]}), and "
-            "nothing was kept. Use another kind of export."
+            f"what was written does not run for an input of {' x '.join(map(str, given.shape))} "
+            f"({first_line(error)[:200]}), and nothing was kept. Use another kind of export."
         ) from error
     if ours.keys() != theirs.keys():
         raise RuntimeError(f"an export gave the outputs {sorted(theirs)} where {sorted(ours)} were expected.")
@@ -153,7 +147,7 @@ def _record(
             "contract": describe(encoder),
         },
         "input": {
-            "channels": given_channels(encoder, asked),
+            "channels": asked.channels(encoder),
             "holds": _channels(encoder, asked),
             "sizes": exported.sizes,
         },

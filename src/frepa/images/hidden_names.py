@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -195,8 +196,6 @@ def naming(hidden: bool, texts: Iterable[str | None], *, keep: Iterable[str | No
     if not hidden:
         yield Names()
         return
-    import sys
-
     names = HiddenNames(texts, keep)
     out, err = (cast(Any, _Told(stream, names)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+
+from frepa.files import write_csv
 
 #: ``Scan.unit`` of CT in Hounsfield units; every other scale is ``ARBITRARY``.
 HU = "HU"
@@ -103,6 +106,11 @@ class Skipped:
     path: str
     reason: str
     kind: Trouble | Oddity = "unreadable"
+
+
+def write_skipped(path: Path, entries: Iterable[Skipped]) -> None:
+    """The list of what could not be used, ``skipped.csv`` of a run: image and reason."""
+    write_csv(path, ["image", "reason"], [{"image": entry.path, "reason": entry.reason} for entry in entries])
 
 
 class UnreadableScan(Exception):

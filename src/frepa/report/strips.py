@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from frepa.names import shown
 from frepa.report.canvas import COLOURS, INK, bare, dress, new_figure, plane
-from frepa.report.figures import log_spectrum
+from frepa.report.figures import log_spectrum, root_mean_square_error
 
 _COLUMNS = 5
 
@@ -50,17 +51,10 @@ def histogram_panels(
     return figure
 
 
-def picture_strip(
-    pictures: Mapping[str, np.ndarray],
-    *,
-    notes: Mapping[str, str] | None = None,
-    spectra: bool = False,
-    columns: int = _COLUMNS,
-) -> Figure:
+def picture_strip(pictures: Mapping[str, np.ndarray], *, spectra: bool = False, columns: int = _COLUMNS) -> Figure:
     """Images ``(C, *S)`` under their names, clipped to [0, 1]; of a volume the middle slice.
 
     Args:
-        notes: a few words in the corner of an image.
         spectra: below each its centred log spectrum, all on the first one's scale.
     """
     names = list(pictures)
@@ -77,7 +71,7 @@ def picture_strip(
     for number, name in enumerate(names):
         row, column = per * (number // columns), number % columns
         image = pictures[name]
-        _shown_image(grid[row, column], image, shown(name), (notes or {}).get(name, ""))
+        _shown_image(grid[row, column], image, shown(name))
         if spectra:
             log = _plane_spectrum(image)
             scale = scale or {"vmin": float(log.min()), "vmax": float(log.max())}
@@ -92,7 +86,7 @@ def _plane_spectrum(image: np.ndarray) -> np.ndarray:
     return log if log.ndim == 2 else log[log.shape[0] // 2]
 
 
-def _shown_image(axes: Any, image: np.ndarray, title: str, note: str) -> None:
+def _shown_image(axes: Any, image: np.ndarray, title: str, note: str = "") -> None:
     axes.set_visible(True)
     axes.imshow(
         np.clip(plane(np.asarray(image, dtype=float)), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
@@ -104,43 +98,35 @@ def _shown_image(axes: Any, image: np.ndarray, title: str, note: str) -> None:
 
 
 def _wrapped(text: str, width: int = 24) -> str:
-    lines: list[str] = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if len(joined) > width and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = joined
-    return "\n".join(lines)
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def picture_table(
-    columns: Mapping[str, np.ndarray], *, notes: Mapping[str, Sequence[str]], rows: Sequence[str], spectra: bool = True
-) -> Figure:
-    """Images side by side, as Frepa Fig. 5: a row for each, and below it the log spectra on the first column's scale.
+def reconstruction_table(columns: Mapping[str, np.ndarray], count: int) -> Figure:
+    """Some images and what was told of them, side by side as in Frepa Fig. 5: a row for each, spread over all of them.
+
+    In the corner the RMSE to the first column, below each image its log spectrum on the first column's scale.
 
     Args:
-        columns: name to ``(N, C, *S)``; of volumes the middle slices are shown.
-        notes: for each column a few words in the corner of every image.
-        rows: a name for each of the N.
+        columns: name to ``(N, C, *S)``, the originals first; of volumes the middle slices are shown.
+        count: images shown.
     """
-    per = 2 if spectra else 1
-    shape = plane(next(iter(columns.values()))[0]).shape
+    original, *_ = columns.values()
+    places = sorted({round((row + 0.5) * len(original) / count - 0.5) for row in range(count)})
+    shape = plane(original[0]).shape
     side = 1.85
-    figure = new_figure(side * len(columns) + 0.4, per * len(rows) * side * shape[0] / shape[1] + 0.5)
-    grid = np.asarray(figure.subplots(per * len(rows), len(columns), squeeze=False))
+    figure = new_figure(side * len(columns) + 0.4, 2 * len(places) * side * shape[0] / shape[1] + 0.5)
+    grid = np.asarray(figure.subplots(2 * len(places), len(columns), squeeze=False))
     for axes in grid.ravel():
         bare(axes)
-    for row, word in enumerate(rows):
+    for row, place in enumerate(places):
         scale: dict[str, Any] = {}
         for column, (name, images) in enumerate(columns.items()):
-            note = notes.get(name, [""] * len(rows))[row]
-            _shown_image(grid[per * row, column], images[row], shown(name) if row == 0 else "", note)
-            if spectra:
-                log = _plane_spectrum(images[row])
-                scale = scale or {"vmin": float(log.min()), "vmax": float(log.max())}
-                grid[per * row + 1, column].imshow(log, cmap="viridis", interpolation="nearest", **scale)
-        grid[per * row, 0].set_ylabel(_wrapped(shown(word), 20), fontsize=8.5, color=INK)
+            note = f"RMSE {root_mean_square_error(images[place], original[place]):.3f}" if column else ""
+            _shown_image(grid[2 * row, column], images[place], shown(name) if row == 0 else "", note)
+            log = _plane_spectrum(images[place])
+            scale = scale or {"vmin": float(log.min()), "vmax": float(log.max())}
+            grid[2 * row + 1, column].imshow(log, cmap="viridis", interpolation="nearest", **scale)
+        grid[2 * row, 0].set_ylabel(f"image {place + 1}", fontsize=8.5, color=INK)
     return figure
 
 

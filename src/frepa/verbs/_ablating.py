@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from frepa.comparison.ablations import Pretraining, read_ablation, with_encoders
 from frepa.comparison.contents import check_test_part, content_of
 from frepa.comparison.run import CompareOptions, run_in
 from frepa.comparison.running import check_engine
 from frepa.comparison.study import StudyTask, read_study
+from frepa.downstream.run import tell
 from frepa.encoders.files import WEIGHTS
 from frepa.errors import InputError, Stopped
 from frepa.files import announce
@@ -67,7 +65,7 @@ def _pretrain(one: Pretraining, place: Path, words: str, options: CompareOptions
         return
     place.mkdir(parents=True, exist_ok=True)
     announce(place)
-    tqdm.write(shown(f"{words}: {one.row}, seed {one.seed}."), file=sys.stderr)
+    tell(shown(f"{words}: {one.row}, seed {one.seed}."))
     try:
         pretrain(
             one.source,

@@ -40,8 +40,7 @@ def supervised(
     given |= {"resume": resume, "overwrite": overwrite, "quiet": quiet}
     given.pop("reach", None)
     if task.verb == "segment":
-        sources = [task.source] if isinstance(task.source, str) else list(task.source)
-        return segment(sources, **{**given, "features": "last", "head": "unet"})
+        return segment(task.sources, **{**given, "features": "last", "head": "unet"})
     assert isinstance(task.source, str)
     for name in ("crop_size", "loss"):
         given.pop(name, None)

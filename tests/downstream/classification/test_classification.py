@@ -262,7 +262,7 @@ def test_volumes_by_slice_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     row = read_cases(folder)[3]
     volume = np.load(source)["test_images"][3]
     scaled = np.clip((volume - np.percentile(volume, 0.5)) / np.ptp(np.percentile(volume, (0.5, 99.5))), 0, 1)
-    found = classifier.predict(scaled[None].astype(np.float32))
+    found = classifier.predict([scaled[None].astype(np.float32)])[0]
     assert found == pytest.approx([float(row["p_0"]), float(row["p_1"])], abs=1e-4)
 
 

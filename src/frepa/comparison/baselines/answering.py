@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from frepa.comparison.contents import task_sets
 from frepa.comparison.study import StudyTask
 from frepa.datasets.reading import LabelledImage, read_case
 from frepa.downstream.contract import CASE_COLUMNS
 from frepa.downstream.scores import summarise_cases
-from frepa.downstream.segmentation.data import LabelledCase, SegmentationData, check_sets, open_sets
+from frepa.downstream.segmentation.data import LabelledCase, SegmentationData, check_sets
 from frepa.downstream.segmentation.testing import CaseResult, scored
 from frepa.errors import InputError
 from frepa.files import write_csv, write_json
@@ -45,21 +46,13 @@ def answer_cases(
         InputError: the task's data do not suit; ``prepare`` says so.
     """
     options = task.options
-    sources = [task.source] if isinstance(task.source, str) else list(task.source)
     with out_folder(out, "compare", overwrite=overwrite, resume=resume) as folder:
-        sets = open_sets(
-            sources,
-            dims=dims,
-            split=options.get("split", "official"),
-            seed=seed,
-            divide_by=options.get("divide_by", "patients"),
-        )
-        data = check_sets(sets, dims=dims, threshold=options.get("mask_threshold"), workers=0)
+        data = check_sets(task_sets(task, dims, seed), dims=dims, threshold=options.get("mask_threshold"), workers=0)
         folds = options.get("folds")
         divided = data.folds(folds, seed) if folds else [data]
         results: list[tuple[int | None, CaseResult]] = []
         told = []
-        folder.start({"source": sources})
+        folder.start({"source": task.sources})
         for number, part in enumerate(divided, start=1):
             answer, said = prepare(part)
             told.append(dict(said))

@@ -32,9 +32,8 @@ def second_observer(
 ) -> Path:
     """The second observer's masks scored against the first's."""
     target = options["target"]
-    sources = [task.source] if isinstance(task.source, str) else list(task.source)
     places: dict[tuple[str, str], Path] = {}
-    for text in sources:
+    for text in task.sources:
         known = open_annotated(text, dims, "mask", canonical=False)
         if not known.has(f"mask_{target}"):
             raise InputError(f"{text}: it has no masks of a second observer ({target}).")

@@ -114,11 +114,11 @@ class ClassificationEvaluation(Evaluation[TrainedClassifier]):
         """ACC and AUC."""
         return verdicts(summary)
 
-    def others_files(self, tested: AppliedClassifier) -> Iterable[str]:
+    def others_files(self, tested: AppliedClassifier, own: Mapping[str, Any]) -> Iterable[str]:
         """The standard file of MedMNIST's evaluator, where the set is one of theirs, a part of it and whole."""
         if len(tested.data.records) != len(self.data.records):
             return  # it takes all images of a part or none
-        scores = self.summarise(tested)["test"]
+        scores = own["test"]
         found = standard_file(self.names, {name.upper(): scores[name]["value"] for name in ("auc", "acc")})
         if found is None:
             return

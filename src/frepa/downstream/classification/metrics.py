@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from frepa.downstream.scores import Interval, interval, resamples
+from frepa.downstream.scores import Interval, interval, mean_of_known, resamples
 
 
 def accuracy(probabilities: np.ndarray, targets: np.ndarray, *, several: bool = False) -> float:
@@ -39,10 +39,7 @@ def macro_auc(probabilities: np.ndarray, targets: np.ndarray) -> float:
 
 def macro_auc_of(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """`macro_auc` where every case counts as often as ``weights (B, n)`` says; ``(B,)``, NaN where not defined."""
-    areas = np.stack([_weighted_auc(p, t, weights) for p, t in zip(probabilities.T, targets.T)])
-    known = np.isfinite(areas)
-    total = np.where(known, areas, 0).sum(0)
-    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), math.nan)
+    return mean_of_known(np.stack([_weighted_auc(p, t, weights) for p, t in zip(probabilities.T, targets.T)]))
 
 
 def confusion(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -140,11 +140,11 @@ class Classifier(HeadOnFrozen):
         return logits.float().sigmoid() if self.several else logits.float().softmax(1)
 
     @torch.no_grad()
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """Probabilities ``(K,)`` float32 of a whole image ``(C, *S)`` float32 in [0, 1], C = 1 or 3."""
+    def predict(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Probabilities ``(n, K)`` float32 of whole images ``(C, *S)`` float32 in [0, 1], C = 1 or 3, all at once."""
         self.eval()
-        encoded, mask = self.encode([self.inputs(self.frame(image))])
-        return self.probabilities(self(encoded, mask))[0].cpu().numpy()
+        encoded, mask = self.encode([self.inputs(self.frame(image)) for image in images])
+        return self.probabilities(self(encoded, mask)).cpu().numpy()
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)

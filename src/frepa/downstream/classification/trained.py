@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ class TrainedClassifier(TrainedHead[Classifier]):
 
     def classify(self, image: np.ndarray) -> np.ndarray:
         """Probabilities ``(K,)`` float32 of an image ``(C, *S)`` float32 in [0, 1], C = 1 or 3."""
-        found = [model.predict(image) for model in self.models]
+        return self.classify_all([image])[0]
+
+    def classify_all(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Probabilities ``(n, K)`` float32 of images as `classify` takes them, which pass the encoder together."""
+        found = [model.predict(images) for model in self.models]
         return found[0] if len(found) == 1 else np.mean(found, axis=0)
 
     def _answer(self, image: np.ndarray, affine: np.ndarray | None, grid: Filed) -> ClassifiedScan:

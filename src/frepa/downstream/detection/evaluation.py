@@ -149,7 +149,7 @@ class DetectionEvaluation(Evaluation[TrainedDetector]):
         """CPM, sensitivity and precision, AP."""
         return verdicts(summary)
 
-    def others_files(self, tested: AppliedDetector) -> Iterable[str]:
+    def others_files(self, tested: AppliedDetector, own: Mapping[str, Any]) -> Iterable[str]:
         """LUNA16's own table, of volumes that lie in a patient and heads of one class; it calls series by name."""
         placed = all(item.grid.affine is not None and len(item.grid.size) == 3 for item in tested.cases)
         if len(tested.data.classes) > 1 or not placed or self.options.anonymous_names:

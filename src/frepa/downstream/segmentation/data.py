@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from frepa.datasets.cases import Case, SegmentationSet, cases_of, check_masks
+from frepa.datasets.catalogue.records import sample
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.opening import open_annotated
@@ -78,6 +79,15 @@ class SegmentationData:
         """The same: an image that cannot be read ends the run while the set is opened."""
         assert not unreadable
         return self
+
+    def about(self, item: SegmentationSet) -> Iterator[str]:
+        """Sentences about one of the sets: what its masks mean, how they were paired, what has none."""
+        yield f"{item.name}: {self.labels[item.name].describe()}."
+        for sentence in item.notes:
+            yield f"{item.name}: {sentence.rstrip('.')}."
+        if item.unpaired:
+            shown = sample(item.unpaired)
+            yield f"{item.name}: {len(item.unpaired):,} images without a mask are left out: {shown}."
 
     def under(self, names: Names) -> SegmentationData:
         """The same with what stands for names of files; sets are called by their place in the order they were given."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from frepa.datasets.cases import SegmentationSet
-from frepa.datasets.catalogue.records import sample
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import BrokenFile, LabelledImage, read_case
 from frepa.downstream.contract import Place, Progress, Round, Table, Untrained
@@ -106,12 +105,7 @@ class SegmentationEvaluation(Evaluation[TrainedSegmenter]):
         """Sets, and what the masks mean."""
         for item in self.data.sets:
             yield f"{item.name} ({item.layout}): {len(item.cases):,} cases are looked at (--part {self.options.part})."
-            yield f"{item.name}: {self.data.labels[item.name].describe()}."
-            for sentence in item.notes:
-                yield f"{item.name}: {sentence.rstrip('.')}."
-            if item.unpaired:
-                shown = sample(item.unpaired)
-                yield f"{item.name}: {len(item.unpaired):,} images without a mask are left out: {shown}."
+            yield from self.data.about(item)
 
     def read(self, place: int) -> LabelledImage:
         """Image and classes at native resolution."""

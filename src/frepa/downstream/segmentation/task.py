@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from frepa.datasets.catalogue.records import sample
 from frepa.downstream.contract import Place, Prepared, Progress, Round, Table, Task
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.division import SHARES
@@ -66,12 +65,7 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
             parts = ", ".join(f"{len(item.part(part))} {part}" for part in SHARES)
             counts = f"{len(item.cases)} cases" if len(divided) > 1 else parts
             yield f"{item.name} ({item.layout}): {counts}. Split: {item.split_note}."
-            yield f"{item.name}: {divided[0].labels[item.name].describe()}."
-            for sentence in item.notes:
-                yield f"{item.name}: {sentence.rstrip('.')}."
-            if item.unpaired:
-                shown = sample(item.unpaired)
-                yield f"{item.name}: {len(item.unpaired):,} images without a mask are left out: {shown}."
+            yield from divided[0].about(item)
 
     def plan_sentences(self, model: Segmenter, data: SegmentationData) -> Iterable[str]:
         """Steps and crops."""

@@ -7,15 +7,17 @@ is the plain choice: MONAI's patch discriminator with least-squares losses (Isol
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning_fabric
 import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from frepa.errors import InputError
 from frepa.machine import adam
+
+if TYPE_CHECKING:  # seconds to import, and help texts need none of it
+    import lightning_fabric
 
 
 class Adversary(nn.Module):

@@ -9,12 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning_fabric
 from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder
+
+if TYPE_CHECKING:  # seconds to import, and help texts need none of it
+    import lightning_fabric
 
 
 class Batch(NamedTuple):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import lightning_fabric
 import torch
 from torch import Tensor
 
@@ -22,7 +21,9 @@ from frepa.pretraining.methods.reconstructing import CORRUPT, Reconstructing
 from frepa.pretraining.methods.registry import register_method
 from frepa.pretraining.methods.teaching import Predictor, Teacher
 
-if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary
+if TYPE_CHECKING:  # MONAI takes seconds to import, and few runs have an adversary; Fabric as long, for a help text
+    import lightning_fabric
+
     from frepa.pretraining.methods.adversarial import AdversarialTraining
 
 
@@ -288,11 +289,11 @@ class FrepaMethod(Reconstructing):
             inside = self.augmentation.follow(inside, self.augmenting(batch))
         if self.fov != "lit":
             return inside
-        estimated = [True] * len(inside) if batch.told is None else (~batch.told).tolist()  # on the CPU: nothing waits
-        rows = [row for row, guessed in enumerate(estimated) if guessed]
-        inside = inside.clone()
-        inside[rows] &= lit(image[rows])
-        return inside
+        guessed = inside & lit(image)
+        if batch.told is None:
+            return guessed
+        told = batch.told.to(image.device, non_blocking=True).view(-1, *[1] * (image.ndim - 1))
+        return torch.where(told, inside, guessed)
 
     def _corrupt(self, image: Tensor, grey: Tensor, positions: list[int], view: int, field: Tensor | None) -> Corrupted:
         """Corrupt every row; grey rows of a colour batch are corrupted once and replicated, as grey images are."""
