@@ -15,12 +15,13 @@ import tifffile
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.datasets.opening import open_annotated
 from frepa.datasets.reading import read_case
-from frepa.datasets.stacks import BLOCKS, VolumeBlocks
+from frepa.datasets.stacks import BLOCKS, Dividing, VolumeBlocks
 from frepa.downstream.classification.data import open_data
 from frepa.downstream.segmentation.data import check_sets, open_sets
 from frepa.errors import InputError
 from frepa.images.intensity import to_unit
 from frepa.images.orientation import reorient
+from frepa.verbs.classify import classify
 from frepa.verbs.segment import segment
 
 SLICES = 30
@@ -115,7 +116,7 @@ def test_patients_of_many_images_are_cut_in_the_order_of_these(tmp_path: Path) -
 
 def test_blocks_of_a_volume_are_pieces_of_it_on_its_grid(tmp_path: Path) -> None:
     source = written(tmp_path / "data", "nii")
-    known = open_annotated(source, 3, "mask", canonical=False, divide_by="blocks")
+    known = open_annotated(source, 3, "mask", canonical=False, how=Dividing("blocks"))
     blocks = known.source
     assert isinstance(blocks, VolumeBlocks)
     assert len(blocks) == BLOCKS
@@ -135,7 +136,7 @@ def test_blocks_of_a_volume_are_pieces_of_it_on_its_grid(tmp_path: Path) -> None
     assert scan.array[marked == 1].mean() > scan.array[marked == 0].mean() + 30
     assert marked.sum() == stack()[1].sum()
     with pytest.raises(InputError, match="Use --divide-by blocks"):
-        open_annotated(source, 3, "mask", divide_by="slices")
+        open_annotated(source, 3, "mask", how=Dividing("slices"))
 
 
 @pytest.mark.parametrize(("dims", "by"), [(2, "slices"), (3, "blocks")])
@@ -155,6 +156,57 @@ def test_a_head_trains_on_one_stack_and_the_report_says_so(tmp_path: Path, dims:
     assert said in (run / "report.html").read_text()
     with pytest.raises(InputError, match="expected patients, slices or blocks"):
         segment(source, encoder=encoder, out=str(tmp_path / "no"), divide_by="section")  # type: ignore[arg-type]
+
+
+def test_parts_of_the_source_are_not_divided_and_nothing_is_said_of_it(tmp_path: Path) -> None:
+    parts = [*["train"] * 8, *["val"] * 4, *["test"] * 4]
+    rows = [f"{i:02}.tif,{'ab'[i % 2]},{i // 2},{part},{i % 4 // 2}" for i, part in enumerate(parts)]
+    for i in range(16):
+        tifffile.imwrite(tmp_path / f"{i:02}.tif", np.full((9, 9), i, np.uint8))
+    path = tmp_path / "list.csv"
+
+    def listed(columns: str, lines: list[str]) -> str:
+        path.write_text("\n".join([columns, *lines]) + "\n")
+        return str(path)
+
+    source = listed("path,label,group,split,fold", rows)
+    encoder = "random:tiny_for_tests"
+    for folds, own in ((None, "training, validation and test part"), (2, "2 folds")):
+        with pytest.raises(InputError, match=f"has its own {own}, and they stay.*--split random"):
+            classify(source, encoder=encoder, out=str(tmp_path / "no"), divide_by="slices", folds=folds, quiet=True)
+    with pytest.raises(InputError, match="only tested on"):
+        open_data(source, dims=2, divide_by="slices", complete=False)
+    anew = open_data(source, dims=2, divide_by="slices", split="random")
+    assert anew.shared
+    assert len(set(anew.groups)) == 16
+    for fold in open_data(source, dims=2, divide_by="slices", folds=4).folds(4, 0):
+        assert fold.shared
+    # What is there stays; only the validation part is made, of slices of the patients of the training part.
+    two = open_data(listed("path,label,group,split,fold", [row.replace(",val,", ",train,") for row in rows]), dims=2,
+                    divide_by="slices")  # fmt: skip
+    assert not two.shared
+    assert two.split_note.startswith("official; an eighth of the training slices")
+    assert [group for group, part in zip(two.groups, two.parts) if part == "test"] == ["6", "6", "7", "7"]
+    run = classify(str(path), encoder=encoder, out=str(tmp_path / "run"), divide_by="slices", quiet=True)
+    assert not any("other patients" in text for text in json.loads((run / "results.json").read_text())["warnings"])
+
+
+def test_stacks_with_parts_of_their_own_are_opened_and_stay_whole(tmp_path: Path) -> None:
+    image, mask = stack()
+    rows = ["image,mask,split"]
+    for part in ("train", "val", "test"):
+        tifffile.imwrite(tmp_path / f"{part}.tif", image, photometric="minisblack")
+        tifffile.imwrite(tmp_path / f"{part}-label.tif", mask, photometric="minisblack")
+        rows.append(f"{part}.tif,{part}-label.tif,{part}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    (found,) = open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices")
+    assert found.split_note == "official"
+    assert not found.shared
+    assert [len(found.part(part)) for part in ("train", "val", "test")] == [SLICES] * 3
+    assert len({case.group for case in found.cases}) == 3
+    (tested,) = open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices", complete=False)
+    assert len({case.group for case in tested.cases}) == 3
+    assert open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices", split="random")[0].shared
 
 
 def test_stacks_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _divided(source: Source, study: Study) -> tuple[np.ndarray, np.ndarray]:
     known = annotations_of(source)
     splits = known.splits if None not in known.splits else [None] * len(source)
     groups, grouped = groups_of(known, range(len(source)))
-    parts, note = divide(study.source, splits, groups, "official", study.seed, grouped=grouped)
+    parts, note, _ = divide(study.source, splits, groups, "official", study.seed, grouped=grouped)
     study.inputs["split"] = note
     looked = np.asarray([part == "test" for part in parts])
     return np.flatnonzero(~looked), np.flatnonzero(looked)

@@ -79,8 +79,9 @@ def task_sets(task: StudyTask, dims: int, seed: int) -> list[SegmentationSet]:
 
 
 def _division(task: StudyTask, dims: int, seed: int) -> dict[str, Any]:
-    split, divide_by = task.options.get("split", "official"), task.options.get("divide_by", "patients")
-    return {"dims": dims, "split": split, "seed": seed, "divide_by": divide_by}
+    options = task.options
+    split, divide_by = options.get("split", "official"), options.get("divide_by", "patients")
+    return {"dims": dims, "split": split, "seed": seed, "divide_by": divide_by, "folds": options.get("folds")}
 
 
 def _size(path: Any) -> int:

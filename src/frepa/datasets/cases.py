@@ -73,6 +73,7 @@ class SegmentationSet:
         split_note: how the split was made, in words.
         own_folds: the fold each case is tested in where the source says so and it was not asked for others.
         unit: what a group is called: group, slice or block.
+        shared: the test part shares patients or stacks with the others, being divided by slices or blocks.
         unpaired: images without a mask, by name.
         left_out: images that cannot be read, with the reason.
     """
@@ -87,6 +88,7 @@ class SegmentationSet:
     split_note: str = ""
     own_folds: tuple[int, ...] | None = None
     unit: str = "group"
+    shared: bool = False
     unpaired: tuple[str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
 

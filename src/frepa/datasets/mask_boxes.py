@@ -9,6 +9,7 @@ from frepa.datasets.annotations import CORNERS, FINDING, Annotations, extended
 from frepa.datasets.cases import Case, Progress, cases_of, check_masks
 from frepa.datasets.opening import open_annotated
 from frepa.datasets.reading import header_of, mask_of
+from frepa.datasets.stacks import BY_PATIENT, Dividing
 from frepa.images import boxes
 
 
@@ -16,7 +17,7 @@ def open_boxed(
     text: str,
     dims: int,
     *,
-    divide_by: str = "patients",
+    how: Dividing = BY_PATIENT,
     threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
@@ -26,7 +27,7 @@ def open_boxed(
     Args:
         text: any SOURCE with boxes or masks.
         dims: 2 or 3.
-        divide_by: as in `frepa.datasets.opening.open_annotated`.
+        how: as in `frepa.datasets.opening.open_annotated`.
         threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
@@ -34,7 +35,7 @@ def open_boxed(
     Raises:
         InputError: neither boxes nor masks, or masks that are damaged, do not fit their images, or hold no classes.
     """
-    known = open_annotated(text, dims, "boxes", instead="mask", canonical=False, divide_by=divide_by)
+    known = open_annotated(text, dims, "boxes", instead="mask", canonical=False, how=how)
     if known.has("boxes"):
         return known
     group = cases_of(known, text)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from frepa.datasets.annotations import Annotations, table_of
+from frepa.datasets.stacks import BY_PATIENT, Dividing, in_parts
 from frepa.errors import InputError
 from frepa.images.source import Source
 from frepa.user_paths import check_source_name
@@ -161,7 +162,7 @@ def open_annotated(
     *,
     instead: str | None = None,
     canonical: bool = True,
-    divide_by: str = "patients",
+    how: Dividing = BY_PATIENT,
 ) -> Annotations:
     """The images of a source and what is known of them, for a task that needs ``column``: label, mask or boxes.
 
@@ -173,7 +174,7 @@ def open_annotated(
         column: must be known of one image at least; None where images alone will do, slices of stacks too.
         instead: a column that serves as well.
         canonical: as in `open_source`.
-        divide_by: what stays whole where images are divided into parts, see `frepa.datasets.stacks.in_parts`.
+        how: how images are to be divided into parts, see `frepa.datasets.stacks.in_parts`.
 
     Raises:
         InputError: nothing there, the column is missing (says what there is instead), or images of another number of
@@ -189,12 +190,19 @@ def open_annotated(
     if instead is not None and known.has(instead) and not known.has(column):
         column = instead
     known.need(column)
-    if divide_by != "patients":
-        from frepa.datasets.stacks import in_parts
-
-        return in_parts(known, divide_by)
-    _refuse_stacks(known, text, column)
-    return known
+    stacked = _stacked(known, column)
+    if how.by != "patients":
+        return in_parts(known, how, column, stacks=stacked is not None and dims == 2)
+    if stacked is None:
+        return known
+    if dims == 3:
+        raise InputError(
+            f"{text}: {stacked} holds several volumes under one annotation. Save each as a file of its own."
+        )
+    raise InputError(
+        f"{text}: {stacked} holds many slices under one annotation, and the encoder takes single 2D images. {_CARRY} "
+        "To take its slices one by one add --divide-by blocks."
+    )
 
 
 def _other_axes(text: str, dims: int) -> InputError | None:
@@ -215,21 +223,14 @@ def wrong_axes(dims: int) -> str:
     return f"holds volumes, and the encoder takes 2D images. {_CARRY}"
 
 
-def _refuse_stacks(known: Annotations, text: str, column: str) -> None:
-    """What is known of a file belongs to one image: files of many are volumes, which a 2D encoder does not take."""
+def _stacked(known: Annotations, column: str) -> str | None:
+    """A file of many slices or volumes, to all of which belongs what is known of it; None where there is none."""
     from frepa.images.files import FileSource
 
     source = known.source
     if not isinstance(source, FileSource) or known.facts.get("each"):
-        return
+        return None
     cells = known.table[column if column in known.table.column_names else "label"]
     rows = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
     stacked = next((source.name(row) for row in rows.tolist() if source.is_stack(row)), None)
-    if stacked is None:
-        return
-    file = _STACKED.sub("", stacked)
-    if source.dims == 3:
-        raise InputError(f"{text}: {file} holds several volumes under one annotation. Save each as a file of its own.")
-    raise InputError(
-        f"{text}: {file} holds many slices under one annotation, and the encoder takes single 2D images. {_CARRY}"
-    )
+    return None if stacked is None else _STACKED.sub("", stacked)

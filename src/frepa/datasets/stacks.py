@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,23 +43,61 @@ def check_unit(by: str) -> None:
         raise InputError(f"--divide-by {by}: expected {', '.join(UNITS[:-1])} or {UNITS[-1]}.")
 
 
-def in_parts(known: Annotations, by: str) -> Annotations:
+class Dividing(NamedTuple):
+    """How images are to be divided into parts.
+
+    Attributes:
+        by: what stays whole in that, one of `UNITS`.
+        rule: ``official`` keeps parts and folds that the source gives, ``random`` does not.
+        folds: number of folds; None for one split.
+        complete: parts that are missing are made; False where a set is only tested on.
+    """
+
+    by: str = "patients"
+    rule: str = "official"
+    folds: int | None = None
+    complete: bool = True
+
+    def given(self, known: Annotations, column: str) -> set[str]:
+        """Parts (or folds) that the source gives and that stay, of images that have ``column``."""
+        if self.complete and self.rule != "official":
+            return set()
+        has = known.labels if column == "label" else known.table[column].to_pylist()
+        found = {part for part, cell in zip(known.folds if self.folds else known.splits, has) if cell is not None}
+        return set() if None in found else {str(part) for part in found}
+
+    def nothing_left(self, given: set[str]) -> bool:
+        """Whether all parts are the source's own, so that nothing is divided."""
+        return not self.complete or (len(given) == self.folds if self.folds else given == {"train", "val", "test"})
+
+
+#: Patients stay whole, and so do parts and folds that the source gives.
+BY_PATIENT = Dividing()
+
+
+def in_parts(known: Annotations, how: Dividing, column: str, *, stacks: bool) -> Annotations:
     """The same images in smaller groups: every slice one of its own, or every block of neighbouring slices.
 
     Of volumes for 3D encoders the blocks become records, cut across the axis of their slices. Slices of a stack get
-    the slices of its mask.
+    the slices of its mask. Parts that the source gives stay, and with them its patients in the validation and test
+    part.
 
     Args:
         known: images and what is known of them.
-        by: one of `UNITS`.
+        how: how they are to be divided.
+        column: what the images that are divided have: label, mask or boxes.
+        stacks: files hold many slices under one annotation, which a 2D encoder takes one by one.
 
     Raises:
-        InputError: ``by`` is not known; volumes by slices; boxes of volumes; a mask of another grid than its stack.
+        InputError: volumes by slices; boxes of volumes; a mask of another grid than its stack; or
+            the source gives every part, so that nothing would be divided.
     """
-    check_unit(by)
-    if by == "patients":
-        return known
-    if known.source.dims == 3:
+    by, source = how.by, known.source
+    given = how.given(known, column)
+    stays = how.nothing_left(given)
+    if stays and not stacks and (how.complete or source.dims == 2):
+        raise InputError(f"--divide-by {by}: nothing is divided by it: {_why_not(source, how)}")
+    if source.dims == 3:
         return _in_blocks(known, by)
     names = [known.source.name(i) for i in range(len(known.source))]
     if known.has("boxes") and not known.facts.get("each") and any(map(_ROW.search, names)):
@@ -69,21 +107,34 @@ def in_parts(known: Annotations, by: str) -> Annotations:
         )
     table = with_rows(known)
     units = _units(known)
-    groups = names if by == "slices" else _blocks(units)
-    table = _called_by(_replaced(table, "group", groups), by)
+    groups = units if stays else names if by == "slices" else _blocks(units)
+    if {"train"} < given and not how.folds:
+        groups = [group if part == "train" else unit for group, unit, part in zip(groups, units, known.splits)]
+    table = _replaced(table, "group", groups)
+    if not stays:
+        table = _called_by(table, by)
     known.source.annotations = table
     known.source.group_codes = None
     return Annotations(known.source, table)
+
+
+def _why_not(source: Source, how: Dividing) -> str:
+    if not how.complete:
+        return f"{source.location} is only tested on, and holds no stack whose slices it would open. Leave it out."
+    own = f"{how.folds} folds" if how.folds else "training, validation and test part"
+    return (
+        f"{source.location} has its own {own}, and they stay. Leave it out, or add --split random to divide the set "
+        "anew."
+    )
 
 
 def _units(known: Annotations) -> list[str]:
     """What is cut into blocks: the patient where one is known, else the file, else all images together."""
     source, codes = known.source, known.source.group_codes
     groups = known.groups
-    files = [source.file(i) for i in range(len(source))]
-    stacked = len(set(files)) < len(files)
+    stacked = len({source.file(i) for i in range(len(source))}) < len(source)
     return [
-        groups[i] or (str(codes[i]) if codes is not None else files[i] if stacked else source.location)
+        groups[i] or (str(codes[i]) if codes is not None else source.file(i) if stacked else source.location)
         for i in range(len(source))
     ]
 

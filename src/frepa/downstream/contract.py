@@ -27,11 +27,15 @@ Progress = Callable[[Iterable, int], Iterable]
 class TaskData(Protocol):
     """A labelled set that is divided into parts.
 
-    ``left_out``: images that cannot be read, with the reason.
+    ``left_out``: images that cannot be read, with the reason. ``shared``: the test part shares patients or stacks with
+    the others, being divided by slices or blocks.
     """
 
     @property
     def left_out(self) -> Sequence[Skipped]: ...
+
+    @property
+    def shared(self) -> bool: ...
 
     def folds(self: Data, count: int, seed: int) -> list[Data]:
         """``count`` divisions in which every group is tested once."""

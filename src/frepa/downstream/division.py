@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,26 @@ from frepa.images.source import Source
 #: Training : validation : test of the paper (Frepa section 4).
 SHARES = {"train": 7.0, "val": 1.0, "test": 2.0}
 SPLIT_RULES = ("official", "random")
+
+
+class Divided(NamedTuple):
+    """Parts (or folds) of all records, how they came about in words, and whether the test part was drawn.
+
+    ``drawn`` is False where the source says what is tested.
+    """
+
+    parts: list[str]
+    note: str
+    drawn: bool
+
+
+class Folds(NamedTuple):
+    """The fold each record is tested in, how that came about in words, and whether it was drawn or is the source's."""
+
+    tested: list[int]
+    note: str
+    drawn: bool
+
 
 _Data = TypeVar("_Data", bound="DividedRecords")
 
@@ -134,18 +154,20 @@ def given_folds(folds: Sequence[int | None], rule: str) -> tuple[int, ...] | Non
 
 def folds_of(
     own: Sequence[int] | None, groups: Sequence[str], targets: np.ndarray, count: int, seed: int, unit: str = "group"
-) -> tuple[list[int], str]:
+) -> Folds:
     """The fold each case is tested in, and how it came about: a source's own folds where it has so many, else by group.
 
     Raises:
         InputError: fewer groups than folds.
     """
     numbers = sorted(set(own or ()))
-    if own is not None and len(numbers) == count:
+    drawn = own is None or len(numbers) != count
+    if own is not None and not drawn:
         tested, note = [numbers.index(fold) for fold in own], f"the source's own {count} folds"
     else:
         tested, note = fold_groups(groups, targets, count, seed), f"{count} folds by {unit}, seed {seed}"
-    return tested, f"{note}; an eighth of each fold's other {unit}s is used for validation"
+    note = f"{note}; an eighth of each fold's other {unit}s is used for validation"
+    return Folds(tested, note, drawn)
 
 
 @dataclass(frozen=True)
@@ -164,6 +186,7 @@ class DividedRecords:
         left_out: records left out because they cannot be read, with the reason.
         given_folds: the fold each record is tested in where the source says so, else None.
         unit: what a group is called: group, slice or block.
+        shared: the test part shares patients or stacks with the others, being divided by slices or blocks.
     """
 
     source: Source
@@ -178,6 +201,7 @@ class DividedRecords:
     left_out: tuple[Skipped, ...]
     given_folds: tuple[int, ...] | None = field(default=None, kw_only=True)
     unit: str = field(default="group", kw_only=True)
+    shared: bool = field(default=False, kw_only=True)
 
     def rows(self, part: str) -> np.ndarray:
         """Rows of ``train``, ``val`` or ``test``."""
@@ -216,11 +240,13 @@ class DividedRecords:
         Raises:
             InputError: fewer groups than folds.
         """
-        tested, note = folds_of(self.given_folds, self.groups, self.targets, count, seed, self.unit)
+        tested, note, drawn = folds_of(self.given_folds, self.groups, self.targets, count, seed, self.unit)
         divided = []
         for fold in range(count):
             parts = ["test" if its == fold else "train" for its in tested]
-            divided.append(replace(self, parts=tuple(complete_split(parts, self.groups, seed)[0]), split_note=note))
+            parts = complete_split(parts, self.groups, seed)[0]
+            shared = drawn and self.unit != "group"
+            divided.append(replace(self, parts=tuple(parts), split_note=note, shared=shared))
         return divided
 
 
@@ -279,7 +305,7 @@ def divide(
     grouped: bool = True,
     complete: bool = True,
     unit: str = "group",
-) -> tuple[list[str], str]:
+) -> Divided:
     """A part for every record and how it came about, in words.
 
     ``official`` keeps the parts given and completes them; where there are none (or one only, for training, as where the
@@ -299,19 +325,21 @@ def divide(
         InputError: some records have a part and others not, or there are too few groups.
     """
     if not complete:
-        return [part or "test" for part in given], "as given; what has no part is tested on"
+        return Divided([part or "test" for part in given], "as given; what has no part is tested on", False)
     named = [part for part in given if part is not None]
     if rule == "official" and 0 < len(named) < len(given):
         raise InputError(
             f"{text}: {len(named)} of {len(given)} labelled images have a split. Give it for all or none, or add "
             "--split random."
         )
+    drawn = rule == "random" or set(named) <= {"train"}
     try:
-        if rule == "random" or set(named) <= {"train"}:
+        if drawn:
             parts, note = split_groups(groups, SHARES, seed), f"random, 7:1:2 by {unit}, seed {seed}"
             note += "; all that is labelled is its training part" if named and rule == "official" else ""
         else:
             parts, note = complete_split(named, groups, seed, unit)
     except InputError as error:
         raise InputError(f"{text}: {error}") from None
-    return parts, note if grouped else f"{note} (no patients are known: every image is a group of its own)"
+    note += "" if grouped else " (no patients are known: every image is a group of its own)"
+    return Divided(parts, note, drawn)

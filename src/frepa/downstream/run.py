@@ -184,8 +184,8 @@ def tell(sentence: str) -> None:
 
 
 def _checked(task: Task[Data, Model, Result], divided: Sequence[Data]) -> list[str]:
-    by = task.options.data.divide_by
-    warnings = [WORDS[by]] if by in WORDS else []
+    shared = any(part.shared for part in divided)
+    warnings = [WORDS[task.options.data.divide_by]] if shared else []
     for number, part in enumerate(divided, start=1):
         warnings += task.check(part, f", fold {number}" if task.options.data.folds else "")
     return list(dict.fromkeys(warnings))

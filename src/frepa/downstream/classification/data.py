@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from frepa.datasets.opening import open_annotated
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.division import (
     SHARES,
     DividedRecords,
@@ -38,18 +39,20 @@ def open_data(
     seed: int = 0,
     complete: bool = True,
     divide_by: str = "patients",
+    folds: int | None = None,
 ) -> ClassificationData:
     """The labelled images of a source, divided.
 
     ``official`` keeps the source's parts and completes them; where it has none, and with ``random``, groups are divided
     7:1:2 (Frepa section 4). ``complete`` False keeps the parts as they are, for a set that is only tested on; images of
-    no part are tested then. ``divide_by`` is as in `frepa.datasets.opening.open_annotated`.
+    no part are tested then. ``divide_by`` is what stays whole, one of `frepa.datasets.stacks.UNITS`; ``folds`` is their
+    number where a cross-validation follows.
 
     Raises:
         InputError: no labels, one class only, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_annotated(text, dims, "label", divide_by=divide_by)
+    found = open_annotated(text, dims, "label", how=Dividing(divide_by, split, folds, complete))
     kept = [i for i, names in enumerate(found.labels) if names is not None]
     labels = [found.labels[i] or () for i in kept]
     origin = found.origin("label")
@@ -66,7 +69,7 @@ def open_data(
         targets[row, [place[name] for name in names]] = 1
     groups, grouped = groups_of(found, kept)
     given = [found.splits[i] for i in kept]
-    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
+    parts, note, drawn = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
     return ClassificationData(
         source=found.source,
         classes=classes,
@@ -81,6 +84,7 @@ def open_data(
         left_out=tuple(found.source.skipped),
         given_folds=given_folds([found.folds[i] for i in kept], split),
         unit=found.unit,
+        shared=drawn and found.unit != "group",
     )
 
 

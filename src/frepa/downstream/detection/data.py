@@ -13,6 +13,7 @@ from frepa.datasets.annotations import Findings
 from frepa.datasets.cases import Progress
 from frepa.datasets.catalogue.records import sample
 from frepa.datasets.mask_boxes import open_boxed
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.division import (
     SHARES,
     DividedRecords,
@@ -149,6 +150,7 @@ def open_boxes(
     seed: int = 0,
     complete: bool = True,
     divide_by: str = "patients",
+    folds: int | None = None,
     mask_threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
@@ -164,7 +166,8 @@ def open_boxes(
         split: ``official`` or ``random``.
         seed: another seed gives another division.
         complete: False keeps the parts as they are, for a set that is only tested on; images of no part are tested.
-        divide_by: as in `frepa.datasets.opening.open_annotated`.
+        divide_by: what stays whole, one of `frepa.datasets.stacks.UNITS`.
+        folds: number of folds, where a cross-validation follows.
         mask_threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
@@ -173,7 +176,8 @@ def open_boxes(
         InputError: nothing is marked, or too few groups to be divided.
     """
     check_rule(split)
-    found = open_boxed(text, dims, divide_by=divide_by, threshold=mask_threshold, workers=workers, progress=progress)
+    how = Dividing(divide_by, split, folds, complete)
+    found = open_boxed(text, dims, how=how, threshold=mask_threshold, workers=workers, progress=progress)
     origin = found.origin("boxes")
     kept = [i for i, marked in enumerate(found.findings) if marked is not None]
     findings = tuple(marked for marked in found.findings if marked is not None)
@@ -184,7 +188,7 @@ def open_boxes(
         raise InputError(f"{text}: {len(kept):,} images and no box in any of them. Boxes were taken from {origin}.")
     groups, grouped = groups_of(found, kept)
     given = [found.splits[i] for i in kept]
-    parts, note = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
+    parts, note, drawn = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
     return DetectionData(
         source=found.source,
         classes=classes,
@@ -200,6 +204,7 @@ def open_boxes(
         findings=findings,
         given_folds=given_folds([found.folds[i] for i in kept], split),
         unit=found.unit,
+        shared=drawn and found.unit != "group",
         warnings=tuple(found.source.warnings),
     )
 

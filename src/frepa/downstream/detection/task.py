@@ -54,6 +54,7 @@ class Detection(Task[DetectionData, Detector, TestedDetector]):
             dims=dims,
             split=options.data.split,
             divide_by=options.data.divide_by,
+            folds=options.data.folds,
             seed=options.run.seed,
             mask_threshold=options.mask_threshold,
             workers=workers,

@@ -14,6 +14,7 @@ from frepa.datasets.catalogue.records import sample
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.opening import open_annotated
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.division import check_rule, complete_split, divide, folds_of, given_folds, numbered
 from frepa.errors import InputError
 from frepa.images.hidden_names import Names
@@ -45,6 +46,11 @@ class SegmentationData:
         """Number of classes, background included."""
         return next(iter(self.labels.values())).classes
 
+    @property
+    def shared(self) -> bool:
+        """The test part of a set shares patients or stacks with the other parts."""
+        return any(item.shared for item in self.sets)
+
     def part(self, split: str) -> list[LabelledCase]:
         """Cases of a split over all sets, set after set."""
         return [LabelledCase(c, item.name, self.labels[item.name]) for item in self.sets for c in item.part(split)]
@@ -66,13 +72,14 @@ class SegmentationData:
             groups = groups_of(item)
             try:
                 ones = np.ones((len(groups), 1), np.uint8)
-                tested, note = folds_of(item.own_folds, groups, ones, count, seed, item.unit)
+                tested, note, drawn = folds_of(item.own_folds, groups, ones, count, seed, item.unit)
             except InputError as error:
                 raise InputError(f"{item.name}: {error}") from None
             for fold, sets in enumerate(divided):
                 parts = complete_split(["test" if its == fold else "train" for its in tested], groups, seed)[0]
                 cases = tuple(replace(case, split=part) for case, part in zip(item.cases, parts))
-                sets.append(replace(item, cases=cases, split_note=note))
+                shared = drawn and item.unit != "group"
+                sets.append(replace(item, cases=cases, split_note=note, shared=shared))
         return [replace(self, sets=tuple(sets)) for sets in divided]
 
     def without(self, unreadable: dict[int, Skipped]) -> SegmentationData:
@@ -143,6 +150,7 @@ def open_sets(
     seed: int = 0,
     complete: bool = True,
     divide_by: str = "patients",
+    folds: int | None = None,
 ) -> list[SegmentationSet]:
     """Find the cases of every source and give each its split.
 
@@ -156,7 +164,8 @@ def open_sets(
         split: ``official`` or ``random``.
         seed: another seed gives another division.
         complete: False keeps parts as they are, for a set that is only tested on; cases of no part are tested then.
-        divide_by: as in `frepa.datasets.opening.open_annotated`.
+        divide_by: what stays whole, one of `frepa.datasets.stacks.UNITS`.
+        folds: number of folds, where a cross-validation follows.
 
     Raises:
         InputError: a source is not understood, has no masks, or too few groups to be split.
@@ -164,17 +173,20 @@ def open_sets(
     check_rule(split)
     if not sources:
         raise InputError("No source was given: name at least one folder with images and masks, or a manifest.")
+    how = Dividing(divide_by, split, folds, complete)
     sets: list[SegmentationSet] = []
     for text in sources:
-        known = open_annotated(text, dims, "mask", canonical=False, divide_by=divide_by)
+        known = open_annotated(text, dims, "mask", canonical=False, how=how)
         path = Path(text if Path(text).exists() else text.partition(":")[2] or text)
         name = stem(path) if path.is_file() else path.resolve().name
         found = cases_of(known, _free_name(name, {item.name for item in sets}))
         given = [case.split for case in found.cases]
-        parts, note = divide(found.name, given, groups_of(found), split, seed, complete=complete, unit=known.unit)
+        groups = groups_of(found)
+        parts, note, drawn = divide(found.name, given, groups, split, seed, complete=complete, unit=known.unit)
         cases = tuple(replace(case, split=part) for case, part in zip(found.cases, parts))
         own = given_folds([case.fold for case in cases], split)
-        sets.append(replace(found, cases=cases, split_note=note, own_folds=own, unit=known.unit))
+        shared = drawn and known.unit != "group"
+        sets.append(replace(found, cases=cases, split_note=note, own_folds=own, unit=known.unit, shared=shared))
     return sets
 
 

@@ -39,7 +39,9 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
         """The sets, every mask read once; those given together are trained on together and reported apart."""
         data, run = self.options.data, self.options.run
         sources = [data.source] if isinstance(data.source, str) else data.source
-        sets = open_sets(sources, dims=dims, split=data.split, seed=run.seed, divide_by=data.divide_by)
+        sets = open_sets(
+            sources, dims=dims, split=data.split, seed=run.seed, divide_by=data.divide_by, folds=data.folds
+        )
         threshold = self.options.mask_threshold
         return check_sets(sets, dims=dims, threshold=threshold, workers=run.num_workers, progress=progress)
 
