@@ -7,6 +7,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import SimpleITK as sitk
 import tifffile
@@ -36,7 +38,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four images as files, in a manifest, in arrays and in a stack; and in a layout with masks."""
     root = tmp_path_factory.mktemp("places")
     images = [balls((28, 32), seed)[0] for seed in range(COUNT)]
-    for folder in ("plain", "set/images", "set/masks"):
+    for folder in ("plain", "set/images", "set/masks", "published/DRIVE/test/images", "published/DRIVE/test/mask"):
         (root / folder).mkdir(parents=True)
     with open(root / "m.csv", "w", newline="") as file:
         csv.writer(file).writerows([["path", "label"], *([f"plain/{i}.png", "a"] for i in range(COUNT))])
@@ -44,9 +46,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for folder in ("plain", "set/images"):
             Image.fromarray(image).save(root / folder / f"{i}.png")
         Image.fromarray(balls((28, 32), i)[1] * 255).save(root / "set/masks" / f"{i}.png")
+        # As it is published, without the masks of its test images
+        Image.fromarray(image).save(root / f"published/DRIVE/test/images/{i + 1:02}_test.tif")
+        Image.fromarray(np.full_like(image, 255)).save(root / f"published/DRIVE/test/mask/{i + 1:02}_test_mask.gif")
+    table = pa.table({"path": [f"plain/{i}.png" for i in range(COUNT)], "split": ["train", "test"] * 2})
+    pq.write_table(table, root / "m.parquet")
     stack = np.stack(images)
     np.savez(root / "all.npz", images=stack, other=stack[::-1])
-    np.savez(root / "med.npz", test_images=stack, test_labels=np.arange(COUNT)[:, None] % 2)
+    np.savez(root / "breastmnist.npz", test_images=stack, test_labels=np.arange(COUNT)[:, None] % 2)
     tifffile.imwrite(root / "all.tif", stack, photometric="minisblack")
     with h5py.File(root / "all.h5", "w") as file:
         file["images"] = stack
@@ -58,7 +65,10 @@ def masks_of(out: Path) -> list[bytes]:
     return [np.asarray(Image.open(out / row["mask"])).tobytes() for row in read_rows(out / "predictions.csv")]
 
 
-DOORS = ["plain", "plain/*.png", "m.csv", "set", "folders:set", "files:plain", "all.npz#images", "med.npz", "all.tif"]
+DOORS = [
+    "plain", "plain/*.png", "*/?.png", "m.csv", "m.parquet", "set", "folders:set", "files:plain", "all.npz#images",
+    "breastmnist.npz", "breastmnist:breastmnist.npz", "all.tif", "drive:published", "drive:published/DRIVE",
+]  # fmt: skip
 
 
 def test_images_through_every_door(flat, places, tmp_path) -> None:
@@ -76,9 +86,39 @@ def test_images_through_every_door(flat, places, tmp_path) -> None:
     one = predict(str(flat), [str(places / "all.npz") + "#images[2]"], out=str(tmp_path / "one"), quiet=True)
     assert masks_of(one) == [known[2]]
     several = predict(
-        str(flat), [str(places / "plain/1.png"), str(places / "med.npz")], out=str(tmp_path / "two"), quiet=True
+        str(flat), [str(places / "plain/1.png"), str(places / "breastmnist.npz")], out=str(tmp_path / "two"), quiet=True
     )
     assert masks_of(several) == [known[1], *known]
+
+
+def test_volumes_through_every_door(solid, tmp_path, monkeypatch) -> None:
+    """Each volume is answered with its own mask on its own grid, whatever it was found by."""
+    monkeypatch.setattr(Segmenter, "predict", threshold)
+    spacings = [(0.7, 1.3, 5.0), (2.0, 0.4, 0.9)]
+    known = {}
+    for folder in ("plain", "msd/Task04_Hippocampus/imagesTs", "deep/er"):
+        (tmp_path / folder).mkdir(parents=True)
+    for i, spacing in enumerate(spacings):
+        values = (100 * (np.random.default_rng(i).random((6 + i, 9, 11)) < 0.3)).astype(np.int16)
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing(spacing)
+        image.SetDirection([0.8, -0.6, 0, 0, 0, -1, 0.6, 0.8, 0])
+        known[spacing] = values > 50
+        for place in (f"plain/{i}.nii.gz", f"msd/Task04_Hippocampus/imagesTs/hippocampus_00{i}.nii.gz",
+                      f"deep/er/{i}.mha"):  # fmt: skip
+            sitk.WriteImage(image, str(tmp_path / place))
+    (tmp_path / "m.csv").write_text("path,group\ndeep/er/0.mha,a\nplain/1.nii.gz,b\n")
+    (tmp_path / "msd/Task04_Hippocampus/dataset.json").write_text("{}")
+    doors = ["plain", "deep", "plain/*.nii.gz", "**/er/*", "m.csv", "msd:msd", "msd:msd/Task04_Hippocampus"]
+    for number, door in enumerate(doors):
+        kind, colon, rest = door.rpartition(":")
+        out = predict(str(solid), [f"{kind}{colon}{tmp_path / rest}"], out=str(tmp_path / f"out{number}"), quiet=True)
+        masks = [sitk.ReadImage(str(out / row["mask"])) for row in read_rows(out / "predictions.csv")]
+        found = {tuple(np.round(mask.GetSpacing(), 4)): mask for mask in masks}
+        assert found.keys() == known.keys(), door
+        for spacing, mask in found.items():
+            np.testing.assert_allclose(mask.GetDirection(), [0.8, -0.6, 0, 0, 0, -1, 0.6, 0.8, 0], atol=1e-5)
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), known[spacing])
 
 
 def threshold(self: Segmenter, image: np.ndarray) -> Prediction:
