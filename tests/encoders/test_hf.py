@@ -43,10 +43,18 @@ def dinov3():
     return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**SHAPE, num_register_tokens=3))
 
 
-def internvl():
+def internvl(**vision):
     language = transformers.Qwen2Config(**TEXT, num_key_value_heads=2)
-    config = transformers.InternVLConfig(vision_config=SHAPE, text_config=language.to_dict())
+    config = transformers.InternVLConfig(vision_config={**SHAPE, **vision}, text_config=language.to_dict())
     return transformers.InternVLForConditionalGeneration(config), lambda model: model.model.vision_tower
+
+
+def internvl_6b():
+    return internvl(norm_type="rms_norm", use_qk_norm=True)
+
+
+def internvl_300m():
+    return internvl(attention_bias=True)
 
 
 def vit():
@@ -64,7 +72,7 @@ def sam():
     return transformers.SamModel(config), lambda model: model.vision_encoder
 
 
-FAMILIES = (clip, siglip, dinov2, dinov2_registers, dinov3, internvl, vit, sam)
+FAMILIES = (clip, siglip, dinov2, dinov2_registers, dinov3, internvl_6b, internvl_300m, vit, sam)
 
 
 def make(family, folder: Path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from frepa.errors import InputError
@@ -73,13 +73,18 @@ class TrunkInput(nn.Module):
         return torch.cat([image, guide], dim=1) if guide.shape[1] else image
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a local .safetensors file or torch checkpoint, taken out of what training programs wrap them in."""
+def read_state_dict(path: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
+    """Tensors of a local .safetensors file or torch checkpoint, taken out of what training programs wrap them in.
+
+    Those alone whose names are ``wanted``; of a .safetensors file the others are not read.
+    """
     if not os.path.isfile(path):
         raise InputError(f"checkpoint {shown(path)} was not found.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                return {key: file.get_tensor(key) for key in names if wanted(key)}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
@@ -97,4 +102,4 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"checkpoint {path} holds no state dict (a dictionary of named tensors).")
-    return tensors
+    return {key: value for key, value in tensors.items() if wanted(key)}

@@ -1,6 +1,7 @@
 """``hf:FOLDER``: vision encoders in a local folder as transformers writes and reads it (the extra ``frepa[hf]``).
 
-CLIP, SigLIP, DINOv2 (RAD-DINO is one), DINOv2 with registers, DINOv3, InternVL's vision tower, SAM and plain ViT.
+CLIP, SigLIP, DINOv2 (RAD-DINO is one), DINOv2 with registers, DINOv3, InternVL's vision tower (InternViT, also as its
+authors publish it, alone or in a larger model such as MedDr), SAM and plain ViT.
 Nothing is fetched, and no code of the folder is run.
 """
 
@@ -11,7 +12,7 @@ import inspect
 import json
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from frepa.encoders.contract import Encoder, Features, StageShape, quarters
 from frepa.encoders.foreign import TrunkInput, read_state_dict
+from frepa.encoders.intern_vit import MODEL_TYPE, in_transformers_names, in_transformers_words
 from frepa.encoders.published import SAM_SCALING, sam_of
 from frepa.encoders.registry import Scheme, register, register_scheme
 from frepa.errors import InputError, first_line, nearest
@@ -53,6 +55,8 @@ FAMILIES = {
     "dinov3_vit": _Family("DINOv3ViTModel"),
     "internvl": _Family("InternVLVisionModel", "vision_config", IMAGENET, r"^(model\.)?vision_tower\."),
     "internvl_vision": _Family("InternVLVisionModel"),
+    "internvl_chat": _Family("InternVLVisionModel", "vision_config"),
+    MODEL_TYPE: _Family("InternVLVisionModel"),
     "vit": _Family("ViTModel", None, _HALF, None, (("add_pooling_layer", False),)),
 }
 # Kinds that are built as SAM's own files are, because there they take any size.
@@ -167,11 +171,15 @@ class TokenEncoder(Encoder):
 
 
 class Folder(NamedTuple):
-    """What a folder says: the vision model's configuration, and mean and std of its images in [0, 1]."""
+    """What a folder says: the vision model's configuration, and mean and std of its images in [0, 1].
+
+    ``intern_vit``: its tensors have the names of InternViT's own code.
+    """
 
     architecture: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    intern_vit: bool
 
 
 def read_folder(folder: Path) -> Folder:
@@ -187,9 +195,12 @@ def read_folder(folder: Path) -> Folder:
         inner = config.get(family.inner)
         if not isinstance(inner, dict):
             raise InputError(f"hf:{folder}: config.json has no {family.inner!r}, so nothing says how it sees images.")
-        defaults = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "internvl": "internvl_vision"}
+        defaults = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "internvl": "internvl_vision",
+                    "internvl_chat": MODEL_TYPE}  # fmt: skip
         config = {"model_type": defaults[kind], **inner}
-    return Folder(config, *read_scaling(folder, int(config.get("num_channels", 3)), family.scaling))
+    own = config["model_type"] == MODEL_TYPE
+    config = in_transformers_words(config, folder) if own else config
+    return Folder(config, *read_scaling(folder, int(config.get("num_channels", 3)), family.scaling), own)
 
 
 def read_scaling(
@@ -219,6 +230,8 @@ def load_hf(text: str, options: dict[str, Any]) -> Encoder:
     if kind in _SAM:
         return _load_sam(folder, options)
     transformers = _transformers(f"hf:{text}")
+    if read_folder(folder).intern_vit:
+        return _load_intern_vit(folder, options)
     with torch.random.fork_rng(devices=[]):
         encoder = TokenEncoder(f"hf:{text}", **options)
         family = _family(kind, folder)
@@ -241,25 +254,48 @@ def load_hf(text: str, options: dict[str, Any]) -> Encoder:
             ) from None
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InputError(f"hf:{folder}: its weights cannot be read: {first_line(error)}") from None
-    if about["missing_keys"] or about["mismatched_keys"]:
-        missing = sorted(map(str, about["missing_keys"] or about["mismatched_keys"]))
-        raise InputError(
-            f"hf:{folder}: its weights do not hold the vision encoder that config.json describes: {len(missing)} "
-            f"tensors are missing or of another shape, such as {missing[0]}."
-        )
+    _check_whole(folder, about["missing_keys"] or about["mismatched_keys"])
     encoder.trunk.load_state_dict(model.state_dict())
     return encoder
 
 
-def _load_sam(folder: Path, options: dict[str, Any]) -> Encoder:
-    """SAM's image encoder."""
+def _check_whole(folder: Path, keys: Iterable[object], what: str = "are missing or of another shape") -> None:
+    """Raise InputError where there are such tensors."""
+    names = sorted(map(str, keys))
+    if names:
+        raise InputError(
+            f"hf:{folder}: its weights do not hold the vision encoder that config.json describes: {len(names)} "
+            f"tensors {what}, such as {names[0]}."
+        )
+
+
+def _load_intern_vit(folder: Path, options: dict[str, Any]) -> Encoder:
+    """InternViT under the names of its own code, alone or as ``vision_model`` of a larger model."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = TokenEncoder(f"hf:{folder}", **options)
+    state = _tensors(folder, lambda key: re.match(r"(vision_model\.)?(embeddings|encoder)\.", key) is not None)
+    state = in_transformers_names({key.removeprefix("vision_model."): value for key, value in state.items()})
+    own = encoder.trunk.state_dict()
+    _check_whole(folder, (key for key in own if key not in state or state[key].shape != own[key].shape))
+    _check_whole(folder, (key for key in state if key not in own), "have no place in it")
+    encoder.trunk.load_state_dict(state)
+    return encoder
+
+
+def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The tensors of a folder's files whose names are wanted; of safetensors nothing else is read."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise InputError(f"hf:{folder}: its weights cannot be read: there is no model.safetensors.")
-    state: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for file in files:
-        state |= read_state_dict(file)
-    own = {key: value for key, value in state.items() if "vision_encoder." in key}
+        found |= read_state_dict(file, wanted)
+    return found
+
+
+def _load_sam(folder: Path, options: dict[str, Any]) -> Encoder:
+    """SAM's image encoder."""
+    own = _tensors(folder, lambda key: "vision_encoder." in key)
     for pattern, name in _FROM_TRANSFORMERS:
         own = {re.sub(pattern, name, key): value for key, value in own.items()}
     mean, std = read_scaling(folder, 3, (SAM_SCALING["mean"], SAM_SCALING["std"]))
