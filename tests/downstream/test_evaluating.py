@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from frepa.verbs.predict import predict
 from tiny_runs import balls, classifying, detecting, masked_set, segmenting
 
 QUIET = {"quiet": True, "num_workers": 0}
+LUNA16_RATES = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -190,6 +192,35 @@ def test_the_file_for_medmnist_is_as_its_evaluator_reads_it(tmp_path, capsys) ->
     assert not list(every.folder.glob("breastmnist*"))  # which is no part of theirs
 
 
+@pytest.mark.parametrize("flag", ["organamnist", "chestmnist", "breastmnist"])
+def test_medmnist_s_own_evaluator_reads_the_file_and_scores_as_we_do(flag: str, tmp_path, monkeypatch) -> None:
+    """Sets with one class of eleven, with several findings or none, and with two classes."""
+    others = pytest.importorskip("medmnist.evaluator")
+    from frepa.verbs.classify import classify
+    from tiny_runs import ENCODER, QUICK
+
+    rng = np.random.default_rng(2)
+    classes = len(others.INFO[flag]["label"])
+    arrays = {}
+    for part, count in (("train", 44), ("val", 22), ("test", 33)):
+        labels = (np.arange(count) % classes)[:, None]
+        if flag == "chestmnist":
+            labels = (rng.random((count, classes)) < 0.3).astype(np.int64)
+            labels[0], labels[1] = 0, 1  # each finding is there and is not
+        shades = labels.mean(1) * (20 if labels.shape[1] == 1 else 200)
+        images = 40 + shades[:, None, None] + rng.normal(0, 30, (count, 16, 16))
+        arrays |= {f"{part}_images": images.clip(0, 255).astype(np.uint8), f"{part}_labels": labels.astype(np.uint8)}
+    np.savez(tmp_path / f"{flag}.npz", **arrays)
+    run = classify(str(tmp_path / f"{flag}.npz"), encoder=ENCODER, out=str(tmp_path / "run"), **QUICK)
+    out = evaluate(str(run), [str(tmp_path / f"{flag}.npz")], out=str(tmp_path / "out"), **QUIET)
+    (file,) = out.folder.glob(f"{flag}_test_*@frepa.csv")
+    monkeypatch.setattr(others.Evaluator.__init__, "__defaults__", (None, str(tmp_path)))  # where it looks for the set
+    theirs = others.Evaluator.parse_and_evaluate(str(file))
+    assert pytest.approx(out.results["test"]["acc"]["value"], abs=1e-12) == theirs.ACC
+    assert pytest.approx(out.results["test"]["auc"]["value"], abs=1e-12) == theirs.AUC
+    assert list(out.folder.glob(f"{flag}*.csv")) == [file]  # it writes it again, under the name it gives: ours
+
+
 def test_boxes(tmp_path) -> None:
     run = detecting(tmp_path / "a")
     manifest = tmp_path / "a/set/boxes.csv"
@@ -226,13 +257,36 @@ def test_boxes(tmp_path) -> None:
     assert not (out / "luna16.csv").exists()  # images lie nowhere
 
 
+def froc_of_luna16(marks: list[dict[str, str]], nodules: list[dict[str, str]]) -> list[float]:
+    """Sensitivity at 1/8, 1/4, ... 8 false positives a scan, from the two tables that LUNA16's script reads.
+
+    A mark within the radius of a nodule finds it, with the highest score of those; a mark within no nodule is false.
+    """
+    false, best, scans = [], [0.0] * len(nodules), {row["path"].removesuffix(".mhd") for row in nodules}
+    for mark in marks:
+        place, score = [float(mark[f"coord{axis}"]) for axis in "XYZ"], float(mark["probability"])
+        found = [
+            number for number, row in enumerate(nodules)
+            if row["path"] == mark["seriesuid"] + ".mhd"
+            and math.dist(place, [float(row[f"coord{axis}"]) for axis in "XYZ"]) < float(row["diameter_mm"]) / 2
+        ]  # fmt: skip
+        for number in found:
+            best[number] = max(best[number], score)
+        false += [] if found else [score]
+    points = [(0.0, 0.0)] + [
+        (sum(s >= t for s in false) / len(scans), sum(s >= t for s in best) / len(nodules))
+        for t in sorted({*false, *filter(None, best)}, reverse=True)
+    ]
+    return np.interp(LUNA16_RATES, *zip(*points)).tolist()
+
+
 def test_the_table_for_luna16_has_its_columns_and_millimetres(tmp_path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     from frepa.verbs.detect import detect
     from tiny_runs import ENCODER3D, QUICK
 
     (tmp_path / "set").mkdir()
-    rows = ["path,x_min,y_min,z_min,x_max,y_max,z_max"]
+    rows = ["path,coordX,coordY,coordZ,diameter_mm"]
     for i in range(6):
         volume = np.random.default_rng(i).normal(100, 5, (12, 20, 20)).astype(np.float32)
         z, y, x = np.random.default_rng(i + 50).integers(2, 6, 3).tolist()
@@ -242,7 +296,8 @@ def test_the_table_for_luna16_has_its_columns_and_millimetres(tmp_path) -> None:
         image.SetOrigin((-40.0, 12.0, 300.0 + i))
         image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
         sitk.WriteImage(image, str(tmp_path / f"set/1.2.{i}.mhd"))
-        rows.append(f"1.2.{i}.mhd,{x},{y},{z},{x + 8},{y + 8},{z + 5}")
+        place = image.TransformContinuousIndexToPhysicalPoint((x + 3.5, y + 3.5, z + 2.0))
+        rows.append(f"1.2.{i}.mhd,{','.join(map(str, place))},{4.0 + 3 * i}")
     (tmp_path / "set/boxes.csv").write_text("\n".join(rows) + "\n")
     run = detect(
         str(tmp_path / "set/boxes.csv"), encoder=ENCODER3D, out=str(tmp_path / "run"), crop_size=16,
@@ -260,6 +315,11 @@ def test_the_table_for_luna16_has_its_columns_and_millimetres(tmp_path) -> None:
         world = image.TransformContinuousIndexToPhysicalPoint(middle)
         np.testing.assert_allclose([float(line[f"coord{axis}"]) for axis in "XYZ"], world, atol=1e-4)
         assert float(line["probability"]) == pytest.approx(float(box["score"]), abs=1e-6)
+    expected = froc_of_luna16(lines, read_rows(tmp_path / "set/boxes.csv"))
+    assert 0 < sum(expected) < 7
+    own = out.results["test"]["per_class"]["finding"]
+    assert [own["sensitivity_at"][f"{rate:g}"]["value"] for rate in LUNA16_RATES] == pytest.approx(expected)
+    assert own["cpm"]["value"] == pytest.approx(sum(expected) / 7)
 
 
 def test_it_goes_on_after_a_stop(flat, other, tmp_path, monkeypatch, capsys) -> None:
