@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faults_helpers import write_classes, write_images, write_labelled
+from faults_helpers import write_classes, write_clinic, write_images, write_labelled
 from frepa.cli import main
 
 
@@ -27,6 +27,24 @@ def sets(tmp_path_factory) -> Path:
     write_labelled(folder / "labelled")
     write_classes(folder / "classes", count=3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clinic(tmp_path_factory) -> Path:
+    return write_clinic(tmp_path_factory.mktemp("sets") / "clinic of dr kim")
+
+
+@pytest.fixture
+def told(capsys) -> Callable[..., str]:
+    """Run a command that ends with a code; all that it said."""
+
+    def run(*words: object, code: int = 0) -> str:
+        found = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert found == code, err
+        return out + err
+
+    return run
 
 
 @pytest.fixture

@@ -5,66 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
-from faults_helpers import ENCODER, PRETRAIN, write_classes, write_images, write_labelled
-from frepa.cli import main
+from faults_helpers import ENCODER, PATIENT, PRETRAIN, TELLING, names_in, write_labelled
 from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
 from frepa.images.hidden_names import HiddenNames, naming
 
-_PATIENT = "MÜLLER HANS"
-#: What stands in every name below and in the folder above them; of the first also what no encoding changes.
-_TELLING = [_PATIENT, "LLER HANS", "=1970", "clinic of dr kim"]
-_LONG = "of a man who was seen in the spring by us"
 _STEP = ["--max-steps=2", "--num-workers=0", "--quiet"]
-
-
-def _telling(folder: Path) -> None:
-    """Give every image in it a name that tells whose it is, some of them long, and add one that cannot be read."""
-    for path in sorted(folder.rglob("*.png")):
-        long = f" {_LONG}" if int(path.stem) % 2 else ""
-        path.rename(path.with_name(f"{_PATIENT}{long} {int(path.stem):04d}=1970.png"))
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sets") / "clinic of dr kim"
-    write_images(folder / "scans", count=5)
-    write_labelled(folder / "labelled", count=6)
-    write_classes(folder / "classes", count=5)
-    for name in ("scans", "labelled", "classes"):
-        _telling(folder / name)
-    for name in ("scans", "classes/bright"):
-        (folder / name / f"{_PATIENT} broken=1970.png").write_bytes(b"no image")
-    return folder
-
-
-def names_in(folder: Path, said: str) -> list[tuple[str, str]]:
-    """Where something telling is found in the files of a folder, or in what was said."""
-    found = [("said", word) for word in _TELLING if word in said]
-    for path in folder.rglob("*"):
-        name, content = path.relative_to(folder).as_posix(), path.read_bytes() if path.is_file() else b""
-        for word in _TELLING:
-            forms = {word.encode(), word.encode("latin-1"), json.dumps(word)[1:-1].encode(), word.encode("utf-16-le")}
-            if word in name or any(form in content for form in forms):
-                found.append((name, word))
-    return found
-
-
-@pytest.fixture
-def told(capsys) -> Callable[..., str]:
-    def run(*words: object, code: int = 0) -> str:
-        found = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert found == code, err
-        return out + err
-
-    return run
 
 
 @pytest.mark.parametrize("verb", ["segment", "classify", "detect"])
@@ -134,7 +84,9 @@ def test_embeddings_name_nothing_and_are_the_same(clinic, tmp_path, told):
     assert names_in(tmp_path / "hidden", said) == []
     tables = [parquet.read_table(tmp_path / name / "embeddings.parquet") for name in ("named", "hidden")]
     assert list(map(pseudonym, tables[0]["name"].to_pylist())) == tables[1]["name"].to_pylist()
-    assert tables[0].drop_columns(["name"]) == tables[1].drop_columns(["name"])
+    # Folders of classes look like folders of patients.
+    assert list(map(pseudonym, tables[0]["label"].to_pylist())) == tables[1]["label"].to_pylist()
+    assert tables[0].drop_columns(["name", "label"]) == tables[1].drop_columns(["name", "label"])
     said = told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume")
     assert "done already" in said
 
@@ -145,12 +97,12 @@ def test_pretraining_names_nothing_and_learns_the_same(clinic, tmp_path, told):
         said = told(*words, f"--out={tmp_path / name}", *option)
     assert names_in(tmp_path / "named", "")
     assert names_in(tmp_path / "hidden", said) == []
-    assert pseudonym(f"{_PATIENT} broken=1970.png") in (tmp_path / "hidden" / "skipped.csv").read_text()
+    assert pseudonym(f"{PATIENT} broken=1970.png") in (tmp_path / "hidden" / "skipped.csv").read_text()
     for file in ("metrics.jsonl", "encoder.safetensors"):
         assert (tmp_path / "named" / file).read_bytes() == (tmp_path / "hidden" / file).read_bytes()
     changed = tmp_path / "clinic of dr kim"
     shutil.copytree(clinic / "scans", changed)
-    (changed / f"{_PATIENT} new=1970.png").write_bytes(next(changed.glob("*0000=*")).read_bytes())
+    (changed / f"{PATIENT} new=1970.png").write_bytes(next(changed.glob("*0000=*")).read_bytes())
     words[1] = changed
     said = told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume", code=2)
     assert "1 added (" in said
@@ -173,7 +125,7 @@ def test_reports_and_lists_name_nothing(clinic, tmp_path, told):
     words = ["prepare", source, "--num-workers=0", "--quiet", "--anonymous-names"]
     said = told(*words, f"--out={tmp_path / 'store'}")
     (tmp_path / "store.skipped.csv").rename(tmp_path / "store" / "beside.csv")
-    assert pseudonym(f"test/{_PATIENT} broken=1970.png") in (tmp_path / "store" / "beside.csv").read_text()
+    assert pseudonym(f"test/{PATIENT} broken=1970.png") in (tmp_path / "store" / "beside.csv").read_text()
     assert names_in(tmp_path / "store", said) == []
     assert "contradict" in told(*words, "--keep-names", f"--out={tmp_path / 'x'}", code=2)
 
@@ -187,11 +139,11 @@ def test_what_ends_a_command_names_nothing(clinic, tmp_path, told):
     shutil.copy(write_labelled(tmp_path / "large", count=1, side=48) / "masks" / "0.png", mask)
     shutil.copytree(clinic / "labelled", sets / "b")
     for path in (sets / "b" / "masks").iterdir():
-        path.rename(path.with_name(f"{_PATIENT} {zlib.crc32(path.name.encode()):x}a=1970.png"))
-    rows = [f"{_PATIENT} {number}=1970.png,{_PATIENT} {number}=1970.gif" for number in range(4)]
+        path.rename(path.with_name(f"{PATIENT} {zlib.crc32(path.name.encode()):x}a=1970.png"))
+    rows = [f"{PATIENT} {number}=1970.png,{PATIENT} {number}=1970.gif" for number in range(4)]
     (sets / "m.csv").write_text("\n".join(["image,mask", *rows]))
     (sets / "empty").mkdir()
-    for name in ("a", "b", "m.csv", "empty", f"{_PATIENT}=1970.tif"):
+    for name in ("a", "b", "m.csv", "empty", f"{PATIENT}=1970.tif"):
         said = told("segment", sets / name, *hidden, code=2)
         assert names_in(tmp_path / "none", said) == [], said
     assert not (tmp_path / "out").exists()
@@ -201,7 +153,7 @@ def test_what_nobody_foresaw_names_nothing(clinic):
     path = next((clinic / "scans").iterdir())
     with pytest.raises(OSError, match=r"[0-9a-f]{16}") as caught, naming(True, [str(clinic / "scans")]):
         open(path / "x")  # noqa: SIM115
-    assert not any(word in str(caught.value) for word in _TELLING)
+    assert not any(word in str(caught.value) for word in TELLING)
 
 
 def test_sentences_keep_ordinary_words(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,39 @@ from frepa.images.angiograms import angiogram
 ENCODER = "random:timm:test_convnext"
 PRETRAIN = ["--encoder=timm:test_convnext", "--image-size=32", "--guide=none", "--batch-size=4",
             "--method.spectrum-patch=4", "--method.image-patch=8", "--val-images=0", "--quiet"]  # fmt: skip
+
+PATIENT = "MÜLLER HANS"
+#: What stands in every name of a file of `clinic` and in the folder above; of the first also what encodings leave.
+TELLING = [PATIENT, "LLER HANS", "=1970", "clinic of dr kim"]
+_LONG = "of a man who was seen in the spring by us"
+
+
+def write_clinic(folder: Path) -> Path:
+    """Scans, labelled images and classes whose names, some of them long, tell whose they are; some cannot be read."""
+    write_images(folder / "scans", count=5)
+    write_labelled(folder / "labelled", count=6)
+    write_classes(folder / "classes", count=5)
+    for path in sorted(folder.rglob("*.png")):
+        long = f" {_LONG}" if int(path.stem) % 2 else ""
+        path.rename(path.with_name(f"{PATIENT}{long} {int(path.stem):04d}=1970.png"))
+    for name in ("scans", "classes/bright"):
+        (folder / name / f"{PATIENT} broken=1970.png").write_bytes(b"no image")
+    one = next((folder / "scans").glob("*0002=*"))
+    (folder / "scans" / f"{PATIENT} at home").mkdir()
+    one.rename(folder / "scans" / f"{PATIENT} at home" / one.name)
+    return folder
+
+
+def names_in(folder: Path, said: str) -> list[tuple[str, str]]:
+    """Where something telling is found in the files of a folder, or in what was said."""
+    found = [("said", word) for word in TELLING if word in said]
+    for path in folder.rglob("*"):
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes() if path.is_file() else b""
+        for word in TELLING:
+            forms = {word.encode(), word.encode("latin-1"), json.dumps(word)[1:-1].encode(), word.encode("utf-16-le")}
+            if word in name or any(form in content for form in forms):
+                found.append((name, word))
+    return found
 
 
 def write_images(folder: Path, count: int = 12) -> Path:

@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from frepa.datasets.cases import SegmentationSet
 from frepa.downstream.trained import TrainedHead
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference
 from frepa.files import write_bytes
+from frepa.images.hidden_names import Names
 from frepa.report.figures import png_bytes, svg_bytes
 from frepa.report.page import Page
 
@@ -72,6 +74,7 @@ class Study:
         num_workers: threads that read ahead.
         device: where is computed.
         quiet: no progress bars.
+        names: what stands for names of files; told of every source that is opened.
         notes: sentences for the user, added to on the way.
         inputs: further facts about how images were found and shown, for ``results.json``; added to on the way.
     """
@@ -88,8 +91,14 @@ class Study:
     num_workers: int = 2
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     quiet: bool = True
+    names: Names = field(default_factory=Names)
     notes: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
+
+    def learn(self, sets: Iterable[SegmentationSet]) -> None:
+        """Let `names` know the names in labelled sets."""
+        for case in (case for item in sets for case in item.cases):
+            self.names.learn(case.source)
 
     def each(self, items: Iterable[Any], desc: str, total: int | None = None) -> Iterator[Any]:
         """``items`` under a progress bar."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +189,7 @@ def _finish(
     looked: Looked = look(parts, known, records)
     summary = {
         **facts,
-        "source": names.said(options.source),
+        "source": names.place(options.source),
         "file": FILES[options.format],
         "images": parts.rows,
         "left_out": len(left_out),
@@ -316,10 +316,13 @@ def _records(
 
 
 def _texts(item: _Read, known: Annotations, names: Names) -> dict[str, str | None]:
-    classes = known.labels[item.record]
+    classes, name = known.labels[item.record], known.source.name(item.record)
+    if classes is not None and names.hidden:
+        # A folder for each patient looks like a folder for each class.
+        classes = tuple(names.name(one) if one in PurePosixPath(name).parts[:-1] else one for one in classes)
     return {
         "id": item.id,
-        "name": names.name(known.source.name(item.record)),
+        "name": names.name(name),
         "label": None if classes is None else SEPARATOR.join(classes),
         "split": known.splits[item.record],
         "group": item.group,

@@ -83,6 +83,7 @@ class Filtered(Analysis):
         chance: float | None = None
         if task == "segmentation":
             sets = open_sets([study.source], dims=study.dims, seed=study.seed)
+            study.learn(sets)
             data = check_sets(sets, dims=study.dims, threshold=self.options.mask_threshold)
             for subject in study.subjects:
                 found[subject.name] = _segmented(segmenter_of(subject, study, data), subject, study, data, filters)
@@ -90,6 +91,7 @@ class Filtered(Analysis):
             note, parts = data.sets[0].split_note, len(spread(data.part("test"), study.images))
         else:
             classes = open_data(study.source, dims=study.dims, seed=study.seed)
+            study.names.learn(classes.source)
             rows = np.asarray(spread(classes.rows("test").tolist(), study.images), int)
             for subject in study.subjects:
                 found[subject.name] = _classified(

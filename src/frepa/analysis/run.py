@@ -21,6 +21,7 @@ from frepa.encoders.files import WEIGHTS as BUNDLED
 from frepa.encoders.reference import EncoderReference, open_encoder
 from frepa.errors import InputError
 from frepa.files import plain, write_json
+from frepa.images.hidden_names import naming
 from frepa.images.intensity import ANY_WINDOW, check_window
 from frepa.images.readers.pixels import check_extent
 from frepa.machine import default_device, device_name, versions
@@ -50,6 +51,7 @@ class AnalyzeOptions:
     num_workers: int
     overwrite: bool
     quiet: bool
+    anonymous_names: bool = False
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
@@ -69,7 +71,7 @@ class AnalyzeOptions:
         """What ``config.yaml`` holds: ``--config`` reads it again."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("kind", "options")}
         own["encoder"] = list(self.encoder)
-        dropped = ("overwrite", "quiet")
+        dropped = ("overwrite", "quiet", *(["source"] if self.anonymous_names else []))
         return {"kind": {"name": self.kind, **asdict(self.options)}} | {
             n: v for n, v in own.items() if n not in dropped
         }
@@ -86,8 +88,10 @@ def run_analysis(options: AnalyzeOptions) -> Path:
     options.check()
     analysis = find_analysis(options.kind).build(options.options)
     analysis.check()
-    inputs = {"the source": options.source, "--encoder": [named(text)[1] for text in options.encoder]}
+    encoders = [named(text)[1] for text in options.encoder]
+    inputs = {"the source": options.source, "--encoder": encoders}
     with (
+        naming(options.anonymous_names, [options.source], keep=[options.out, *encoders]) as names,
         out_folder(options.out, "analyze", overwrite=options.overwrite, inputs=inputs) as out,
         StopRequest(at_once="Stopped on request. Nothing was written; give the same command again."),
     ):
@@ -97,18 +101,18 @@ def run_analysis(options: AnalyzeOptions) -> Path:
             source=options.source, dims=subjects[0].encoder.dims if subjects else options.dims or 2, subjects=subjects,
             image_size=options.image_size, crop_size=options.crop_size, images=options.images, window=options.window,
             batch_size=options.batch_size, seed=options.seed, num_workers=options.num_workers, device=device,
-            quiet=options.quiet,
+            quiet=options.quiet, names=names,
         )  # fmt: skip
         for subject in subjects:
             print(f"{subject.name}: {subject.reference.sentence(device_name(device))}", file=sys.stderr)
-        page = AnalysisPage(f"{analysis.title}: {_shown(options.source)}", analysis.question)
+        page = AnalysisPage(f"{analysis.title}: {_shown(names.place(options.source))}", analysis.question)
         found = analysis.analyse(study, page)
         results = {
             "analysis": options.kind,
-            "source": options.source,
+            "source": names.place(options.source),
             "encoders": {subject.name: subject.reference.as_dict() for subject in subjects},
-            "inputs": study.inputs,
-            "notes": study.notes,
+            "inputs": names.tree(study.inputs),
+            "notes": names.tree(study.notes),
             "scores": found.scores,
             "numbers": found.numbers,
             "figures": list(page.files),
@@ -190,7 +194,7 @@ def _shown(source: str) -> str:
 
 def _finish(page: AnalysisPage, study: Study, options: AnalyzeOptions, results: dict[str, Any]) -> None:
     """What is the same at the end of every page."""
-    for sentence in study.notes:
+    for sentence in results["notes"]:
         page.note(sentence)
     guides = {subject.reference.guide for subject in study.subjects}
     if len(guides) > 1:
@@ -213,5 +217,5 @@ def _finish(page: AnalysisPage, study: Study, options: AnalyzeOptions, results: 
         or [{"Encoder": "none"}]
     )
     page.code("Configuration", yaml.safe_dump(options.kept(), sort_keys=False, allow_unicode=True))
-    page.code("Images", json.dumps(plain(study.inputs), indent=2))
+    page.code("Images", json.dumps(plain(results["inputs"]), indent=2))
     page.code("Versions", "\n".join(f"{name} {number}" for name, number in results["versions"].items()))

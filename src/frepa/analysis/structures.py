@@ -89,6 +89,7 @@ class Structures(Analysis):
         if not study.subjects and not folders:
             raise InputError("--encoder missing: give one or more encoders, runs of frepa segment, or --kind.masks.")
         sets = open_sets([study.source], dims=study.dims, seed=study.seed)
+        study.learn(sets)
         data = check_sets(sets, dims=study.dims, threshold=self.options.mask_threshold)
         cases = spread(data.part("test"), study.images)
         if not cases:

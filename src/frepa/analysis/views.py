@@ -75,6 +75,7 @@ def open_views(study: Study, *, fit: int = 200, test: int = 100, least: int = 1,
         InputError: nothing there, images of another number of axes, or too few of them.
     """
     source = _opened(study)
+    study.names.learn(source)
     fitting, looking = _divided(source, study) if fit else (np.empty(0, int), np.arange(len(source)))
     size = _size(source, study, study.crop_size or crop or CROP[study.dims])
     channels = source.channels

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frepa.errors import InputError, nearest
+from frepa.images.anonymity import pseudonym
 from frepa.names import shown
 
 #: Named sets of rows: option differences by name. The first row of each is the recipe itself.
@@ -55,7 +56,7 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 _KEYS = ("source", "options", "rows", "seeds")
-_OWN = ("source", "out", "seed", "resume", "overwrite", "quiet")
+_OWN = ("source", "out", "seed", "anonymous_names", "resume", "overwrite", "quiet")
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,14 @@ class Pretraining:
     folder: str
 
 
-def read_ablation(content: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> list[Pretraining]:
+def read_ablation(
+    content: Mapping[str, Any], name: str, known: Mapping[str, Any], *, anonymous_names: bool = False
+) -> list[Pretraining]:
     """What a study's key ``pretrain`` asks for.
 
     Args:
         content: of the study. name: of its file. known: the options of ``frepa pretrain``, by name.
+        anonymous_names: hashes stand for names of files in what the rows write.
 
     Raises:
         InputError: nothing to pretrain, a word or option that is not known.
@@ -97,6 +101,8 @@ def read_ablation(content: Mapping[str, Any], name: str, known: Mapping[str, Any
     found = []
     for row, change in _rows(given.get("rows", "table9"), name).items():
         options = _merged(recipe, _options(change, f"{name}: row {shown(row)}", known))
+        if anonymous_names:
+            options["anonymous_names"] = True
         for seed in range(seeds):
             found.append(Pretraining(row, seed, source, options, _folder(row, seed, source, options)))
     return found
@@ -146,6 +152,8 @@ def _merged(recipe: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
 
 def _folder(row: str, seed: int, source: str, options: Mapping[str, Any]) -> str:
     text = json.dumps([source, options], sort_keys=True, default=str)
+    if options.get("anonymous_names"):  # or whoever has an idea of the source could try it
+        text = pseudonym(text)
     slug = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-") or "row"
     return f"{slug}-{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}-s{seed}"
 

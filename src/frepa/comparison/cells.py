@@ -27,6 +27,7 @@ from frepa.comparison.contents import (
 from frepa.comparison.study import Row, Study, StudyTask
 from frepa.errors import InputError, RunEnded
 from frepa.files import write_json, write_text
+from frepa.images.hidden_names import Names
 from frepa.run_folders import CONFIG
 
 CELLS = "cells"
@@ -80,7 +81,7 @@ class Cell:
 
 
 def plan_cells(
-    study: Study, verbs: Mapping[str, Callable[..., Any]], baselines: Mapping[str, Baseline]
+    study: Study, verbs: Mapping[str, Callable[..., Any]], baselines: Mapping[str, Baseline], names: Names
 ) -> tuple[list[Cell], dict[str, TaskContent]]:
     """Every cell of a study, task after task, and the data of every task.
 
@@ -100,9 +101,9 @@ def plan_cells(
         found: dict[int, TaskContent | str] = {}
         for dims in dict.fromkeys(axes.values()) or (2, 3):
             try:
-                found[dims] = content_of(task, dims)
+                found[dims] = content_of(task, dims, names)
             except InputError as error:
-                found[dims] = str(error)
+                found[dims] = names.said(str(error))
         fitting = [item for item in found.values() if isinstance(item, TaskContent)]
         if not fitting:
             raise InputError(f"task {task.name}: {next(iter(found.values()))}")
@@ -253,8 +254,9 @@ def _begun_elsewhere(job: Job) -> bool:
     """Whether a cell that was killed had been begun on the same encoder or data at another place."""
     try:
         kept = yaml.safe_load((job.out / CONFIG).read_text("utf-8"))
-        return any(kept.get(name) != value for name, value in _named(job).items())
-    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+        # Where names are hidden the source is not kept.
+        return any(name in kept and kept[name] != value for name, value in _named(job).items())
+    except (OSError, ValueError, yaml.YAMLError, TypeError):
         return False
 
 

@@ -19,9 +19,11 @@ from frepa.downstream.classification.data import open_data
 from frepa.downstream.detection.data import open_boxes
 from frepa.downstream.division import DividedRecords
 from frepa.downstream.resuming import digest
-from frepa.downstream.segmentation.data import SegmentationData, open_sets
+from frepa.downstream.segmentation.data import SegmentationData, open_sets, sets_under
 from frepa.encoders.reference import EncoderReference, open_encoder
 from frepa.errors import InputError
+from frepa.images.anonymity import pseudonym
+from frepa.images.hidden_names import Names
 
 #: Raised when what a cell holds for equal options changes, so that cells of before are computed again.
 VERSION = 1
@@ -38,7 +40,7 @@ class TaskContent:
     note: str
 
 
-def content_of(task: StudyTask, dims: int) -> TaskContent:
+def content_of(task: StudyTask, dims: int, names: Names) -> TaskContent:
     """The data of a task for encoders of so many axes: which images, labels and parts. No image is decoded.
 
     Raises:
@@ -57,7 +59,8 @@ def content_of(task: StudyTask, dims: int) -> TaskContent:
             for case in item.cases
         ]  # fmt: skip
         parts = {part: sum(len(item.part(part)) for item in sets) for part in ("train", "val", "test")}
-        return TaskContent(digest(every), parts, "; ".join(f"{item.name}: {item.split_note}" for item in sets))
+        notes = "; ".join(f"{item.name}: {item.split_note}" for item in sets_under(sets, names))
+        return TaskContent(_hash(every, task), parts, notes)
     assert isinstance(task.source, str)
     data: DividedRecords
     common = _division(task, dims, seed)
@@ -70,7 +73,13 @@ def content_of(task: StudyTask, dims: int) -> TaskContent:
     if folds:
         data = data.folds(folds, seed)[0]
     known = (data.source, data.classes, data.records, data.targets, data.parts, data.groups, found)
-    return TaskContent(digest(known), data.sizes(), data.split_note)
+    names.learn(data.source)
+    return TaskContent(_hash(known, task), data.sizes(), names.said(data.split_note))
+
+
+def _hash(known: Any, task: StudyTask) -> str:
+    """Names of files are among what it is made of: whoever has an idea of them could try it, where it has no key."""
+    return pseudonym(digest(known)) if task.anonymous else digest(known)
 
 
 def task_sets(task: StudyTask, dims: int, seed: int) -> list[SegmentationSet]:

@@ -14,13 +14,15 @@ from frepa.comparison.scores import Scored
 from frepa.comparison.study import Study, StudyTask
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import LabelledImage, read_case, read_scan
+from frepa.downstream.segmentation.data import sets_under
 from frepa.errors import InputError
+from frepa.images.hidden_names import Names
 from frepa.report.overlays import side_by_side
 
 _MOST = 23
 
 
-def overlays_of(study: Study, scored: Sequence[Scored], folder: Path) -> list[tuple[str, Figure]]:
+def overlays_of(study: Study, scored: Sequence[Scored], folder: Path, names: Names) -> list[tuple[str, Figure]]:
     """A caption and a figure per set of every segmentation task: its median case, one panel per row and head.
 
     The case is the median one of the first row that has scores. A task whose files are gone has no figure.
@@ -29,11 +31,11 @@ def overlays_of(study: Study, scored: Sequence[Scored], folder: Path) -> list[tu
         found
         for task in study.tasks
         if task.verb == "segment"
-        for found in _of_task(task, [item for item in scored if item.cell.task.name == task.name], folder)
+        for found in _of_task(task, [item for item in scored if item.cell.task.name == task.name], folder, names)
     ]
 
 
-def _of_task(task: StudyTask, scored: Sequence[Scored], folder: Path) -> Iterator[tuple[str, Figure]]:
+def _of_task(task: StudyTask, scored: Sequence[Scored], folder: Path, names: Names) -> Iterator[tuple[str, Figure]]:
     shown = {(item.cell.row.name, item.cell.head): item for item in reversed(scored) if item.sets}
     if not shown:
         return
@@ -46,7 +48,7 @@ def _of_task(task: StudyTask, scored: Sequence[Scored], folder: Path) -> Iterato
             continue
         case = scores.cases[order[(len(order) - 1) // 2]]
         try:
-            read = _read(task, name, case, chosen[0], folder)
+            read = _read(task, name, case, chosen[0], folder, names)
             panels = {
                 _title(item, name, case): _prediction(item, name, case, folder, read.classes)
                 for item in chosen
@@ -75,10 +77,10 @@ def _labels(item: Scored, folder: Path) -> LabelMap:
     return LabelMap(tuple(known["values"]), known["threshold"])
 
 
-def _read(task: StudyTask, name: str, case: str, item: Scored, folder: Path) -> LabelledImage:
+def _read(task: StudyTask, name: str, case: str, item: Scored, folder: Path, names: Names) -> LabelledImage:
     """Image, classes and field of view of a case."""
     dims = encoder_content(item.cell.encoder).dims if item.cell.encoder else item.cell.content["dims"]
-    sets = task_sets(task, dims, item.cell.seed)
+    sets = sets_under(task_sets(task, dims, item.cell.seed), names)
     found = next(one for own in sets if own.name == name for one in own.cases if one.name == case)
     return read_case(found, _labels(item, folder), dims, task.options.get("window"))
 

@@ -16,6 +16,7 @@ from frepa.comparison.study import Study
 from frepa.comparison.table import Entry, Pair, Ranking, Table
 from frepa.comparison.writing import columns_of, lines_of
 from frepa.files import write_bytes
+from frepa.images.hidden_names import Names
 from frepa.report.comparisons import critical_difference_diagram, interval_plot
 from frepa.report.figures import png_bytes
 from frepa.report.page import MeanStd, Page
@@ -30,6 +31,7 @@ def write_page(
     scored: Sequence[Scored],
     table: Table,
     contents: Mapping[str, TaskContent],
+    names: Names,
 ) -> None:
     """Write ``report.html``, and the overlays of each task into ``overlays``."""
     encoders = sum(row.kind == "encoder" for row in study.rows)
@@ -64,7 +66,7 @@ def write_page(
         _ranks(page, ranking)
     page.section("Tests")
     _tests(page, study, table.pairs)
-    pictures = overlays_of(study, scored, root / CELLS)
+    pictures = overlays_of(study, scored, root / CELLS, names)
     if pictures:
         page.section("The same case")
         (root / "overlays").mkdir(exist_ok=True)

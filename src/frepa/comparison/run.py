@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from frepa.comparison.cells import CELLS, Baseline, plan_cells
 from frepa.comparison.page import write_page
 from frepa.comparison.running import check_engine, run_cells, threads_for
 from frepa.comparison.scores import read_scores
-from frepa.comparison.study import Study, read_study
+from frepa.comparison.study import HEADS, Study, read_study
 from frepa.comparison.table import make_table
 from frepa.comparison.writing import counts, write_tables
 from frepa.downstream.run import tell
 from frepa.errors import InputError, Stopped
 from frepa.files import write_text
+from frepa.images.hidden_names import Names, naming
 from frepa.machine import versions
 from frepa.names import shown
 from frepa.run_folders import OutFolder, out_folder
@@ -42,6 +43,7 @@ class CompareOptions:
     resume: bool = False
     overwrite: bool = False
     quiet: bool = False
+    anonymous_names: bool = False
 
 
 def read_study_file(path: str) -> Mapping[str, Any]:
@@ -84,16 +86,26 @@ def run_study(
     check_engine(options.jobs, options.threads, options.backend, options.cluster)
     study = read_study(content, name, verbs, {key: one.options for key, one in baselines.items()})
     root = named_folder(options.out)
-    inputs = {
-        "a source": [text for task in study.tasks for text in task.sources],
-        "an encoder": [spec for row in study.rows for spec in row.encoders],
-    }
-    with out_folder(
-        root, "compare", overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
-        go_on="Make room and give the same command with --resume.",
-    ) as out:  # fmt: skip
-        run_in(out, content, study, options, verbs, baselines)
+    inputs = {"a source": sources_of(study), "an encoder": encoders_of(study)}
+    with (
+        naming(options.anonymous_names, inputs["a source"], keep=[options.out, *inputs["an encoder"]]) as names,
+        out_folder(
+            root, "compare", overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
+            go_on="Make room and give the same command with --resume.",
+        ) as out,
+    ):  # fmt: skip
+        run_in(out, content, study, options, verbs, baselines, names)
     return root
+
+
+def sources_of(study: Study) -> list[str]:
+    """All that the tasks are of."""
+    return [text for task in study.tasks for text in task.sources]
+
+
+def encoders_of(study: Study) -> list[str]:
+    """All encoders that are named."""
+    return [spec for row in study.rows for spec in row.encoders]
 
 
 def run_in(
@@ -103,13 +115,17 @@ def run_in(
     options: CompareOptions,
     verbs: Mapping[str, Callable[..., Any]],
     baselines: Mapping[str, Baseline],
+    names: Names,
 ) -> None:
     """Compute the missing cells of a study in a folder that is open, and write its table there."""
     root = out.root
-    cells, contents = plan_cells(study, verbs, baselines)
+    if names.hidden:
+        study = study.anonymous()
+    cells, contents = plan_cells(study, verbs, baselines, names)
     if not out.started:
         out.start()
-    write_text(root / STUDY, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+    kept = without_sources(content, names) if names.hidden else dict(content)
+    write_text(root / STUDY, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     try:
         records = run_cells(
             cells,
@@ -133,4 +149,19 @@ def run_in(
     table = make_table(study, scored)
     about = {"task": "comparison", **counts(scored, contents), "versions": versions()}
     write_tables(root, study, scored, table, about)
-    write_page(root, study, scored, table, contents)
+    write_page(root, study, scored, table, contents, names)
+
+
+def without_sources(content: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """What ``study.yaml`` holds where no source is to be named."""
+
+    def hidden(given: Any, own: Iterable[str]) -> Any:
+        if not isinstance(given, Mapping):
+            return names.tree(given)
+        return {key: names.place("") if key in own else hidden(value, own) for key, value in given.items()}
+
+    kept = {key: names.tree(value) for key, value in content.items()}
+    kept["tasks"] = {key: hidden(task, HEADS) for key, task in content["tasks"].items()}
+    if "pretrain" in content:
+        kept["pretrain"] = hidden(content["pretrain"], ("source", "probe"))
+    return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from frepa.errors import InputError, nearest
@@ -18,7 +18,10 @@ HEADS: dict[str, dict[str, str | None]] = {
     "detect": {"trained": None},
 }
 #: Options that a study decides itself, and that a task cannot be given.
-_OWN = ("source", "encoder", "out", "head", "seed", "seeds", "bundle", "feature_cache", "resume", "overwrite", "quiet")
+_OWN = (
+    "source", "encoder", "out", "head", "seed", "seeds", "bundle", "feature_cache", "anonymous_names", "resume",
+    "overwrite", "quiet",
+)  # fmt: skip
 #: Named protocols: options by verb. "official" is the set's own parts at native resolution; "paper" is 7:1:2, five
 #: folds for classes and boxes, images of 512 (Frepa section 4); volumes keep their own size.
 PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -76,6 +79,11 @@ class StudyTask:
     seeds: tuple[int, ...]
 
     @property
+    def anonymous(self) -> bool:
+        """Whether hashes stand for names of files in what its cells write."""
+        return bool(self.options.get("anonymous_names"))
+
+    @property
     def sources(self) -> list[str]:
         """The source, or the several sets, as a list."""
         return [self.source] if isinstance(self.source, str) else list(self.source)
@@ -99,6 +107,11 @@ class Study:
     tasks: tuple[StudyTask, ...]
     reference: str | None = None
     resamples: int = 10_000
+
+    def anonymous(self) -> Study:
+        """The same study, whose cells write hashes instead of names of files."""
+        tasks = (replace(task, options={**task.options, "anonymous_names": True}) for task in self.tasks)
+        return replace(self, tasks=tuple(tasks))
 
 
 def read_study(

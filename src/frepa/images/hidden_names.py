@@ -40,6 +40,10 @@ class Names:
         """What stands for the name of a record within its source."""
         return name
 
+    def place(self, text: str) -> str:
+        """What stands for a source as the user named it."""
+        return text
+
     def said(self, text: str) -> str:
         """A sentence as it may be read by others."""
         return text
@@ -59,6 +63,9 @@ class Names:
     def learn(self, source: Source) -> None:
         """Know the names of a source that was opened."""
 
+    def learn_folders(self, folders: Iterable[str]) -> None:
+        """Know names of folders too, by their places within the source."""
+
 
 class HiddenNames(Names):
     """Keyed hashes instead of names, the same that records have in stores: equal for the same name and owner.
@@ -74,6 +81,7 @@ class HiddenNames(Names):
         self._keep = sorted({text for text in keep if text}, key=len, reverse=True)
         self._texts = [text for text in texts if text]
         self._sources: list[Source] = []
+        self._folders: set[str] = set()
         self._places: list[str] = []
         self._names: dict[str, str] = {}  # as it may stand in a sentence, and the record it belongs to
         self._by_word: dict[str, list[str]] = {}
@@ -83,13 +91,23 @@ class HiddenNames(Names):
         """16 hexadecimal digits."""
         return anonymous_id(name)
 
+    def place(self, text: str) -> str:
+        """`SOURCE`, also for a word that sentences may use."""
+        return SOURCE
+
     def source(self, source: Source) -> Source:
         """Its records by their hashes; what an error calls it is `SOURCE`."""
         return Renamed(source, self.name, SOURCE)
 
     def learn(self, source: Source) -> None:
         """Read its names when the first sentence needs them."""
-        self._sources.append(source)
+        if not any(source is one for one in self._sources):
+            self._sources.append(source)
+            self._known = False
+
+    def learn_folders(self, folders: Iterable[str]) -> None:
+        """Not done unasked: folders are mostly classes or parts, whose names are words of many sentences."""
+        self._folders.update(folders)
         self._known = False
 
     def said(self, text: str) -> str:
@@ -152,6 +170,7 @@ class HiddenNames(Names):
                 else:
                     self._add_place(str(path.parent))
                     self._add_all([path.name, *(cell for cell in cells_of(path) if "." in cell or "/" in cell)])
+        self._add_all(self._folders)
         for source in self._sources:
             if source.folder is not None:
                 self._add_place(str(source.folder))

@@ -8,13 +8,14 @@ from typing import Any
 
 from frepa.comparison.ablations import Pretraining, read_ablation, with_encoders
 from frepa.comparison.contents import check_test_part, content_of
-from frepa.comparison.run import CompareOptions, run_in
+from frepa.comparison.run import CompareOptions, encoders_of, run_in, sources_of
 from frepa.comparison.running import check_engine
 from frepa.comparison.study import StudyTask, read_study
 from frepa.downstream.run import tell
 from frepa.encoders.files import WEIGHTS
 from frepa.errors import InputError, Stopped
 from frepa.files import announce
+from frepa.images.hidden_names import Names, naming
 from frepa.names import shown
 from frepa.options import groups
 from frepa.run_folders import out_folder
@@ -33,29 +34,39 @@ def run_ablation(content: Mapping[str, Any], name: str, options: CompareOptions)
     """
     check_engine(options.jobs, options.threads, options.backend, options.cluster)
     known = {option.name: option for group in groups(pretrain) for option in group.options}
-    planned = read_ablation(content, name, {key: one for key, one in known.items() if "." not in key})
+    planned = read_ablation(
+        content,
+        name,
+        {key: one for key, one in known.items() if "." not in key},
+        anonymous_names=options.anonymous_names,
+    )
     root = named_folder(options.out)
     whole = with_encoders(content, planned, lambda folder: str(root / ROWS / folder))
     study = read_study(whole, name, VERBS, {key: one.options for key, one in BASELINES.items()})
     dims = planned[0].options.get("dims", 2)
-    for task in study.tasks:
-        _check(task, dims)
-    with out_folder(
-        root, "ablate", overwrite=options.overwrite, resume=options.resume, can_resume=True,
-        inputs={"the source": planned[0].source},
-        go_on="Make room and give the same command with --resume.",
-    ) as out:  # fmt: skip
+    source = planned[0].source
+    with (
+        naming(
+            options.anonymous_names, [source, *sources_of(study)], keep=[options.out, *encoders_of(study)]
+        ) as names,
+        out_folder(
+            root, "ablate", overwrite=options.overwrite, resume=options.resume, can_resume=True,
+            inputs={"the source": source}, go_on="Make room and give the same command with --resume.",
+        ) as out,
+    ):  # fmt: skip
+        for task in study.tasks:
+            _check(task, dims, names)
         out.start()
         for number, one in enumerate(planned, start=1):
             _pretrain(one, root / ROWS / one.folder, f"Row {number} of {len(planned)}", options)
-        run_in(out, content, study, options, VERBS, BASELINES)
+        run_in(out, content, study, options, VERBS, BASELINES, names)
     return root
 
 
-def _check(task: StudyTask, dims: int) -> None:
+def _check(task: StudyTask, dims: int, names: Names) -> None:
     """Raise InputError where a task fits no encoder: hours before it would be found."""
     try:
-        check_test_part(task, content_of(task, dims))
+        check_test_part(task, content_of(task, dims, names))
     except InputError as error:
         raise InputError(f"task {task.name}: {error}") from None
 

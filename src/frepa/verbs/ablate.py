@@ -20,6 +20,7 @@ def ablate(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    anonymous_names: bool = False,
 ) -> RunResult:
     """Pretrain encoders that differ from one recipe by an option each, and compare them as frepa compare does.
 
@@ -40,6 +41,8 @@ def ablate(
         resume: go on with the study in --out, also where the YAML file has changed meanwhile.
         overwrite: replace the study in --out with all its rows and cells.
         quiet: no progress bars.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere, also in the runs of the
+            study; study.yaml then holds no source.
     """
     from frepa.comparison.run import CompareOptions, read_study_file
     from frepa.verbs._ablating import run_ablation
@@ -55,5 +58,6 @@ def ablate(
         resume=resume,
         overwrite=overwrite,
         quiet=quiet,
+        anonymous_names=anonymous_names,
     )
     return RunResult(run_ablation(read_study_file(study), study, options))

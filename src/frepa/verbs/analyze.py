@@ -24,6 +24,7 @@ def analyze(
     num_workers: int = 2,
     overwrite: bool = False,
     quiet: bool = False,
+    anonymous_names: bool = False,
 ) -> RunResult:
     """Look at what encoders keep of their images, several side by side on one page.
 
@@ -50,6 +51,8 @@ def analyze(
         num_workers: threads that read images ahead; they never change the result.
         overwrite: replace the analysis in --out.
         quiet: no progress bars.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere; config.yaml then holds no
+            source.
     """
     from frepa.analysis.run import AnalyzeOptions, run_analysis
 
@@ -72,6 +75,7 @@ def analyze(
                 num_workers=num_workers,
                 overwrite=overwrite,
                 quiet=quiet,
+                anonymous_names=anonymous_names,
             )
         )
     )

@@ -20,6 +20,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    anonymous_names: bool = False,
 ) -> RunResult:
     """Compare encoders on tasks from one YAML file: heads on each frozen encoder, one table, paired tests, ranks.
 
@@ -46,6 +47,8 @@ def compare(
         resume: go on with the study in --out, also where the YAML file has changed meanwhile.
         overwrite: replace the study in --out with all its cells.
         quiet: no progress bar.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere, also in the runs of the
+            study; study.yaml then holds no source.
     """
     from frepa.comparison.run import CompareOptions, read_study_file, run_study
     from frepa.verbs._comparing import BASELINES, VERBS
@@ -61,5 +64,6 @@ def compare(
         resume=resume,
         overwrite=overwrite,
         quiet=quiet,
+        anonymous_names=anonymous_names,
     )
     return RunResult(run_study(read_study_file(study), study, options, VERBS, BASELINES))

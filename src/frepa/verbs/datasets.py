@@ -63,7 +63,7 @@ def datasets_show(dataset: str) -> str:
     return show_text(load_entry(dataset))
 
 
-def datasets_verify(dataset: str, folder: str, *, strict: bool = False) -> str:
+def datasets_verify(dataset: str, folder: str, *, strict: bool = False, anonymous_names: bool = False) -> str:
     """Verify a local copy: what was found against what a complete copy holds, what is missing, what is unexpected.
 
     A difference is reported and is no error. Numbers that are not verified are shown, and never held against a copy.
@@ -72,16 +72,21 @@ def datasets_verify(dataset: str, folder: str, *, strict: bool = False) -> str:
         dataset: its identifier, as in the list.
         folder: where it was unpacked: its own top folder, or the one above.
         strict: end with an error when the copy differs from a complete one.
+        anonymous_names: say keyed hashes instead of names of files, everywhere.
 
     Returns:
         The report as text.
     """
     from frepa.datasets.catalogue.verify import verify
+    from frepa.images.hidden_names import naming
 
-    result = verify(load_entry(dataset), folder)
-    if strict and not result.complete:
-        print(result)
-        raise InputError(f"The copy of {result.dataset} in {folder} differs from a complete one; see the report above.")
+    with naming(anonymous_names, [folder]) as names:
+        result = verify(load_entry(dataset), folder).under(names)
+        if strict and not result.complete:
+            print(result)
+            raise InputError(
+                f"The copy of {result.dataset} in {result.folder} differs from a complete one; see the report above."
+            )
     return str(result)
 
 

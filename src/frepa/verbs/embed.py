@@ -53,7 +53,8 @@ def embed(
         resume: continue the folder in --out that was stopped or killed; starts it when there is none yet.
         overwrite: replace what an earlier embed wrote in --out, and nothing else.
         quiet: no progress bar.
-        anonymous_names: write and say keyed hashes instead of names of files, everywhere.
+        anonymous_names: write and say keyed hashes instead of names of files, everywhere, and instead of classes that
+            are names of folders, since these may be patients.
     """
     from frepa.analysis.embeddings import EmbedOptions, embed_all
 

@@ -17,6 +17,7 @@ from frepa.downstream.segmentation.data import LabelledCase, SegmentationData, c
 from frepa.downstream.segmentation.testing import CaseResult, scored
 from frepa.errors import InputError
 from frepa.files import write_csv, write_json
+from frepa.images.hidden_names import naming
 from frepa.run_folders import out_folder
 
 #: Answers a case: its classes ``(*S)`` uint8.
@@ -46,24 +47,27 @@ def answer_cases(
         InputError: the task's data do not suit; ``prepare`` says so.
     """
     options = task.options
-    with out_folder(out, "compare", overwrite=overwrite, resume=resume) as folder:
+    with (
+        naming(task.anonymous, task.sources, keep=[out]) as names,
+        out_folder(out, "compare", overwrite=overwrite, resume=resume) as folder,
+    ):
         data = check_sets(task_sets(task, dims, seed), dims=dims, threshold=options.get("mask_threshold"), workers=0)
         folds = options.get("folds")
         divided = data.folds(folds, seed) if folds else [data]
         results: list[tuple[int | None, CaseResult]] = []
         told = []
-        folder.start({"source": task.sources})
+        folder.start({} if names.hidden else {"source": task.sources})
         for number, part in enumerate(divided, start=1):
             answer, said = prepare(part)
             told.append(dict(said))
-            for item in part.part("test"):
+            for item, named in zip(part.part("test"), part.under(names).part("test")):
                 labelled = read(item, task, dims)
                 found = answer(item, labelled)
                 results.append(
                     (
                         number if folds else None,
                         scored(
-                            item,
+                            named,
                             labelled,
                             found,
                             folder.root / "predictions",
@@ -73,7 +77,7 @@ def answer_cases(
                         ),
                     )
                 )
-        _write(folder.root, data, results, seed, told)
+        _write(folder.root, data.under(names), results, seed, told)
     return Path(out)
 
 

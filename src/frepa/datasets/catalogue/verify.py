@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from frepa.datasets.catalogue.entry import Count, Entry
 from frepa.datasets.catalogue.patterns import pattern
 from frepa.datasets.catalogue.records import Box
 from frepa.datasets.catalogue.resolve import Resolved, read_dataset
+from frepa.images.hidden_names import Names
 
 _IMAGE_ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".dcm"),
@@ -43,6 +44,7 @@ class Verification:
         lines: parts, found and expected.
         missing: sentences: labels, masks or rows that should be there.
         unexpected: image files that no part of the layout accounts for, relative to the folder.
+        folders: all folders below, relative to it.
     """
 
     dataset: str
@@ -51,11 +53,24 @@ class Verification:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    folders: frozenset[str] = frozenset()
 
     @property
     def complete(self) -> bool:
         """Every verified number is met and nothing is missing; unexpected files do not count against a copy."""
         return not self.missing and not any(line.differs for line in self.lines)
+
+    def under(self, names: Names) -> Verification:
+        """The same with what stands for names of files and folders."""
+        names.learn_folders(self.folders)
+        return replace(
+            self,
+            folder=names.place(self.folder),
+            missing=names.tree(self.missing),
+            unexpected=[names.name(path) for path in self.unexpected],
+            notes=names.tree(self.notes),
+            folders=frozenset(map(names.name, self.folders)),
+        )
 
     def __str__(self) -> str:
         width = max([len(line.part) for line in self.lines] + [5])
@@ -104,7 +119,13 @@ def verify(entry: Entry, folder: str | Path) -> Verification:
     if groups and not _counted(entry, "groups"):
         lines.append(Line("groups (patients or studies)", len(groups)))
     return Verification(
-        entry.id, str(folder), lines, list(records.problems), _unexpected(resolved), list(records.notes)
+        entry.id,
+        str(folder),
+        lines,
+        list(records.problems),
+        _unexpected(resolved),
+        list(records.notes),
+        frozenset(str(parent) for path in resolved.index.paths for parent in PurePosixPath(path).parents) - {"."},
     )
 
 
@@ -154,7 +175,8 @@ def _by_folder(paths: list[str]) -> list[str]:
     lines = []
     for folder, count in folders.most_common(_SHOWN):
         first = next(path for path in paths if path.rpartition("/")[0] == folder)
-        lines.append(first if count == 1 else f"{folder}/: {count:,} files, such as {first.rpartition('/')[2]}")
+        where = f"{folder}/: " if folder else ""
+        lines.append(first if count == 1 else f"{where}{count:,} files, such as {first.rpartition('/')[2]}")
     if len(folders) > _SHOWN:
         lines.append(f"and {len(folders) - _SHOWN:,} more folders")
     return lines

@@ -100,33 +100,13 @@ class SegmentationData:
         """The same with what stands for names of files; sets are called by their place in the order they were given."""
         if not names.hidden:
             return self
-        called = {item.name: f"set-{number}" for number, item in enumerate(self.sets, start=1)}
-        sets, sizes = [], {}
-        for item in self.sets:
-            sources = {id(case.source): case.source for case in item.cases}
-            for source in sources.values():
-                names.learn(source)
-            hidden = {key: names.source(source) for key, source in sources.items()}
-            cases = []
-            for case in item.cases:
-                source = hidden[id(case.source)]
-                cases.append(replace(case, name=source.name(case.record), source=source))
-                sizes[cases[-1].image] = self.sizes[case.image]
-            sets.append(
-                replace(
-                    item,
-                    name=called[item.name],
-                    cases=tuple(cases),
-                    notes=tuple(map(names.said, item.notes)),
-                    split_note=names.said(item.split_note),
-                    unpaired=tuple(map(names.name, item.unpaired)),
-                    left_out=tuple(map(names.skipped, item.left_out)),
-                )
-            )
+        sets = sets_under(self.sets, names)
+        pairs = [(its, own) for after, item in zip(sets, self.sets) for its, own in zip(after.cases, item.cases)]
+        called = {item.name: after.name for item, after in zip(self.sets, sets)}
         return SegmentationData(
             tuple(sets),
             {called[name]: labels for name, labels in self.labels.items()},
-            sizes,
+            {its.image: self.sizes[own.image] for its, own in pairs},
             tuple(map(names.skipped, self.left_out)),
         )
 
@@ -135,6 +115,34 @@ class SegmentationData:
         keys = [(item.name, case.name) for item in self.sets for case in item.cases]
         groups = [f"{item.name}/{group}" for item in self.sets for group in groups_of(item)]
         return dict(zip(keys, numbered(groups)))
+
+
+def sets_under(sets: Iterable[SegmentationSet], names: Names) -> list[SegmentationSet]:
+    """Sets with what stands for names of files, called by their place in the order they were given."""
+    if not names.hidden:
+        return list(sets)
+    found = []
+    for number, item in enumerate(sets, start=1):
+        sources = {id(case.source): case.source for case in item.cases}
+        for source in sources.values():
+            names.learn(source)
+        hidden = {key: names.source(source) for key, source in sources.items()}
+        cases = [
+            replace(case, name=hidden[id(case.source)].name(case.record), source=hidden[id(case.source)])
+            for case in item.cases
+        ]
+        found.append(
+            replace(
+                item,
+                name=f"set-{number}",
+                cases=tuple(cases),
+                notes=tuple(map(names.said, item.notes)),
+                split_note=names.said(item.split_note),
+                unpaired=tuple(map(names.name, item.unpaired)),
+                left_out=tuple(map(names.skipped, item.left_out)),
+            )
+        )
+    return found
 
 
 def groups_of(item: SegmentationSet) -> list[str]:
