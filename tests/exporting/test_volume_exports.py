@@ -60,6 +60,50 @@ def test_monai_builds_the_network_of_a_bundle(
     assert {"version", "monai_version", "task", "description", "authors", "copyright", "schema"} <= said.keys()
 
 
+# The fields of nnssl's dataclasses, whose constructors take these and no others
+ADAPTATION = {
+    "architecture_plans", "pretrain_plan", "pretrain_num_input_channels", "recommended_downstream_patchsize",
+    "key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe",
+}  # fmt: skip
+ARCHITECTURE = {"arch_class_name", "arch_kwargs", "arch_kwargs_requiring_import"}
+LAYERS = {
+    "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_blocks_per_stage",
+    "n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin",
+    "nonlin_kwargs",
+}  # fmt: skip
+PRETRAINING = {
+    "dataset_name", "plans_name", "original_median_spacing_after_transp", "image_reader_writer", "transpose_forward",
+    "transpose_backward", "experiment_planner_used", "configurations",
+}  # fmt: skip
+CONFIGURATION = {
+    "data_identifier", "preprocessor_name", "spacing_style", "normalization_schemes", "use_mask_for_norm",
+    "resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_mask", "resampling_fn_mask_kwargs", "spacing",
+    "patch_size",
+}  # fmt: skip
+
+
+def _check_fields(plan: dict) -> None:
+    """Every field of nnssl's plan and no other, and one value per channel and axis."""
+    assert plan.keys() == ADAPTATION
+    assert plan["architecture_plans"].keys() == ARCHITECTURE
+    assert plan["pretrain_plan"].keys() == PRETRAINING
+    ((style, configuration),) = plan["pretrain_plan"]["configurations"].items()
+    assert configuration.keys() == CONFIGURATION
+    assert configuration["spacing_style"] == style
+    assert configuration["data_identifier"].endswith(f"_{style}")
+    channels = plan["pretrain_num_input_channels"]
+    assert len(configuration["normalization_schemes"]) == len(configuration["use_mask_for_norm"]) == channels
+    options = plan["architecture_plans"]["arch_kwargs"]
+    if options is not None:
+        assert options.keys() == LAYERS
+        per_stage = ("features_per_stage", "kernel_sizes", "strides", "n_blocks_per_stage")
+        assert {len(options[name]) for name in per_stage} == {options["n_stages"]}
+        assert len(options["n_conv_per_stage_decoder"]) == options["n_stages"] - 1
+        assert {len(step) for name in ("kernel_sizes", "strides") for step in options[name]} == {3}
+        named = [key for key in LAYERS if isinstance(options[key], str)]
+        assert sorted(plan["architecture_plans"]["arch_kwargs_requiring_import"]) == sorted(named)
+
+
 def _take(network, checkpoint: dict, channels: int) -> None:
     """Stem and stages of a checkpoint into nnU-Net's network, by nnssl's rules.
 
@@ -90,6 +134,7 @@ def test_nnunets_network_takes_stem_and_stages(tmp_path: Path, guide: str) -> No
     checkpoint = torch.load(written / "checkpoint_final.pth", weights_only=True)
     plan = checkpoint["nnssl_adaptation_plan"]
     assert json.loads((written / "adaptation_plan.json").read_text()) == {**plan, "trainer_name": "frepa"}
+    _check_fields(plan)
     (configuration,) = plan["pretrain_plan"]["configurations"].values()
     assert configuration["spacing"] == [1.0, 1.0, 1.0]
     assert configuration["patch_size"] == plan["recommended_downstream_patchsize"] == [16, 16, 16]
@@ -115,11 +160,14 @@ def test_nnunets_network_takes_stem_and_stages(tmp_path: Path, guide: str) -> No
 
 
 def test_the_large_one_is_nnunets_preset() -> None:
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
     from frepa.exporting.nnunet_plan import adaptation_plan
 
     with torch.device("meta"):
         encoder = build_encoder("resenc_large", guide="none")
     plan = adaptation_plan(encoder, (160, 160, 160))  # type: ignore[arg-type]
+    _check_fields(plan)
     assert plan["architecture_plans"] == {
         "arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None,
     }  # fmt: skip
@@ -127,6 +175,16 @@ def test_the_large_one_is_nnunets_preset() -> None:
     names = encoder.trunk.state_dict()
     for key in plan["keys_to_in_proj"]:
         assert names[f"{key}.weight"].shape == (32, plan["pretrain_num_input_channels"], 3, 3, 3)
+    # The preset as nnU-Net builds it, whose encoder has 448 tensors in the checkpoints that were published of it
+    with torch.device("meta"):
+        preset = ResidualEncoderUNet(
+            plan["pretrain_num_input_channels"], 6, (32, 64, 128, 256, 320, 320), torch.nn.Conv3d, 3,
+            (1, 2, 2, 2, 2, 2), (1, 3, 4, 6, 6, 6), 2, (1, 1, 1, 1, 1), True, torch.nn.InstanceNorm3d,
+            {"eps": 1e-5, "affine": True}, None, None, torch.nn.LeakyReLU, {"inplace": True},
+        )  # fmt: skip
+    theirs = {key: value.shape for key, value in preset.state_dict().items() if key.startswith("encoder.")}
+    assert len(theirs) == 448
+    assert {key: value.shape for key, value in names.items() if key.startswith("encoder.")} == theirs
 
 
 @pytest.mark.parametrize(("to", "name", "words"), [
