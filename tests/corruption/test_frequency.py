@@ -17,6 +17,11 @@ from frepa.errors import InputError
 SHAPES = [(64, 48), (45, 37), (33, 50), (1, 40), (40, 1), (1, 1), (20, 34, 18), (17, 19, 33), (2, 1, 35), (1, 1, 1)]
 
 
+def to_half(plane: torch.Tensor, dims: int) -> torch.Tensor:
+    """``(A(u) + conj A(-u)) / 2`` on the half spectrum of a plane in transform order: its part with a real image."""
+    return frequency.hermitian_part(plane, range(-dims, 0))[..., : plane.shape[-1] // 2 + 1]
+
+
 def images(shape: tuple[int, ...], batch: int = 2, channels: int = 2) -> torch.Tensor:
     return torch.rand(batch, channels, *shape, generator=torch.Generator().manual_seed(0))
 
@@ -54,7 +59,7 @@ def test_masking_and_noise_equal_the_complex_plane(shape: tuple[int, ...], patch
     expected = np.fft.ifftn(plane * full_plane(keep, shape, patch)[:, None] + level * noise, axes=axes).real
 
     mask = tiles.expand_tiles(torch.from_numpy(keep), shape, patch)[:, None]
-    half_noise = frequency.to_half(torch.from_numpy(noise), len(shape)).clone()
+    half_noise = to_half(torch.from_numpy(noise), len(shape)).clone()
     found = to_image(frequency.corrupt_spectrum(to_spectrum(x), mask, half_noise, 0.002), shape)
     assert np.allclose(found.numpy(), expected, atol=3e-6)
 
@@ -66,7 +71,7 @@ def test_half_mask_of_tiles_is_that_of_the_plane(shape: tuple[int, ...]) -> None
     plane = torch.from_numpy(full_plane(keep, shape, 16))
     found = tiles.expand_tiles(torch.from_numpy(keep), shape, 16)
     assert tuple(found.shape) == (3, *half_shape(shape))
-    assert torch.equal(found, frequency.to_half(plane, len(shape)))
+    assert torch.equal(found, to_half(plane, len(shape)))
 
 
 def test_mirror_is_the_negative_frequency() -> None:
@@ -93,7 +98,7 @@ def test_tiles_are_masked_as_often_as_equation_2_says(shape: tuple[int, ...], ma
     masks = frequency.tile_mask(shape, draws(count), patch=16, cutoff=cutoff, mask_centre=mask_centre)
     assert masks.shape == (count, 1, *half_shape(shape))
     plane = full_plane(expected[None], shape, 16)
-    kept = 1 - frequency.to_half(torch.from_numpy(plane), len(shape))[0].numpy()
+    kept = 1 - to_half(torch.from_numpy(plane), len(shape))[0].numpy()
     assert np.abs(masks.mean(0)[0].numpy() - kept).max() < 5 * 0.5 / math.sqrt(count)
 
 
@@ -113,7 +118,7 @@ def test_complex_noise_is_the_real_part_of_the_complex_plane(shape: tuple[int, .
     plane = np.fft.fftn(x.numpy().astype(np.float64), axes=axes)
     level = 0.002 * np.abs(plane).max(axis=(1, *axes), keepdims=True)
     expected = np.fft.ifftn(plane + level * noise, axes=axes).real
-    half = frequency.to_half(torch.from_numpy(noise), len(shape)).clone()
+    half = to_half(torch.from_numpy(noise), len(shape)).clone()
     found = to_image(frequency.corrupt_spectrum(to_spectrum(x), None, half, 0.002), shape)
     assert np.allclose(found.numpy(), expected, atol=3e-6)
 

@@ -43,12 +43,13 @@ KINDS += ("repeat a part", "exchange parts", "digits", "empty")
 
 READ = """
 import json, os, sys, time, traceback
+from typing import get_args
 import torch
 torch.set_num_threads(1)
 from frepa.checks.measures import measure
 from frepa.datasets.opening import open_source
 from frepa.errors import InputError
-from frepa.images.scan import TROUBLES, UnreadableScan
+from frepa.images.scan import Trouble, UnreadableScan
 import frepa.images.readers.dicom.reader, frepa.images.readers.hdf5, frepa.images.readers.nifti
 import frepa.images.readers.raster, frepa.images.readers.simpleitk, frepa.images.readers.tiff
 
@@ -74,7 +75,7 @@ for line in sys.stdin:
                     measure(scan)
                     said.append("read")
                 except UnreadableScan as error:
-                    assert error.kind in TROUBLES
+                    assert error.kind in get_args(Trouble)
                     said.append(error.reason)
         except InputError as error:
             said.append(str(error))

@@ -11,11 +11,9 @@ from frepa.heads.standardise import Moments, Standardise, constant_channels
 def test_moments_are_those_of_all_positions_at_once(shape: tuple[int, ...]) -> None:
     # A large common vector and little variation: differences of large sums would lose it.
     batches = [1e3 + 0.05 * torch.randn(b, 6, *shape, generator=torch.Generator().manual_seed(b)) for b in (1, 4, 2)]
-    moments, half = Moments(6), Moments(6)
-    moments.add(batches[0])
-    half.add(batches[1])
-    half.add(batches[2])
-    moments.merge(half)
+    moments = Moments(6)
+    for batch in batches:
+        moments.add(batch)
     rows = np.concatenate([np.moveaxis(b.double().numpy(), 1, -1).reshape(-1, 6) for b in batches])
     np.testing.assert_allclose(moments.mean.numpy(), rows.mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.std.numpy(), rows.std(0), rtol=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frepa.images.geometry import crop_at, placement, resize, resize_pad, undo_resize_pad
+from frepa.images.geometry import crop_at, placement, resize, resize_pad
 
 RNG = np.random.default_rng(1)
 
@@ -88,20 +88,14 @@ def test_bicubic_overshoot_is_clipped() -> None:
     assert large.max() == 1
 
 
-def test_labels_keep_their_values_and_come_back_to_their_place() -> None:
+def test_labels_keep_their_values_and_their_place() -> None:
     labels = np.kron(RNG.integers(0, 5, (1, 12, 9)), np.ones((1, 8, 8), int)).astype(np.uint8)
     framed = resize_pad(labels, (224, 224), "nearest")
     assert framed.dtype == np.uint8
     assert set(np.unique(framed)) <= {0, 1, 2, 3, 4}
-    back = undo_resize_pad(framed, labels.shape[1:], "nearest")
+    inner = framed[(slice(None), *placement(labels.shape[1:], (224, 224)).slices)]
+    back = resize(inner, labels.shape[1:], "nearest")
     assert np.array_equal(back, labels)
-
-
-def test_undoing_gives_back_a_smooth_image() -> None:
-    y, x = np.mgrid[:60, :100] / 100
-    smooth = (0.5 + 0.4 * np.sin(7 * x) * np.cos(5 * y)).astype(np.float32)[None]
-    back = undo_resize_pad(resize_pad(smooth, (128, 128)), (60, 100))
-    assert np.abs(back - smooth)[:, 3:-3, 3:-3].max() < 2e-3
 
 
 def test_crop_is_a_slice_at_native_resolution() -> None:

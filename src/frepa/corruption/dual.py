@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -105,18 +105,6 @@ class Corruption:
             sizes.check_spectrum_room(shape, self.frequency_patch)
         if self.frequency_probability < 1:
             sizes.check_image_room(shape, self.patch)
-
-    def at_size(self, shape: Sequence[int]) -> Corruption:
-        """The same with both patches as numbers, for images of shape ``S``.
-
-        Raises InputError when a patch that was asked for does not fit.
-        """
-        self.check_size(shape)
-        return replace(
-            self,
-            frequency_patch=sizes.spectrum_side(shape, self.frequency_patch),
-            patch=sizes.image_side(shape, self.patch, self.fit),
-        )
 
     def __call__(self, x: Tensor, draws: Draws, fov: Tensor | None = None) -> Corrupted:
         """Corrupt images ``(B, C, *S)`` in [0, 1], finite; ``draws`` has one row per image.

@@ -158,14 +158,6 @@ def corrupt_spectrum(spectrum: Tensor, mask: Tensor | None, noise: Tensor | None
     return spectrum
 
 
-def to_half(plane: Tensor, dims: int) -> Tensor:
-    """``(A(u) + A(-u)) / 2`` on the half spectrum ``(..., *half)`` of a real plane ``(..., *S)`` in transform order.
-
-    Of a complex plane ``(A(u) + conj A(-u)) / 2``, what taking the real part of its inverse transform leaves of it.
-    """
-    return hermitian_part(plane, range(-dims, 0))[..., : plane.shape[-1] // 2 + 1]
-
-
 def hermitian_part(plane: Tensor, dims: Iterable[int]) -> Tensor:
     """``(A(u) + conj A(-u)) / 2`` of a plane in transform order, ``u`` running over the axes ``dims``."""
     axes = tuple(dims)

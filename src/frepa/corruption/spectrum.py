@@ -48,7 +48,7 @@ def apply_transfer(x: Tensor, transfer: Tensor) -> Tensor:
     Args:
         x: images ``(B, C, *S)``, any floating dtype.
         transfer: real factors ``(*half)`` (or any shape that broadcasts against ``(B, C, *half)``), symmetric as those
-            of `low_pass`, `high_pass` and `band_pass` are.
+            of `low_pass` and `high_pass` are.
 
     Returns:
         float32 ``(B, C, *S)``. Differentiable in ``x``.
@@ -69,14 +69,6 @@ def low_pass(shape: Sequence[int], cutoff: float, device: torch.device | str | N
 def high_pass(shape: Sequence[int], cutoff: float, device: torch.device | str | None = None) -> Tensor:
     """Exponential high-pass ``1 - exp(-d^2 / d_c^2)``: float32 ``(*half)`` in [0, 1], 0 at d = 0. Frepa Eq. 9."""
     return _high_pass(tuple(shape), float(cutoff), torch.device(device or "cpu"))
-
-
-def band_pass(shape: Sequence[int], low: float, high: float, device: torch.device | str | None = None) -> Tensor:
-    """What `low_pass` at ``high`` keeps and `low_pass` at ``low`` does not: their difference. Frepa Eq. 15.
-
-    ``low_pass(low) + band_pass(low, high) + high_pass(high)`` is 1 at every coefficient.
-    """
-    return _band_pass(tuple(shape), float(low), float(high), torch.device(device or "cpu"))
 
 
 # The caches hand out shared tensors: never change one in place. They are made outside inference mode, because a tensor
@@ -103,9 +95,3 @@ def _low_pass(shape: tuple[int, ...], cutoff: float, device: torch.device) -> Te
 @torch.inference_mode(False)
 def _high_pass(shape: tuple[int, ...], cutoff: float, device: torch.device) -> Tensor:
     return -torch.expm1(-(_distance(shape, device).double() ** 2) / (cutoff * min(shape)) ** 2).float()
-
-
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)
-def _band_pass(shape: tuple[int, ...], low: float, high: float, device: torch.device) -> Tensor:
-    return _low_pass(shape, high, device) - _low_pass(shape, low, device)

@@ -38,16 +38,7 @@ class Moments:
             return
         mean = (each[:, None] * rows).sum(0) / count
         squares = (each[:, None] * (rows - mean).square()).sum(0)
-        self._merge(count, mean, squares)
-
-    def merge(self, other: Moments) -> None:
-        """Take in what another one has seen."""
-        self._merge(other.count, other.mean.to(self.mean), other.squares.to(self.mean))
-
-    def _merge(self, count: float, mean: Tensor, squares: Tensor) -> None:
         total = self.count + count
-        if not total:
-            return
         apart = mean - self.mean
         self.squares += squares + apart.square() * (self.count * count / total)
         self.mean += apart * (count / total)

@@ -1,7 +1,11 @@
-"""Images to one size: resize with the aspect kept and zero padding, or crop at native resolution. 2D and 3D alike."""
+"""Images to one size: resize with the aspect kept and zero padding, or crop at native resolution. 2D and 3D alike.
+
+Also extent and affine at another voxel size; the field of view stays as it is.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from frepa.errors import InputError
+
 ORDERS = ("bicubic", "bilinear", "nearest")
+# Spacings closer than this, relatively, are the same
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,6 @@ def resize_pad(
     framed = np.zeros((array.shape[0], *size), inner.dtype)
     framed[(slice(None), *place.slices)] = inner
     return framed
-
-
-def undo_resize_pad(array: np.ndarray, shape: Sequence[int], order: str = "bicubic") -> np.ndarray:
-    """``(C, *size)``, the frame `resize_pad` made, back to the image's own extent: ``(C, *shape)``."""
-    place = placement(shape, array.shape[1:])
-    return resize(np.ascontiguousarray(array[(slice(None), *place.slices)]), shape, order)
 
 
 def resize(array: np.ndarray, size: Sequence[int], order: str = "bicubic") -> np.ndarray:
@@ -129,3 +131,30 @@ def crop_starts(shape: Sequence[int], size: Sequence[int], where: Sequence[float
     """First index per axis of what `crop_at` cuts out of an image of extent ``shape``; 0 along shorter axes."""
     spare = [n - to for n, to in zip(shape, size)]
     return [min(int(place * (room + 1)), room) if room > 0 else 0 for room, place in zip(spare, where)]
+
+
+def resampled_size(size: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> tuple[int, ...]:
+    """Extent at the wanted spacing: whole voxels that cover the same field of view as closely as can be."""
+    return tuple(
+        n if abs(have / want - 1) < _SAME else max(1, round(n * have / want))
+        for n, have, want in zip(size, spacing, wanted)
+    )
+
+
+def per_axis(spacing: float | Sequence[float], axes: int) -> tuple[float, ...]:
+    """One number per axis, from one for all or the numbers themselves."""
+    values = (float(spacing),) * axes if isinstance(spacing, int | float) else tuple(float(value) for value in spacing)
+    if len(values) != axes or not all(0 < value < math.inf for value in values):
+        raise InputError(f"The spacing {spacing} must be {axes} positive numbers in millimetres, or one for all axes.")
+    return values
+
+
+def resampled_affine(affine: np.ndarray, size: Sequence[int], to: Sequence[int]) -> np.ndarray:
+    """The affine once ``size`` voxels have become ``to`` over the same field of view (2D: its first two columns)."""
+    factors = np.array([n / m for n, m in zip(size, to)])
+    axes = len(factors)
+    changed = np.array(affine, np.float64)
+    # The first voxel's centre moves, its outer edge stays
+    changed[:3, 3] += changed[:3, :axes] @ ((factors - 1) / 2)
+    changed[:3, :axes] *= factors
+    return changed

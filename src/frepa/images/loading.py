@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from frepa.errors import InputError, nearest
-from frepa.images.geometry import crop_at, placement, resize_pad
+from frepa.images.geometry import crop_at, per_axis, placement, resampled_affine, resize_pad
 from frepa.images.intensity import ANY_WINDOW, PERCENTILES, Window, bounds, check_window, needs_pixels, scale
 from frepa.images.placing import (
     check_foreground,
@@ -21,7 +21,6 @@ from frepa.images.placing import (
     shifted_affine,
 )
 from frepa.images.readers.pixels import luminance
-from frepa.images.resampling import per_axis, resampled_affine
 from frepa.images.sampling import Stream, uniform
 from frepa.images.scan import Scan, Skipped, UnreadableScan, replace_scan
 from frepa.images.source import Source

@@ -1,6 +1,6 @@
 """Which part of a scan a sample sees: a crop of the scan brought to a spacing, read without reading the rest.
 
-The grid a scan is brought to covers the same field of view (`frepa.images.resampling.resampled_size`): voxel ``i`` of
+The grid a scan is brought to covers the same field of view (`frepa.images.geometry.resampled_size`): voxel ``i`` of
 an axis of ``n`` voxels that becomes ``m`` lies at ``(i + 1/2) m / n - 1/2``. A voxel of the grid depends on a few
 voxels of the scan around it and on no others: that is what `Crop.start` and `Crop.size` are.
 """
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from frepa.errors import InputError
-from frepa.images.geometry import crop_starts
-from frepa.images.resampling import resampled_affine, resampled_size
+from frepa.images.geometry import crop_starts, resampled_affine, resampled_size
 from frepa.images.sampling import uniform
 from frepa.images.scan import HU, Scan
 

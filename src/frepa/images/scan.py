@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -33,8 +33,6 @@ Trouble = Literal[
 ]
 #: What a reader may have had to assume or found odd about a scan that it can read.
 Oddity = Literal["geometry", "slices missing", "slices unreadable", "hu assumed", "ct without hu", "other"]
-TROUBLES: tuple[Trouble, ...] = get_args(Trouble)
-ODDITIES: tuple[Oddity, ...] = get_args(Oddity)
 
 
 class Note(str):

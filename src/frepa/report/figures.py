@@ -105,34 +105,6 @@ def panels(
     return figure
 
 
-def bar_chart(
-    groups: Mapping[str, Mapping[str, tuple[float, float]]], *, ylabel: str = "", low: float | None = None
-) -> Figure:
-    """Bars side by side with error bars.
-
-    Args:
-        groups: label under the group -> name of the bar -> ``(height, half length of the error bar)``.
-            A NaN height leaves the bar out.
-        low: lower end of the vertical axis; 0 by default, so that lengths can be compared.
-    """
-    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
-    figure = new_figure(max(4.5, 1.2 + 0.45 * len(groups) * (len(names) + 1)), 3.6)
-    axes = figure.add_subplot()
-    width = 0.8 / max(1, len(names))
-    for j, (name, colour) in enumerate(zip(names, _cycle(len(names)))):
-        present = [(i, bars[name]) for i, bars in enumerate(groups.values()) if name in bars]
-        at = [i + (j - (len(names) - 1) / 2) * width for i, _ in present]
-        heights = [mean for _, (mean, _) in present]
-        errors = np.nan_to_num([std for _, (_, std) in present])
-        axes.bar(at, heights, width * 0.92, color=colour, label=name)
-        axes.errorbar(at, heights, yerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
-    axes.set_xticks(range(len(groups)), [shown(name) for name in groups])
-    axes.set_ylim(bottom=0 if low is None else low)
-    dress(axes, "", ylabel, legend=len(names) > 1)
-    axes.grid(False, axis="x")
-    return figure
-
-
 def histograms(
     samples: Mapping[str, np.ndarray],
     *,

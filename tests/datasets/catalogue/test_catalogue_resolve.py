@@ -15,7 +15,7 @@ from catalogue_trees import cremi, dicom, medmnist, series, write
 from frepa.datasets.annotations import facts_of
 from frepa.datasets.catalogue.entry import load_entry
 from frepa.datasets.catalogue.listing import open_catalogue
-from frepa.datasets.catalogue.resolve import catalogue_table, parse_source, read_dataset, resolve
+from frepa.datasets.catalogue.resolve import parse_source, read_dataset, resolve
 from frepa.datasets.opening import open_source
 from frepa.errors import InputError
 from frepa.images.places import split_place
@@ -23,8 +23,11 @@ from frepa.images.places import split_place
 
 def test_a_source_is_dataset_and_folder(tmp_path: Path) -> None:
     CASES["drive"].build(tmp_path)
-    table = catalogue_table(f"drive:{tmp_path}")
-    assert table is not None
+    parsed = parse_source(f"drive:{tmp_path}")
+    assert parsed is not None
+    entry, options, folder = parsed
+    assert (entry.id, options, folder) == ("drive", {}, tmp_path)
+    table = read_dataset(entry, folder, options).table()
     assert table.num_rows == 2
     assert facts_of(table)["dataset"] == "drive"
     assert table.equals(resolve("drive", tmp_path))
@@ -45,7 +48,6 @@ def test_a_source_is_dataset_and_folder(tmp_path: Path) -> None:
 )
 def test_other_sources_are_left_alone(text: str) -> None:
     assert parse_source(text) is None
-    assert catalogue_table(text) is None
 
 
 def test_an_existing_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +62,17 @@ def test_a_misspelt_dataset_is_named_only_where_the_folder_exists(tmp_path: Path
     with pytest.raises(InputError, match="Did you mean drive"):
         parse_source(f"drvie:{tmp_path}")
     with pytest.raises(InputError, match="There is no folder"):
-        catalogue_table("drive:/no/such/folder")
+        open_source("drive:/no/such/folder", dims=2)
 
 
 def test_options_select(tmp_path: Path) -> None:
     CASES["octa-500"].build(tmp_path)
     everything = resolve("octa-500", tmp_path)
     assert everything.num_rows == 4
-    three = catalogue_table(f"octa-500?fov=3mm:{tmp_path}")
-    assert three is not None
+    parsed = parse_source(f"octa-500?fov=3mm:{tmp_path}")
+    assert parsed is not None
+    assert parsed[1] == {"fov": "3mm"}
+    three = resolve("octa-500", tmp_path, fov="3mm")
     assert [Path(path).name for path in three["path"].to_pylist()] == ["10301.bmp"] * 2
     one = resolve("octa-500", tmp_path, fov="3mm", projection="octa-ilm-opl")
     assert one["path"].to_pylist() == [str(tmp_path / "OCTA_3mm/Projection Maps/OCTA(ILM_OPL)/10301.bmp")]

@@ -22,7 +22,6 @@ from frepa.errors import InputError, nearest
 _CHUNK = 1 << 20
 _TRIES = 4
 _TIMEOUT = 60.0
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 Progress = Callable[[int, int | None], None]
 

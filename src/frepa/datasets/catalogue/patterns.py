@@ -22,9 +22,6 @@ _NAME = re.compile(r"\{([a-z][a-z0-9_]*)(?::([^{}]*))?\}")
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _LONG_EXTENSIONS = (".nii.gz", ".csv.gz", ".tar.gz")
 
-# Parts of a file's own path, offered to templates beside what the pattern named.
-PATH_FIELDS = ("file", "stem", "parent", "relative")
-
 
 class Pattern:
     """A compiled path pattern.

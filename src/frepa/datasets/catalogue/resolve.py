@@ -140,15 +140,6 @@ def parse_source(text: str) -> tuple[Entry, dict[str, str], Path] | None:
     return load_entry(name), options, folder
 
 
-def catalogue_table(source: str) -> pa.Table | None:
-    """The table of a source written ``dataset-id:folder``, None for any other. See `parse_source` and `resolve`."""
-    parsed = parse_source(source)
-    if parsed is None:
-        return None
-    entry, options, folder = parsed
-    return read_dataset(entry, folder, options).table()
-
-
 def _select(entry: Entry, records: Records, name: str, value: str) -> None:
     """Keep the records whose column or named part ``name`` is ``value``, letters and digits alone compared."""
     if name == "target":
