@@ -29,6 +29,10 @@ _TURNS = 50
 _held: dict[str, dict[str, Any]] = {}
 
 
+class InUse(InputError):
+    """Another process is at work there; nothing is wrong with what was asked for."""
+
+
 class Lock:
     """Held while it is used as a context.
 
@@ -39,7 +43,7 @@ class Lock:
         patience: seconds to wait for the workers of a parent that was killed, or of one on another machine.
 
     Raises:
-        InputError: another process holds it; names host, process and since when.
+        InUse: another process holds it; names host, process and since when.
     """
 
     def __init__(self, path: Path, what: str, *, inherited: bool = False, patience: float = 0.0) -> None:
@@ -139,9 +143,9 @@ class Lock:
         except OSError:
             return b""
 
-    def _taken(self, holder: dict[str, Any] | None) -> InputError:
+    def _taken(self, holder: dict[str, Any] | None) -> InUse:
         who = _sentence(holder) if holder else "another process is at work there"
-        return InputError(f"{self.what}: {who}. Wait for it, end it, or name another folder.")
+        return InUse(f"{self.what}: {who}. Wait for it, end it, or name another folder.")
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:

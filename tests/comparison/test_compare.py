@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from scipy import stats
 
 import tiny_encoders  # noqa: F401 (registers them)
@@ -20,19 +19,9 @@ from frepa import cli
 from frepa.errors import InputError, Stopped
 from frepa.verbs import _comparing
 from frepa.verbs.compare import compare
-from tiny_runs import balls, masked_set
+from tiny_runs import class_folders, masked_set
 
 TINY = "random:tiny_for_tests"
-
-
-def classes(root: Path, count: int = 12) -> Path:
-    """A folder per class; bright and dark, with noise, so that nothing is certain."""
-    for kind, factor in (("bright", 1.0), ("dark", 0.8)):
-        (root / kind).mkdir(parents=True)
-        for i in range(count):
-            image = balls((20, 24), i)[0] * factor + np.random.default_rng(i).normal(0, 40)
-            Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root / kind / f"{i}.png")
-    return root
 
 
 def table_of(path: Path) -> list[dict[str, str]]:
@@ -44,7 +33,7 @@ def table_of(path: Path) -> list[dict[str, str]]:
 def sets(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sets")
     masked_set(root / "balls", count=12)
-    classes(root / "kinds")
+    class_folders(root / "kinds")
     return root
 
 

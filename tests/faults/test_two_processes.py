@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from faults_helpers import ENCODER, PRETRAIN, write_images, write_labelled
 from frepa.cli import main
@@ -16,11 +17,13 @@ from frepa.locks import Lock
 from frepa.run_folders import LOCK
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "segment", "classify", "detect", "check", "demo", "prepare"])
+@pytest.mark.parametrize("verb", ["pretrain", "segment", "classify", "detect", "check", "demo", "prepare", "compare"])
 @pytest.mark.parametrize("how", [[], ["--overwrite"]])
 def test_a_second_command_is_told_who_is_at_work(tmp_path, capsys, verb, how):
     scans, labelled = write_images(tmp_path / "scans"), write_labelled(tmp_path / "labelled")
     out = tmp_path / "out"
+    study = {"encoders": {"one": ENCODER}, "tasks": {"vessels": {"segment": str(labelled)}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     head = [f"--encoder={ENCODER}", "--max-steps=1", "--quiet"]
     words = {
         "pretrain": ["pretrain", str(scans), *PRETRAIN],
@@ -29,6 +32,7 @@ def test_a_second_command_is_told_who_is_at_work(tmp_path, capsys, verb, how):
         "detect": ["detect", str(labelled), *head],
         "check": ["check", str(scans), "--quiet", "--num-workers=0"],
         "demo": ["demo", "--quiet"],
+        "compare": ["compare", str(tmp_path / "study.yaml"), "--quiet"],
         "prepare": ["prepare", str(scans), "--quiet", "--num-workers=0"],
     }[verb]
     out.mkdir()

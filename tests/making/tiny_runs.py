@@ -42,6 +42,16 @@ def masked_set(root: Path, count: int = 8, size: tuple[int, ...] = (28, 32)) -> 
     return root
 
 
+def class_folders(root: Path, count: int = 12) -> Path:
+    """A folder per class; bright and dark, with noise, so that nothing is certain."""
+    for kind, factor in (("bright", 1.0), ("dark", 0.8)):
+        (root / kind).mkdir(parents=True)
+        for i in range(count):
+            image = balls((20, 24), i)[0] * factor + np.random.default_rng(i).normal(0, 40)
+            Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root / kind / f"{i}.png")
+    return root
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file."""
     with open(path, newline="") as file:

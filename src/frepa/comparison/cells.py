@@ -25,9 +25,12 @@ from frepa.comparison.contents import (
     options_of,
 )
 from frepa.comparison.study import Row, Study, StudyTask
+from frepa.downstream.sharing import Shared, sharing
 from frepa.errors import InputError, RunEnded
 from frepa.files import write_json, write_text
 from frepa.images.hidden_names import Names
+from frepa.locks import InUse
+from frepa.machine import memory_of
 from frepa.run_folders import CONFIG
 
 CELLS = "cells"
@@ -187,7 +190,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told: call ``function(*arguments, **options)``, writing into ``out``, with so many threads."""
+    """What a worker is told: call ``function(*arguments, **options)``, writing into ``out``, with so many threads.
+
+    ``shares`` is what other cells have in common with it, "" where none does: encoder and data (see
+    `frepa.downstream.sharing`). ``room``: share of the memory that may be held for that.
+    """
 
     key: str
     out: Path
@@ -195,6 +202,12 @@ class Job:
     arguments: tuple[Any, ...]
     options: Mapping[str, Any]
     threads: int
+    shares: str = ""
+    room: float = 0.0
+
+
+#: What the cells of one encoder and set have computed in this process. Of one at a time: cells come in that order.
+_SHARED: dict[str, Shared] = {}
 
 
 def job_of(
@@ -233,11 +246,13 @@ def compute(job: Job) -> tuple[str, Record]:
     again = {"overwrite": True} if _begun_elsewhere(job) else {"resume": True}
     try:
         # What a verb tells is in the cell's own report; the study shows which cell it is at.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), sharing(_shared(job)):
             job.function(*job.arguments, out=str(job.out), quiet=True, **again, **job.options)
         record = Record(DONE)
     except RunEnded:
         raise
+    except InUse as error:  # a worker whose study was killed, say; the next time it has ended
+        record = Record(FAILED, str(error))
     except InputError as error:
         record = Record(UNFIT, str(error))
     except Exception as error:  # of one cell: the table goes on, and this one is tried again next time
@@ -248,6 +263,28 @@ def compute(job: Job) -> tuple[str, Record]:
         torch.set_num_threads(before)
     record.seconds = time.perf_counter() - start
     return job.key, record
+
+
+def shares_of(cell: Cell) -> str:
+    """Equal for cells of one encoder and set, whatever their heads and seeds; "" of a baseline."""
+    if not cell.encoder:
+        return ""
+    return key_of({name: cell.content[name] for name in ("verb", "encoder", "data")})
+
+
+def _shared(job: Job) -> Shared | None:
+    if job.shares not in _SHARED:
+        _SHARED.clear()
+        if job.shares:
+            import torch
+
+            _SHARED[job.shares] = Shared(int(job.room * memory_of(torch.device("cpu"))))
+    return _SHARED.get(job.shares)
+
+
+def forget_shared() -> None:
+    """Give back the memory that cells of this process shared."""
+    _SHARED.clear()
 
 
 def _begun_elsewhere(job: Job) -> bool:

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from frepa.comparison.cells import DONE, UNFIT, Baseline, Cell, Job, Record, compute, job_of, remove_if_empty
+from frepa.comparison.cells import (
+    DONE,
+    UNFIT,
+    Baseline,
+    Cell,
+    Job,
+    Record,
+    compute,
+    forget_shared,
+    job_of,
+    remove_if_empty,
+    shares_of,
+)
 from frepa.errors import InputError, nearest
 from frepa.files import announce
 from frepa.processors import processors
 
 #: Engines that joblib runs the cells by; what the name of one needs installed.
 BACKENDS = {"loky": "joblib", "dask": "distributed", "ray": "ray"}
+# What cells of one encoder and set have in common is kept in as much of the memory, all cells at a time together.
+_SHARED_MEMORY = 0.1
 
 
 def run_cells(
@@ -64,12 +80,15 @@ def run_cells(
         else:
             records[cell.key] = kept
     todo: list[Job] = []
+    alike = Counter(map(shares_of, missing.values()))
     for cell in missing.values():
         place = folder / cell.key
         place.mkdir(exist_ok=True)
         announce(place)  # a folder with a mark of its own, which a worker cannot add to this run's list
         announce(folder / f"{cell.key}.log")
-        todo.append(job_of(cell, folder, verbs, baselines, threads=threads, num_workers=num_workers))
+        job = job_of(cell, folder, verbs, baselines, threads=threads, num_workers=num_workers)
+        group = shares_of(cell)
+        todo.append(replace(job, shares=group if alike[group] > 1 else "", room=_SHARED_MEMORY / jobs))
     bar = tqdm(total=len(todo), unit="cell", desc="Cells", disable=quiet or not todo, dynamic_ncols=True)
     names = {key: f"{cell.row.name} on {cell.task.name}" for key, cell in missing.items()}
 
@@ -85,6 +104,7 @@ def run_cells(
                 tell(f"{names[key]}: {record.status}. {record.reason}")
             remove_if_empty(folder / key)
             bar.update()
+    forget_shared()
     return records
 
 

@@ -6,12 +6,14 @@ the 2D encoder is frozen, and its blocks train with the head (Frepa section 3.3.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from frepa.downstream.sharing import shared_maps
 from frepa.downstream.tuning import Tuning
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
@@ -34,6 +36,8 @@ class HeadOnFrozen(nn.Module):
     cache: FeatureCache | None
     #: What of the encoder trains with the head, where it is not left frozen.
     tuning: Tuning | None = None
+    #: Precision in which the encoder is run, where it is not float32.
+    autocast: torch.dtype | None
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +60,15 @@ class HeadOnFrozen(nn.Module):
         Of several heads on one encoder the first may run it for all, so it does not matter which of them trains.
         """
         return torch.set_grad_enabled(self.tuning is not None and torch.is_grad_enabled())
+
+    def recalled(self, words: tuple, inputs: Sequence[Tensor], compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What a frozen encoder makes of ``inputs``, where another head on it has had it made (see `sharing`).
+
+        Not while a head is trained: what it is shown then is drawn for it alone. ``words``: what of the head decides.
+        """
+        if self.training or self.tuning is not None or self.cache is not None:
+            return compute()
+        return shared_maps((type(self).__name__, str(self.autocast), *words), inputs, compute)
 
     def rate_groups(self) -> list[dict[str, Any]]:
         """Groups of an optimizer; a ``share`` says that their learning rate is that part of the head's."""

@@ -123,6 +123,9 @@ class WindowedHead(HeadOnFrozen):
 
     def frozen(self, inputs: Tensor) -> Tensor:
         """What the encoder makes of a batch: the dense map, or of a slice transfer its 2D encoder's maps."""
+        return self.recalled((), [inputs], lambda: [self._frozen(inputs)])[0]
+
+    def _frozen(self, inputs: Tensor) -> Tensor:
         with self.through_encoder():
             if self.cache is not None:
                 return torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)

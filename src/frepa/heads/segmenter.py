@@ -154,6 +154,12 @@ class SegmentationHead(nn.Module):
             scores = scores + self.body(own)
         return scores[(..., *(slice(0, length) for length in size))]
 
+    def linear_state(self) -> dict[str, Tensor]:
+        """The tensors that the closed form decides: statistics and the linear part, by name; copies."""
+        return {
+            name: t.clone() for name, t in self.state_dict().items() if name.startswith(("standardise.", "direct."))
+        }
+
     def start_from(self, ridge: Ridge, offsets: Tensor) -> None:
         """Let the linear part answer what a ridge regression of the foreground classes does, as logits.
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from frepa.downstream.classification.model import Classifier
 from frepa.downstream.crops import CaseCache
+from frepa.downstream.sharing import shared
 from frepa.draws import Draws
 from frepa.errors import InputError
 from frepa.images.intensity import to_unit
@@ -78,8 +79,19 @@ class FixedFeatures:
 
     def __init__(self, classifier: Classifier, source: Source, records: np.ndarray, *, workers: int, quiet: bool):
         self._device = classifier.device
-        self._slot = np.full(len(source), -1, np.int64)
-        self.unreadable: dict[int, Skipped] = {}
+        made = shared(
+            lambda: ("embeddings", source.fingerprint, records.tobytes(), *classifier.encoded_by),
+            lambda: self._encoded(classifier, source, records, workers, quiet),
+            lambda made: made[0].nbytes,
+        )
+        self._values, self._slot, self.unreadable = made
+
+    @staticmethod
+    def _encoded(
+        classifier: Classifier, source: Source, records: np.ndarray, workers: int, quiet: bool
+    ) -> tuple[Tensor, np.ndarray, dict[int, Skipped]]:
+        """Embeddings on the host, the place of each record among them, and what cannot be read."""
+        slot, unreadable = np.full(len(source), -1, np.int64), dict[int, Skipped]()
         images = CaseCache(_reader(classifier, source), classifier.inputs, limit=0, workers=workers)
         kept: list[Tensor] = []
         waiting: list[tuple[int, Tensor]] = []
@@ -90,18 +102,18 @@ class FixedFeatures:
             try:
                 waiting.append((record, images[record]))
             except UnreadableScan as error:
-                self.unreadable[record] = error.skipped(source.name(record))
+                unreadable[record] = error.skipped(source.name(record))
             if len(waiting) == _ENCODED_AT_ONCE or (waiting and place == len(order) - 1):
                 encoded = classifier.encode([image for _, image in waiting])[0].cpu()
                 if not kept:
                     _check_memory(encoded, len(order))
                 kept.append(encoded)
                 for record_, _ in waiting:
-                    self._slot[record_] = done
+                    slot[record_] = done
                     done += 1
                 waiting = []
         images.close()
-        self._values = torch.cat(kept) if kept else torch.empty(0)
+        return torch.cat(kept) if kept else torch.empty(0), slot, unreadable
 
     def batch(
         self, records: Sequence[int], keys: Sequence[int] | None = None, following: Sequence[int] = ()
@@ -158,7 +170,14 @@ class LiveFeatures:
                 image.flip([axis + 1 for axis, drawn in enumerate(flips) if drawn[row] < 0.5])
                 for row, image in enumerate(images)
             ]
-        return self._classifier.encode(images)
+        if keys is not None:
+            return self._classifier.encode(images)
+
+        def encode() -> list[Tensor]:
+            return [item for item in self._classifier.encode(images) if item is not None]
+
+        found = self._classifier.recalled(self._classifier.encoded_by, images, encode)
+        return found[0], found[1] if len(found) > 1 else None
 
     def close(self) -> None:
         """Stop the threads that read ahead."""

@@ -95,6 +95,13 @@ class Classifier(HeadOnFrozen):
         """
         return self.encoder if isinstance(self.encoder, SliceTransfer) and self.head.before is not None else None
 
+    @property
+    def encoded_by(self) -> tuple:
+        """What of the head decides how an image is encoded."""
+        own = self.settings
+        network = self.head.network is not None
+        return own.image_size, own.window, own.pooling, network, self.transfer is not None, str(self.autocast)
+
     def frame(self, image: np.ndarray) -> np.ndarray:
         """Bring an image ``(C, *S)`` float32 in [0, 1] to the size the encoder is fed; same type and range."""
         return framed(self.encoder, image, self.settings.image_size)

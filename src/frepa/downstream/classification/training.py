@@ -19,7 +19,8 @@ from frepa.downstream.classification.metrics import accuracy, macro_auc
 from frepa.downstream.classification.model import ClassificationSettings, Classifier
 from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
 from frepa.downstream.options import TaskOptions
-from frepa.downstream.resuming import HeadState
+from frepa.downstream.resuming import HeadState, digest
+from frepa.downstream.sharing import shared
 from frepa.draws import sample_keys
 from frepa.encoders.contract import Encoder
 from frepa.encoders.slice_transfer import SliceTransfer
@@ -216,7 +217,12 @@ def start_closed_form(
         return torch.cat(found).double().cpu().numpy()
 
     held = (pooled(val), data.targets[val].astype(float)) if len(val) else None
-    model, penalty = choose_logistic(pooled(rows), data.targets[rows].astype(float), held, several=data.several)
+    seen, known = pooled(rows), data.targets[rows].astype(float)
+    model, penalty = shared(
+        lambda: ("logistic", data.several, digest(seen, known, held)),
+        lambda: choose_logistic(seen, known, held, several=data.several),
+        lambda made: 0,
+    )
     head.start_from(model)
     return penalty, notes
 

@@ -68,6 +68,9 @@ class Segmenter(WindowedHead):
 
         Of a slice transfer the one map is what its 2D encoder makes of every slice.
         """
+        return self.recalled((self.features,), [inputs], lambda: self._read(inputs))
+
+    def _read(self, inputs: Tensor) -> list[Tensor]:
         self.encoder.eval()
         with self.through_encoder(), self._autocast(inputs.device):
             if self.cache is not None:

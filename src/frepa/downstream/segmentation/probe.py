@@ -21,6 +21,7 @@ from frepa.downstream.crops import CaseCache, cover
 from frepa.downstream.scores import summarise
 from frepa.downstream.segmentation.metrics import Counts, case_mean, dice
 from frepa.downstream.segmentation.model import Segmenter
+from frepa.downstream.sharing import sharing
 from frepa.errors import InputError
 from frepa.heads.reading import grid_channels
 from frepa.heads.ridge import (
@@ -100,7 +101,8 @@ def fit_probe(
     """
     start = time.perf_counter()
     head = segmenter.head
-    folds, moments, foreground = _sums(segmenter, cache, train, augment=augment, quiet=quiet)
+    with sharing(None):  # not these maps, whose sums alone are needed, and which would leave no room for others
+        folds, moments, foreground = _sums(segmenter, cache, train, augment=augment, quiet=quiet)
     check_foreground(foreground.tolist())
     for layer, seen in zip(head.statistics, moments):
         layer.set(seen.mean, seen.std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from frepa.datasets.reading import LabelledImage, read_case
 from frepa.downstream.crops import CaseCache, CropPlan, CropStream, WorkingCase, working_case
 from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
-from frepa.downstream.resuming import HeadState
+from frepa.downstream.resuming import HeadState, digest
 from frepa.downstream.scores import summarise
 from frepa.downstream.segmentation.baselines import Baselines, fit_baselines
 from frepa.downstream.segmentation.data import LabelledCase, SegmentationData
@@ -24,6 +25,7 @@ from frepa.downstream.segmentation.metrics import case_mean, count, dice
 from frepa.downstream.segmentation.model import Segmenter, build_head
 from frepa.downstream.segmentation.pool import CropPool
 from frepa.downstream.segmentation.probe import ProbeFit, fit_probe, fit_statistics
+from frepa.downstream.sharing import shared
 from frepa.downstream.windowed import WindowOptions, WindowSettings, fitted_crop
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
@@ -145,14 +147,44 @@ def train_head(
         if segmenter.transfer is not None:
             probe, notes = None, tuple(fit_statistics(segmenter, cache, places[0], quiet=quiet))
         else:
-            probe = fit_probe(segmenter, cache, *places, augment=plan.crops.augment, quiet=quiet)
+            probe = _closed_form(segmenter, cache, train, val, augment=plan.crops.augment, quiet=quiet)
             notes = probe.notes
-        baselines = fit_baselines(cache, places[0], segmenter.head.classes, segmenter.encoder.guide)
+        guide, classes = segmenter.encoder.guide, segmenter.head.classes
+        baselines = shared(
+            lambda: ("baselines", digest(train), segmenter.settings, classes, guide),
+            lambda: fit_baselines(cache, places[0], classes, guide),
+            lambda made: 0 if made.atlas is None else made.atlas.nbytes,
+        )
         if segmenter.head.kind == "linear" and probe is not None:
             training = HeadTraining(0, 0, probe.val_dsc, probe.seconds, 0.0, val_cases=len(val))
         else:
             training = _train(segmenter, cache, places[1], stream, plan, metrics, marks, states, quiet=quiet)
     return replace(training, probe=probe, notes=notes), baselines
+
+
+def _closed_form(
+    segmenter: Segmenter,
+    cache: CaseCache,
+    train: list[LabelledCase],
+    val: list[LabelledCase],
+    *,
+    augment: bool,
+    quiet: bool,
+) -> ProbeFit:
+    """Fit the head's linear part, or take it over from another head of a study: it is the same whatever the seed."""
+    head, start = segmenter.head, time.perf_counter()
+    places = range(len(train)), range(len(train), len(train) + len(val))
+
+    def fitted() -> tuple[ProbeFit, dict[str, Tensor]]:
+        return fit_probe(segmenter, cache, *places, augment=augment, quiet=quiet), head.linear_state()
+
+    def key() -> tuple:
+        what = (segmenter.features, head.reach, head.classes, str(segmenter.autocast), augment)
+        return "closed form", digest(train, val), segmenter.settings, *what
+
+    probe, state = shared(key, fitted, lambda made: sum(item.nbytes for item in made[1].values()))
+    head.load_state_dict({**head.state_dict(), **state})
+    return replace(probe, seconds=time.perf_counter() - start)
 
 
 def _train(
