@@ -1,4 +1,4 @@
-"""The one error type for wrong input, and the helper that suggests a near spelling."""
+"""The one error type for wrong input, the one for a training that diverged, and what suggests a near spelling."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ class InputError(ValueError):
     The message is for a person: it names the file or option, what was found, what is expected, and what to do.
     It never holds a patient's name, identifier or date.
     """
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became infinite or not a number."""
+
+    plain = True  # the command line shows the sentence, not a traceback
 
 
 def near_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.options import FitOptions
 from frepa.downstream.resuming import HeadState
+from frepa.errors import TrainingDiverged
 from frepa.files import append_json_lines
 from frepa.machine import deterministic
 from frepa.memory import duration, gigabytes, memory_in_use, within_room
@@ -38,12 +39,6 @@ _FEWEST_VALIDATIONS = 5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became infinite or not a number."""
-
-    plain = True  # the command line shows the sentence, not a traceback
 
 
 def planned_steps(options: FitOptions, count: int, batch_size: int) -> np.ndarray:

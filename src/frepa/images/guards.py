@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,6 +57,28 @@ def why(error: BaseException) -> tuple[str, Trouble]:
         return "may not be read (permission denied)", "unreadable"
     words = getattr(error, "strerror", None) or type(error).__name__
     return f"cannot be opened ({words})", "unreadable"
+
+
+@contextmanager
+def reported(path: Path, tell: Callable[[Exception], tuple[str, Trouble]]) -> Iterator[None]:
+    """Whatever a library raises while it reads a file becomes `UnreadableScan`: on damaged files they raise anything.
+
+    Args:
+        path: the file.
+        tell: reason and kind of what is neither a file that is missing nor a lack of memory.
+    """
+    try:
+        yield
+    except UnreadableScan:
+        raise
+    except FileNotFoundError as error:
+        missing = Path(error.filename or path)
+        other = "" if missing.name == path.name else f"; it needs {missing.name} beside it"
+        raise UnreadableScan(str(path), f"file not found{other}", "empty") from None
+    except MemoryError:
+        raise UnreadableScan(str(path), "too large for this machine's memory", "too large") from None
+    except Exception as error:
+        raise UnreadableScan(str(path), *tell(error)) from None
 
 
 def check_beside(path: Path, other: Path) -> None:

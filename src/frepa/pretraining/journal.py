@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from frepa.errors import TrainingDiverged
 from frepa.files import announce
 from frepa.images.hidden_names import Names
 from frepa.memory import duration, gigabytes, memory_in_use
@@ -22,12 +23,6 @@ from frepa.pretraining.run_folder import RunFolder
 
 #: Terms in the progress line, the loss among them.
 _SHOWN = 5
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became infinite or not a number."""
-
-    plain = True  # the command line shows the sentence, not a traceback
 
 
 class Journal:

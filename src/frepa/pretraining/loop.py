@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frepa.errors import RunEnded
+from frepa.errors import RunEnded, TrainingDiverged
 from frepa.images.loading import Batch as Loaded
 from frepa.machine import adam
-from frepa.pretraining.journal import Journal, TrainingDiverged
+from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.contract import Batch, Method
 from frepa.pretraining.run_folder import RunFolder
 from frepa.pretraining.watching import Watch
@@ -198,16 +198,13 @@ def _loaded(batches: Iterator[Loaded], lost: Callable[[Exception], RunEnded]) ->
 
 def _clipped(fabric: lightning_fabric.Fabric, trained: Any, optimizer: Any, most: float, step: int) -> Tensor | None:
     """The gradient's norm, brought to ``most`` where it is larger. In fp16 the loss scaler sees to what overflowed."""
-    scaled = _scaler(fabric) is not None
-    try:
-        return fabric.clip_gradients(trained, optimizer, max_norm=most, error_if_nonfinite=not scaled)
-    except RuntimeError as error:
-        if "non-finite" not in str(error):
-            raise
+    norm = fabric.clip_gradients(trained, optimizer, max_norm=most, error_if_nonfinite=False)
+    if _scaler(fabric) is None and norm is not None and not torch.isfinite(norm):
         raise TrainingDiverged(
             f"The gradient became infinite or not a number at step {step + 1}. The newest checkpoint is from before "
             "it. Lower --lr, add --warmup-steps, or use --precision fp32."
-        ) from None
+        )
+    return norm
 
 
 def _for_method(

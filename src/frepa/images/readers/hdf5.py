@@ -17,10 +17,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from frepa.images.guards import check_memory
+from frepa.images.guards import check_memory, reported
 from frepa.images.readers.numpy_arrays import layout_of
-from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha
-from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.readers.pixels import check_size, checked
+from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 from frepa.images.units import with_values_judged
 from frepa.images.volumes import VolumeStatistics, cached_volume, claimed_bytes, file_key
 
@@ -53,13 +53,7 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
         one = data[row] if layout.stacked else data[()]
         spacing = _spacing(data, dims)
         is_volume = dims == 2 and data.ndim == 3 and spacing is not None
-    if layout.channels == "first":
-        one = np.moveaxis(one, 0, -1)
-    elif layout.channels == "none":
-        one = one[..., None]
-    if one.shape[-1] == 4:
-        one = drop_alpha(one)
-    scan = Scan(checked(path, channels_first(one)), spacing)
+    scan = Scan(checked(path, layout.pixels(one)), spacing)
     if is_volume:
         key, limit = file_key(path, member), max(max_pixels, 2**30)
 
@@ -72,28 +66,20 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    try:
+    with reported(path, _told):
         if not path.is_file():
             raise FileNotFoundError(path)
         with h5py.File(path, "r") as file:
             yield file
-    except UnreadableScan:
-        raise
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except Exception as error:  # the library raises nearly anything on damaged files
-        text = str(error).lower()
-        if "truncated" in text:
-            raise UnreadableScan(str(path), "truncated HDF5 file", kind="truncated") from None
-        if "filter" in text:
-            raise UnreadableScan(
-                str(path), "damaged, or compressed by a filter that is not installed", kind="damaged"
-            ) from None
-        raise UnreadableScan(
-            str(path), f"damaged or not an HDF5 file ({type(error).__name__})", kind="damaged"
-        ) from None
+
+
+def _told(error: Exception) -> tuple[str, Trouble]:
+    text = str(error).lower()
+    if "truncated" in text:
+        return "truncated HDF5 file", "truncated"
+    if "filter" in text:
+        return "damaged, or compressed by a filter that is not installed", "damaged"
+    return f"damaged or not an HDF5 file ({type(error).__name__})", "damaged"
 
 
 def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tuple[str, h5py.Dataset]:

@@ -12,8 +12,6 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from frepa.images.guards import check_beside, check_memory
+from frepa.images.guards import check_beside, check_memory, reported
 from frepa.images.orientation import is_usable, permuted, voxel_sizes
 from frepa.images.readers.pixels import check_size, checked
-from frepa.images.scan import Header, Note, Scan, UnreadableScan
+from frepa.images.scan import Header, Note, Scan, Trouble, UnreadableScan
 from frepa.images.units import with_values_judged
 from frepa.images.volumes import claimed_bytes, record, record_header, rescaled, shown
 
@@ -43,45 +41,30 @@ NO_ORIENTATION = Note("the file does not say how it lies in the patient", "geome
 
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
     """Size, spacing and number of volumes from the first bytes alone."""
-    with _reported(path):
+    with reported(path, _told):
         image = _open(path, member)
         return record_header(_describe(path, image, dims, max_pixels), dims)
 
 
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """Volume ``row`` as ``(1 | 3, D, H, W)``, or for ``dims=2`` slice ``row`` as ``(1 | 3, H, W)``."""
-    with _reported(path):
+    with reported(path, _told):
         image = _open(path, member)
         whole = _describe(path, image, dims, max_pixels)
         return record(path, row, dims, whole, lambda volume: _volume(path, image, whole, volume))
 
 
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Whatever nibabel raises becomes `UnreadableScan`."""
-    try:
-        yield
-    except UnreadableScan:
-        raise
-    except FileNotFoundError as error:
-        missing = Path(error.filename or path)
-        other = "" if missing.name == path.name else f"; it needs {missing.name} beside it"
-        raise UnreadableScan(str(path), f"file not found{other}", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except EOFError:
-        raise UnreadableScan(str(path), "truncated: the file ends before its last voxel", kind="truncated") from None
-    except (gzip.BadGzipFile, zlib.error):
-        raise UnreadableScan(str(path), "damaged: its compressed data fails the check", kind="damaged") from None
-    except nibabel.filebasedimages.ImageFileError:
-        raise UnreadableScan(
-            str(path), "not a file of the kind its name says, or a damaged header", kind="damaged"
-        ) from None
-    except (HeaderDataError, nibabel.wrapstruct.WrapStructError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise UnreadableScan(str(path), f"damaged header ({text})", kind="damaged") from None
-    except Exception as error:  # nibabel raises nearly anything on damaged headers
-        raise UnreadableScan(str(path), f"damaged or truncated ({type(error).__name__})", kind="truncated") from None
+def _told(error: Exception) -> tuple[str, Trouble]:
+    """What is wrong with a file of which nibabel raises this."""
+    if isinstance(error, EOFError):
+        return "truncated: the file ends before its last voxel", "truncated"
+    if isinstance(error, gzip.BadGzipFile | zlib.error):
+        return "damaged: its compressed data fails the check", "damaged"
+    if isinstance(error, nibabel.filebasedimages.ImageFileError):
+        return "not a file of the kind its name says, or a damaged header", "damaged"
+    if isinstance(error, HeaderDataError | nibabel.wrapstruct.WrapStructError):
+        return f"damaged header ({' '.join(str(error).split())[:160]})", "damaged"
+    return f"damaged or truncated ({type(error).__name__})", "truncated"
 
 
 def _open(path: Path, member: str | None) -> Any:

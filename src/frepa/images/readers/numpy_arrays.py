@@ -26,7 +26,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from frepa.images.guards import check_memory
+from frepa.images.guards import check_memory, reported
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha
 from frepa.images.scan import Header, Scan, UnreadableScan
 from frepa.images.volumes import claimed_bytes
@@ -50,15 +50,19 @@ class Layout:
     channels: str
     colour: int
 
+    def pixels(self, one: np.ndarray) -> np.ndarray:
+        """A record as ``(1 | 3, *S)``, without an alpha channel; a view where it can be."""
+        if self.channels == "first":
+            one = np.moveaxis(one, 0, -1)
+        elif self.channels == "none":
+            one = one[..., None]
+        return channels_first(drop_alpha(one) if one.shape[-1] == 4 else one)
+
 
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
     """Number, size and channels of the records, from the array header alone; chooses the member when there is one."""
-    try:
+    with reported(path, lambda error: (f"damaged or not a NumPy file ({_short(error)})", "damaged")):
         member, shape, dtype = _describe(path, member, dims)
-    except UnreadableScan:
-        raise
-    except Exception as error:
-        raise UnreadableScan(str(path), f"damaged or not a NumPy file ({_short(error)})", kind="damaged") from None
     layout = layout_of(path, shape, dims, member)
     check_size(path, layout.size, max_pixels)
     check_memory(path, claimed_bytes((*layout.size, layout.colour), dtype.itemsize))
@@ -67,25 +71,10 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
 
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """Record ``row`` of the array, ``(1 | 3, *S)`` in the stored type."""
-    try:
+    with reported(path, lambda error: (f"damaged or truncated ({_short(error)})", "truncated")):
         array, layout = _array(path, member, dims, max_pixels)
-    except UnreadableScan:
-        raise
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except Exception as error:
-        raise UnreadableScan(str(path), f"damaged or truncated ({_short(error)})", kind="truncated") from None
-    one = array[row] if layout.stacked else array
-    if layout.channels == "first":
-        one = np.moveaxis(one, 0, -1)
-    elif layout.channels == "none":
-        one = one[..., None]
-    if one.shape[-1] == 4:
-        one = drop_alpha(one)
     # A copy, so that the record does not keep the whole member or an open file alive
-    return Scan(checked(path, np.array(channels_first(one))))
+    return Scan(checked(path, np.array(layout.pixels(array[row] if layout.stacked else array))))
 
 
 def layout_of(path: Path, shape: tuple[int, ...], dims: int, member: str | None) -> Layout:

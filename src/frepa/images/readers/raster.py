@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from frepa.images.guards import check_memory
+from frepa.images.guards import check_memory, reported
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha, orient
-from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 
 _ORIENTATION = 0x0112
 _PILLOW_LIMIT = threading.Lock()
@@ -52,7 +52,7 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
 @contextmanager
 def _opened(path: Path, member: str | None, max_pixels: int) -> Iterator[Image.Image]:
     """The image, its size checked and its frame chosen; whatever Pillow raises becomes `UnreadableScan`."""
-    try:
+    with reported(path, lambda error: _told(error, path)):
         # Pillow's own limit is process-wide and fixed; ours replaces it for the moment of opening only
         with _PILLOW_LIMIT:
             theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -65,18 +65,12 @@ def _opened(path: Path, member: str | None, max_pixels: int) -> Iterator[Image.I
             check_memory(path, image.width * image.height * _bytes_per_pixel(image))
             _choose_frame(path, image, member)
             yield image
-    except UnreadableScan:
-        raise
-    except Image.UnidentifiedImageError:
-        raise UnreadableScan(
-            str(path), "not an image of the kind its name says, or a damaged header", kind="damaged"
-        ) from None
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        raise UnreadableScan(str(path), f"damaged or truncated ({_short(error, path)})", kind="truncated") from None
+
+
+def _told(error: Exception, path: Path) -> tuple[str, Trouble]:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image of the kind its name says, or a damaged header", "damaged"
+    return f"damaged or truncated ({_short(error, path)})", "truncated"
 
 
 def _choose_frame(path: Path, image: Image.Image, member: str | None) -> None:

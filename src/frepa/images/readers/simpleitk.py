@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from frepa.images.guards import check_beside, check_memory
+from frepa.images.guards import check_beside, check_memory, reported
 from frepa.images.orientation import is_usable, permuted, voxel_sizes
 from frepa.images.readers.pixels import check_size, checked
-from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 from frepa.images.units import with_values_judged
 from frepa.images.volumes import claimed_bytes, record, record_header
 
@@ -46,17 +46,14 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
 def _reported(path: Path) -> Iterator[None]:
     shown_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # damaged files make it print
+
+    def told(error: Exception) -> tuple[str, Trouble]:  # its messages are pages of source lines and full paths
+        what = "SimpleITK cannot read it" if isinstance(error, RuntimeError) else type(error).__name__
+        return f"damaged or truncated ({what})", "truncated"
+
     try:
-        yield
-    except UnreadableScan:
-        raise
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except Exception as error:  # its messages are pages of source lines and full paths
-        kind = "SimpleITK cannot read it" if isinstance(error, RuntimeError) else type(error).__name__
-        raise UnreadableScan(str(path), f"damaged or truncated ({kind})", kind="truncated") from None
+        with reported(path, told):
+            yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown_warnings)
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import tifffile
 
-from frepa.images.guards import MOST_PARTS, check_memory
+from frepa.images.guards import MOST_PARTS, check_memory, reported
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha, orient
-from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 from frepa.images.volumes import file_key
 
 _MINISWHITE, _PALETTE, _SEPARATED = 0, 3, 5
@@ -65,18 +65,12 @@ def _check(path: Path, pages: _Pages, dims: int, max_pixels: int) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
-    try:
-        with tifffile.TiffFile(path) as file:
-            yield file
-    except UnreadableScan:
-        raise
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except Exception as error:  # codecs raise nearly anything on damaged files
+    def told(error: Exception) -> tuple[str, Trouble]:
         text = " ".join(str(error).replace(str(path), path.name).split())[:160] or type(error).__name__
-        raise UnreadableScan(str(path), f"damaged or truncated TIFF ({text})", kind="truncated") from None
+        return f"damaged or truncated TIFF ({text})", "truncated"
+
+    with reported(path, told), tifffile.TiffFile(path) as file:
+        yield file
 
 
 @lru_cache(maxsize=256)

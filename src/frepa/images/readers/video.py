@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frepa.images.guards import check_memory
+from frepa.images.guards import check_memory, reported
 from frepa.images.readers.pixels import channels_first, check_size
-from frepa.images.scan import Header, Scan, UnreadableScan
+from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 from frepa.images.volumes import file_key
 
 _OPEN = 4
@@ -33,7 +32,7 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """Frame ``row``, ``(1 | 3, H, W)`` uint8."""
     film = _film(path, member, max_pixels)
-    with _reported(path):
+    with reported(path, _told):
         return Scan(channels_first(film.frame(row)))
 
 
@@ -75,7 +74,7 @@ class _Film:
 def _film(path: Path, member: str | None, max_pixels: int) -> _Film:
     if member is not None:
         raise UnreadableScan(str(path), f"frames have numbers, not names; it has no member {member!r}")
-    with _reported(path):
+    with reported(path, _told):
         key = file_key(path, max_pixels, os.getpid())  # a forked process must not share the open file
         if key not in _open:
             while len(_open) >= _OPEN:
@@ -85,19 +84,7 @@ def _film(path: Path, member: str | None, max_pixels: int) -> _Film:
         return _open[key]
 
 
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UnreadableScan:
-        raise
-    except ImportError:
-        raise UnreadableScan(str(path), "video needs PyAV; pip install 'frepa[video]'", kind="undecodable") from None
-    except FileNotFoundError:
-        raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    except MemoryError:
-        raise UnreadableScan(str(path), "too large for this machine's memory", kind="too large") from None
-    except Exception as error:
-        raise UnreadableScan(
-            str(path), f"damaged or truncated video ({type(error).__name__})", kind="truncated"
-        ) from None
+def _told(error: Exception) -> tuple[str, Trouble]:
+    if isinstance(error, ImportError):
+        return "video needs PyAV; pip install 'frepa[video]'", "undecodable"
+    return f"damaged or truncated video ({type(error).__name__})", "truncated"

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from frepa.errors import InputError, RunEnded
 from frepa.files import write_text
 from frepa.images.anonymity import SECRET, key_check, key_file
+from frepa.images.guards import size_words
 from frepa.images.hidden_names import Names
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
@@ -131,9 +132,9 @@ def pack_source(
             raise
         free = shutil.disk_usage(folder.root).free
         raise RunEnded(
-            f"The disk of {folder.root} is full ({_size(free)} left, of which {_size(RESERVE_BYTES)} are kept free for "
-            "the index and for others). What is packed so far is kept: make room, give the same command again, and it "
-            "continues where it stopped."
+            f"The disk of {folder.root} is full ({size_words(free)} left, of which {size_words(RESERVE_BYTES)} are "
+            "kept free for the index and for others). What is packed so far is kept: make room, give the same command "
+            "again, and it continues where it stopped."
         ) from None
     _clean(folder)
     if facts["skipped"]:
@@ -288,7 +289,7 @@ def _check_room(folder: StoreFolder, source: Source, shards: list[Shard], remain
         each = float(np.mean(sizes)) if sizes else 0.0
     needed = left * (each + _INDEX_BYTES)
     free = shutil.disk_usage(folder.root).free
-    numbers = f"about {_size(needed)} more are needed for {left} records and {_size(free)} are free"
+    numbers = f"about {size_words(needed)} more are needed for {left} records and {size_words(free)} are free"
     if free < needed / 2:  # the estimate may well be off by a third
         raise InputError(f"--out {folder.root}: {numbers}. Make room, or name a folder on another disk.")
     if free < needed * 1.1:
@@ -371,11 +372,3 @@ def progress_bar(what: str, total: int, done: int = 0, *, quiet: bool) -> tqdm:
         dynamic_ncols=terminal,
         mininterval=0.5 if terminal else 30.0,  # in a log file a line every 30 s is enough
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
