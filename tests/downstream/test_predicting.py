@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
 from dicom_making import AXIAL, CORONAL, CR, MR, SAGITTAL, dataset, save, series
@@ -250,6 +251,14 @@ def test_classes(tmp_path) -> None:
     assert len(row["p_dark"]) > 10  # all digits
     with pytest.raises(InputError, match="--probabilities: this head gives no maps"):
         predict(str(run), [str(tmp_path / "set")], out=str(tmp_path / "no"), quiet=True, probabilities=True)
+
+
+def test_answers_that_are_nearly_certain_are_told_apart(tmp_path) -> None:
+    """In single precision they would all be 1, and an AUC would rank them as equal."""
+    (classifier,) = load_head(classifying(tmp_path)).models
+    logits = torch.tensor([[9.0, -9.0], [9.5, -9.5], [10.0, -10.0]])
+    found = classifier.probabilities(logits).numpy()
+    np.testing.assert_allclose(1 - found[:, 0], 1 / (1 + np.exp([18.0, 19.0, 20.0])), rtol=1e-6)
 
 
 def test_boxes(tmp_path) -> None:

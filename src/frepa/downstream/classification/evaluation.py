@@ -93,7 +93,7 @@ class ClassificationEvaluation(Evaluation[TrainedClassifier]):
     def finish(self, lines: Mapping[int, Mapping[str, Any]], place: Place, round: Round) -> AppliedClassifier:
         """The probabilities of all images that could be read."""
         data = self.data.chosen(list(lines))
-        found = np.array([line["probabilities"] for line in lines.values()], np.float32)
+        found = np.array([line["probabilities"] for line in lines.values()])
         shares = self.head.noted("shares")
         known = np.mean(shares, axis=0) if shares else None
         return AppliedClassifier(round, place, data, self.first, Untrained(), found, known)

@@ -143,15 +143,18 @@ class Classifier(HeadOnFrozen):
             return self.head(encoded, mask)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, K) float32 in [0, 1]; rows sum to 1 unless classes do not exclude each other."""
-        return logits.float().sigmoid() if self.several else logits.float().softmax(1)
+        """(B, K) float64 in [0, 1], on the CPU; rows sum to 1 unless classes do not exclude each other."""
+        # In float32 all answers within 3e-8 of 1 are one number, and an AUC that ranks them sees ties
+        logits = logits.cpu().double()
+        return logits.sigmoid() if self.several else logits.softmax(1)
 
     @torch.no_grad()
     def predict(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities ``(n, K)`` float32 of whole images ``(C, *S)`` float32 in [0, 1], C = 1 or 3, all at once."""
+        """Probabilities ``(n, K)`` float64 of whole images ``(C, *S)`` float32 in [0, 1], C = 1 or 3, all at once."""
         self.eval()
         encoded, mask = self.encode([self.inputs(self.frame(image)) for image in images])
-        return self.probabilities(self(encoded, mask)).cpu().numpy()
+        found: np.ndarray = self.probabilities(self(encoded, mask)).numpy()
+        return found
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)

@@ -65,4 +65,4 @@ def case_rows(item: TestedClassifier) -> Iterator[dict[str, Any]]:
         line = {"case": data.source.name(int(data.records[row])), "group": groups[row], **item.round.kept}
         line |= {"truth": "|".join(true), "predicted": "|".join(said)}
         # With every digit: answers near 0 and 1 are told apart by their last ones, and the AUC ranks them.
-        yield line | {f"p_{name}": f"{float(p):.9g}" for name, p in zip(classes, found)}
+        yield line | {f"p_{name}": repr(float(p)) for name, p in zip(classes, found)}

@@ -58,11 +58,11 @@ class TrainedClassifier(TrainedHead[Classifier]):
         return load_classifier(file, encoder=encoder, device=device)
 
     def classify(self, image: np.ndarray) -> np.ndarray:
-        """Probabilities ``(K,)`` float32 of an image ``(C, *S)`` float32 in [0, 1], C = 1 or 3."""
+        """Probabilities ``(K,)`` float64 of an image ``(C, *S)`` float32 in [0, 1], C = 1 or 3."""
         return self.classify_all([image])[0]
 
     def classify_all(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities ``(n, K)`` float32 of images as `classify` takes them, which pass the encoder together."""
+        """Probabilities ``(n, K)`` float64 of images as `classify` takes them, which pass the encoder together."""
         found = [model.predict(images) for model in self.models]
         return found[0] if len(found) == 1 else np.mean(found, axis=0)
 

@@ -279,5 +279,5 @@ def predict_rows(
     found = []
     for part, following in zip(parts, [*parts[1:], rows[:0]]):
         encoded, mask = features.batch(data.records[part].tolist(), None, data.records[following].tolist())
-        found.append(classifier.probabilities(classifier(encoded, mask)).double().cpu())
+        found.append(classifier.probabilities(classifier(encoded, mask)))
     return torch.cat(found).numpy() if found else np.zeros((0, len(data.classes)))
