@@ -38,7 +38,7 @@ def test_every_option_of_every_command_has_its_turn(tmp_path: Path) -> None:
     right = prepared(tmp_path)
     assert set(right) == set(cli.COMMANDS)
     found: dict[str, set[str]] = {}
-    for words in lines(right, 600, seed=3):
+    for words in lines(right, 800, seed=3):
         command = next(name for name in (" ".join(words[:2]), words[0]) if name in right)
         found.setdefault(command, set()).update(word.partition("=")[0] for word in words if word.startswith("--"))
     for command in right:

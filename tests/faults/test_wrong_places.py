@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from faults_helpers import command
+import frepa
+from faults_helpers import ENCODER, command
 from frepa.cli import main
 
 _VERBS = ("pretrain", "segment", "classify", "detect", "check", "prepare", "demo")
@@ -123,5 +124,10 @@ def test_names_that_libraries_take_for_addresses_are_folders(sets, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main([*command("check", sets), f"--out={name}"]) == 0
     assert (tmp_path / name / "findings.parquet").is_file()
+    assert frepa.check(str(sets / "scans"), out=f"{name}2", num_workers=0, quiet=True).scores
+    embed = ["embed", str(sets / "scans"), f"--encoder={ENCODER}", "--image-size=32", "--num-workers=0", "--quiet"]
+    assert main([*embed, f"--out={name}3", "--format=npz"]) == 0
+    assert main([*embed, f"--out={name}3", "--format=npz", "--resume"]) == 0
+    assert (tmp_path / f"{name}3" / "embeddings.npz").is_file()
     monkeypatch.chdir(tmp_path / name)
     assert main([*command("check", sets, "findings.parquet"), "--out=again"]) == 2  # it is read, and has no paths

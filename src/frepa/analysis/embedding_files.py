@@ -74,7 +74,7 @@ class Parts:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root = root.absolute()  # Arrow takes a colon for an address
         self._waiting: list[pa.Table] = []
         self._unread: dict[int, Skipped] = {}
         self._since = time.monotonic()

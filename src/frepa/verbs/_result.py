@@ -207,7 +207,7 @@ def _counts(folder: Path, results: Mapping[str, Any]) -> Iterator[dict[str, Any]
     if (folder / "findings.parquet").is_file():
         from pyarrow import parquet
 
-        kinds = parquet.read_table(folder / "findings.parquet", columns=["kind"])["kind"].to_pylist()
+        kinds = parquet.read_table((folder / "findings.parquet").absolute(), columns=["kind"])["kind"].to_pylist()
         found |= {"findings": len(kinds), **dict(Counter(kinds).most_common())}
     if (folder / "store.json").is_file():
         facts = json.loads((folder / "store.json").read_text("utf-8"))

@@ -94,7 +94,7 @@ def _columns(path: Path) -> dict[str, str]:
         import pyarrow.parquet
 
         try:
-            names = pyarrow.parquet.read_schema(path).names
+            names = pyarrow.parquet.read_schema(path.absolute()).names
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path} cannot be read as a table ({error}).") from None
     else:
