@@ -147,8 +147,8 @@ def _engine(backend: str, jobs: int, threads: int, cluster: str | None) -> Itera
         import ray
         from ray.util.joblib import register_ray
 
-        own = {} if cluster else {"num_cpus": jobs, "include_dashboard": False}
-        ray.init(address=cluster, ignore_reinit_error=True, **own)
+        started = {} if cluster else {"num_cpus": jobs, "include_dashboard": False}
+        ray.init(address=cluster, ignore_reinit_error=True, **started)
         register_ray()
         try:
             with joblib.parallel_config(backend="ray"):
