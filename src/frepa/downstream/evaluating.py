@@ -31,12 +31,6 @@ from frepa.machine import versions
 from frepa.run_folders import CONFIG
 from frepa.stopping import StopRequest
 
-# Where each task says how its heads are evaluated; imported when one is.
-_TASKS = {
-    "segmentation": "frepa.downstream.segmentation.evaluation:SegmentationEvaluation",
-    "classification": "frepa.downstream.classification.evaluation:ClassificationEvaluation",
-    "detection": "frepa.downstream.detection.evaluation:DetectionEvaluation",
-}
 #: What may differ between the command that began an evaluation and the one that continues it.
 _MAY_CHANGE = frozenset({"run", "encoder", "num_workers", "precision"})
 
@@ -53,7 +47,7 @@ def evaluate_run(options: EvaluateOptions) -> Path:
     options.check()
     head, known = load(options)
     with applying("evaluate", options, known["heads"], _MAY_CHANGE) as (names, out, stop, go_on):
-        module, name = _TASKS[head.task].split(":")
+        module, name = head.evaluation.split(":")
         evaluation: Evaluation[Any] = getattr(importlib.import_module(module), name)(head, options, out.root)
 
         def progress(items: Iterable, total: int) -> Iterable:

@@ -72,6 +72,8 @@ class TrainedHead(ABC, Generic[Model]):
     """
 
     task: ClassVar[str]
+    #: How it is scored on another set: ``module:class`` of an `Evaluation`, imported when it is.
+    evaluation: ClassVar[str]
 
     def __init__(
         self,

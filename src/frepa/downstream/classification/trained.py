@@ -51,6 +51,7 @@ class TrainedClassifier(TrainedHead[Classifier]):
     """The classifiers of a run; their probabilities are averaged."""
 
     task = TASK
+    evaluation = "frepa.downstream.classification.evaluation:ClassificationEvaluation"
 
     @classmethod
     def load(cls, file: Path, encoder: str | Encoder | None, device: torch.device) -> Classifier:

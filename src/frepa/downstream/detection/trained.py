@@ -68,6 +68,7 @@ class TrainedDetector(TrainedHead[Detector]):
     """The detectors of a run; their boxes are fused, and their thresholds averaged."""
 
     task = TASK
+    evaluation = "frepa.downstream.detection.evaluation:DetectionEvaluation"
 
     @classmethod
     def load(cls, file: Path, encoder: str | Encoder | None, device: torch.device) -> Detector:

@@ -67,6 +67,7 @@ class TrainedSegmenter(TrainedHead[Segmenter]):
     """The segmenters of a run; their class probabilities are averaged."""
 
     task = TASK
+    evaluation = "frepa.downstream.segmentation.evaluation:SegmentationEvaluation"
 
     @classmethod
     def load(cls, file: Path, encoder: str | Encoder | None, device: torch.device) -> Segmenter:
