@@ -297,7 +297,10 @@ def test_a_series_with_a_gap_is_named(solid, tmp_path, capsys) -> None:
     files = series(tmp_path / "series", speckles((8, 12, 12)))
     files[4].unlink()
     out = predict(str(solid), [str(tmp_path / "series")], out=str(tmp_path / "out"), quiet=True)
-    assert "1 volume is incomplete" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "1 volume is incomplete" in said.err
+    assert "1 volume, on CPU." in said.out + said.err
+    assert "1 scan." in said.out + said.err
     (row,) = read_rows(out / "predictions.csv")
     assert "1 slice missing in 1 place" in row["notes"]
 

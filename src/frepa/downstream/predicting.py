@@ -119,7 +119,10 @@ def predict_all(options: PredictOptions) -> Path:
         rows = (line["row"] for line in _lines(root))
         write_page(root / "report.html", head, rows, list(skipped.values()), facts["device"])
         write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
-    tell(f"{count:,} scans" + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else "."))
+    tell(
+        f"{count:,} scan{'s' * (count != 1)}"
+        + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else ".")
+    )
     if not count:
         raise InputError(f"None of the scans could be read; {root / SKIPPED} says why.")
     return root
@@ -158,7 +161,8 @@ def _open(text: str, head: TrainedHead[Any]) -> Source:
 def _announced(sources: Sequence[Source], head: TrainedHead[Any]) -> Iterator[str]:
     yield head.describe()
     total = sum(map(len, sources))
-    yield f"{total:,} {'images' if head.dims == 2 else 'volumes'}, on {device_name(head.models[0].device)}."
+    noun = ("image" if head.dims == 2 else "volume") + "s" * (total != 1)
+    yield f"{total:,} {noun}, on {device_name(head.models[0].device)}."
     for source in sources:
         yield from source.warnings
 
