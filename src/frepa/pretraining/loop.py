@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -114,11 +115,7 @@ def fit(
         if saved:
             save()
         state = f"The state after step {step} is saved" if saved else "What was saved before is as it was"
-        return RunEnded(
-            "A process that reads images was ended from outside, most likely for want of memory "
-            f"({str(error).strip()[:100]}). {state}: continue with the same command and --resume, with fewer "
-            "--num-workers if it happens again."
-        )
+        return _killed_reader(error, state)
 
     def look(epoch: int) -> bool:
         """Whether the run is at its end, the same on every rank."""
@@ -190,10 +187,38 @@ def _loaded(batches: Iterator[Loaded], lost: Callable[[Exception], RunEnded]) ->
         return next(batches)
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # its batch was on the way
         raise lost(error) from None
-    except RuntimeError as error:  # PyTorch has no error of its own for it
-        if not str(error).startswith("DataLoader worker (pid"):
+    except RuntimeError as error:
+        if not _is_killed_reader(error):
             raise
         raise lost(error) from None
+
+
+@contextlib.contextmanager
+def killed_readers_told() -> Iterator[None]:
+    """Tell of a reader that was ended while a step was under way: PyTorch's handler of SIGCHLD raises wherever we are.
+
+    The step may be half done, so nothing is saved.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_killed_reader(error):
+            raise
+        raise _killed_reader(error, "What was saved before is as it was") from None
+
+
+def _is_killed_reader(error: RuntimeError) -> bool:
+    """Whether a process that reads images was ended from outside; PyTorch has no error of its own for it."""
+    return str(error).startswith("DataLoader worker (pid")
+
+
+def _killed_reader(error: Exception, state: str) -> RunEnded:
+    """What to tell of it; ``state`` says what is saved."""
+    return RunEnded(
+        "A process that reads images was ended from outside, most likely for want of memory "
+        f"({str(error).strip()[:100]}). {state}: continue with the same command and --resume, with fewer "
+        "--num-workers if it happens again."
+    )
 
 
 def _clipped(fabric: lightning_fabric.Fabric, trained: Any, optimizer: Any, most: float, step: int) -> Tensor | None:

@@ -25,7 +25,7 @@ from frepa.machine import default_device, training_devices, training_precision
 from frepa.memory import StepMemory, check_room, measure_step
 from frepa.pretraining.columns import Classes, classes_of
 from frepa.pretraining.journal import Journal
-from frepa.pretraining.loop import Plan, fit
+from frepa.pretraining.loop import Plan, fit, killed_readers_told
 from frepa.pretraining.lost_data import LostData
 from frepa.pretraining.methods.contract import Batch as MethodBatch
 from frepa.pretraining.methods.contract import Method, Setting
@@ -171,7 +171,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments, name
     if watch.announcement():
         journal.tell(watch.announcement())
 
-    with stop:
+    with stop, killed_readers_told():
         steps = fit(
             fabric,
             method,
