@@ -23,13 +23,7 @@ def test_a_killed_reader_saves_and_is_a_sentence(sets, tmp_path, said, monkeypat
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGKILL)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "step", killing)
-        found = said(*words, code=1)
-    assert "A process that reads images was ended from outside" in found
-    assert "--resume" in found
-    assert main(words) == 0
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 40
+    _check_ends_and_goes_on(words, killing, 40, tmp_path / "run", said, monkeypatch)
 
 
 def test_a_reader_killed_amid_a_step_is_a_sentence_too(sets, tmp_path, said, monkeypatch):
@@ -42,13 +36,20 @@ def test_a_reader_killed_amid_a_step_is_a_sentence_too(sets, tmp_path, said, mon
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
     words = [*command("pretrain", sets), "--max-steps=5", f"--out={tmp_path / 'run'}", "--resume"]
+    found = _check_ends_and_goes_on(words, amid, 5, tmp_path / "run", said, monkeypatch)
+    assert "What was saved before is as it was" in found
+
+
+def _check_ends_and_goes_on(words, step, steps, run, said, monkeypatch):
+    """What a run says whose reader is lost in ``step``, and that the same words bring it to its end."""
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "step", amid)
+        patch.setattr(Journal, "step", step)
         found = said(*words, code=1)
     assert "A process that reads images was ended from outside" in found
-    assert "What was saved before is as it was" in found
+    assert "--resume" in found
     assert main(words) == 0
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 5
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == steps
+    return found
 
 
 def test_a_folder_that_is_removed_meanwhile_is_a_sentence(sets, tmp_path, said, monkeypatch):
