@@ -30,12 +30,10 @@ class Shared:
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
         self._kept: dict[tuple, Any] = {}
-        self.found = 0
 
     def result(self, key: tuple, compute: Callable[[], Result], size: Callable[[Result], int]) -> Result:
         """What is kept under ``key``, or else what ``compute`` gives; ``size`` in bytes. Nobody else holds the same."""
         if key in self._kept:
-            self.found += 1
             return copy.deepcopy(self._kept[key])
         made = compute()
         if self._bytes + size(made) <= self._limit:
