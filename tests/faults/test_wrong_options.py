@@ -18,6 +18,7 @@ _NUMBERS = [
     ("--encoder=timm:test_convnext,output_stride=x", "8, 16, 32 are possible"),
     ("--encoder=vit_tiny,patch_size=0", "patch_size=0"),
     ("--guide=frangi:1000000", "guide"),
+    ("--guide=target", "--guide-as target"),
     ("--max-steps=99999999999999999", "more than a run can have"),
     ("--epochs=1e300", "more than a run can have"),
     ("--batch-size=10000000", "of memory"),

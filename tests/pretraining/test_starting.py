@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_said_or_refused(tmp_path):
     save_encoder(tmp_path / "wide", _encoder(1, "vit_tiny"), {})
     told: list[str] = []
     how = {"guide": "none", "uses_guide": True, "tell": told.append}
-    with pytest.raises(InputError, match=r"flat: this is an encoder of 2D images, and the run's are 3D"):
+    with pytest.raises(InputError, match=r"flat: this is an encoder of 2D images, and the run's are 3D. Give --dims 2"):
         starting_encoder(None, str(tmp_path / "flat"), dims=3, **how)
     with pytest.raises(InputError, match=r"not one tensor of vit_tiny fits timm:test_vit.*Leave --encoder out"):
         starting_encoder("timm:test_vit,image_size=32", str(tmp_path / "wide"), dims=2, **how)

@@ -211,7 +211,6 @@ def resolved(settings: Settings) -> Settings:
     settings = replace(
         settings,
         encoder=settings.encoder or (None if settings.start_from else defaults["encoder"]),
-        start_from=None if settings.start_from is None else settings.start_from,
         data=replace(_filled(settings.data, defaults), spacing=spacing_in_mm(settings.data.spacing, dims)),
         optimisation=_filled(settings.optimisation, defaults),
         watching=replace(
@@ -221,6 +220,11 @@ def resolved(settings: Settings) -> Settings:
     _check_ranges(settings.config)
     check_extent("image_size", settings.data.image_size, dims)
     check_seed(settings.optimisation.seed)
+    if settings.guide in ("input", "target"):
+        raise InputError(
+            f"--guide {settings.guide}: this option names the guide, frangi or hessian_dark for instance; what it is "
+            f"used as is told by --guide-as {settings.guide}."
+        )
     if settings.guide_as == "target" and settings.guide == "none":
         raise InputError("--guide-as target: there is no guide to tell with --guide none. Leave one of them out.")
     data = settings.data

@@ -44,7 +44,8 @@ def starting_encoder(
     begun = load_encoder(start)
     if begun.dims != dims:
         raise InputError(
-            f"--start-from {start}: this is an encoder of {begun.dims}D images, and the run's are {dims}D."
+            f"--start-from {start}: this is an encoder of {begun.dims}D images, and the run's are {dims}D. Give --dims "
+            f"{begun.dims}, or an encoder of {dims}D images."
         )
     if spec is None:
         config = {key: value for key, value in begun.config.items() if key not in ("name", "dims", "uses_guide")}
