@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from frepa import cli
-from frepa.analysis.structures import attributed, components, count, ranges, sizes, widths
+from frepa.analysis.structure_measures import attributed, components, count, placed, ranges, sizes, widths
 from tiny_runs import classifying, masked_set, segmenting
 
 
@@ -73,7 +73,7 @@ def test_every_pixel_is_counted_once() -> None:
     found[:, 3] = False
     found[20:, 25] = True
     found[:5, 0] = True
-    own = count(truth, found, attributed(widths(truth)), (2.0, 4.0))
+    own = count(truth, found, placed(widths(truth), (2.0, 4.0)), 3)
     assert own.true.tolist() == [30, 0, 210]
     assert own.found.tolist() == [0, 0, 210]
     assert own.predicted.tolist() == [5, 0, 220]  # false alarms beside the thin and beside the wide one

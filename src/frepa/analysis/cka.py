@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
 from frepa.analysis.frequencies import read_bands
 from frepa.analysis.recovery import radial_frequency
 from frepa.analysis.registry import register_analysis
-from frepa.analysis.views import open_views
+from frepa.analysis.views import Views, open_views
 from frepa.corruption.spectrum import apply_transfer
 from frepa.encoders.contract import per_axis
 from frepa.errors import InputError
@@ -66,20 +67,9 @@ class Cka(Analysis):
         pooled: dict[str, Tensor] = {}
         split: dict[str, dict[str, float]] = {}
         for subject in study.subjects:
-            stride = per_axis(subject.encoder.stride, study.dims)
-            versions: dict[str, list[Tensor]] = {
-                name: [] for name in ("whole", _MEAN, *self.bands, "no high", "no low")
-            }
-            means: list[Tensor] = []
-            for images in study.each(views.test, subject.name):
-                for name, own in self._versions(images).items():
-                    dense = subject.dense(own)
-                    versions.setdefault(name, []).append(_on_grid(dense, stride, common))
-                    if name == "whole":
-                        means.append(dense.flatten(2).mean(2))
-            found = {name: self._rows(torch.cat(maps)) for name, maps in versions.items()}
-            whole[subject.name], pooled[subject.name] = found["whole"], self._scaled(torch.cat(means))
-            split[subject.name] = {n: linear_cka(found["whole"], found[n]) for n in found if n != "whole"}
+            measure = partial(self._measured, study, subject, views, common)
+            rows, means, split[subject.name] = study.part(measure, common, subject=subject)
+            whole[subject.name], pooled[subject.name] = (self._scaled(own.to(study.device)) for own in (rows, means))
         names = list(whole)
         positions = [[linear_cka(whole[a], whole[b]) for b in names] for a in names]
         images_ = [[debiased_cka(pooled[a], pooled[b]) for b in names] for a in names]
@@ -98,9 +88,23 @@ class Cka(Analysis):
         }
         return Found(numbers, scores)
 
-    def _rows(self, maps: Tensor) -> Tensor:
-        """A row per position of maps (N, K, *s), without what is the same in every image at that place."""
-        return self._scaled(_thinned(rows_of(maps - maps.mean(0))))
+    def _measured(
+        self, study: Study, subject: Subject, views: Views, common: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Rows of positions and of images, not scaled, and CKA with the features of band-split images."""
+        stride = per_axis(subject.encoder.stride, study.dims)
+        versions: dict[str, list[Tensor]] = {name: [] for name in ("whole", _MEAN, *self.bands, "no high", "no low")}
+        means: list[Tensor] = []
+        for images in study.each(views.test, subject.name):
+            for name, own in self._versions(images).items():
+                dense = subject.dense(own)
+                versions.setdefault(name, []).append(_on_grid(dense, stride, common))
+                if name == "whole":
+                    means.append(dense.flatten(2).mean(2))
+        rows = {name: _rows(torch.cat(maps)) for name, maps in versions.items()}
+        whole = self._scaled(rows["whole"])
+        split = {n: linear_cka(whole, self._scaled(own)) for n, own in rows.items() if n != "whole"}
+        return rows["whole"], torch.cat(means), split
 
     def _scaled(self, rows: Tensor) -> Tensor:
         if not self.options.standardise:
@@ -219,5 +223,7 @@ def _on_grid(dense: Tensor, stride: tuple[int, ...], common: tuple[int, ...]) ->
     return dense if max(factor) == 1 else _POOL[dense.ndim - 2](dense, factor)
 
 
-def _thinned(rows: Tensor) -> Tensor:
+def _rows(maps: Tensor) -> Tensor:
+    """A row per position of maps (N, K, *s), without what is the same in every image at that place; of many some."""
+    rows = rows_of(maps - maps.mean(0))
     return rows[:: -(-len(rows) // _MOST_ROWS)]

@@ -6,28 +6,32 @@ same for all of them, the encoders, the source, the folder, the page, is in `fre
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from frepa.analysis.parts import Parts
 from frepa.datasets.cases import SegmentationSet
 from frepa.downstream.trained import TrainedHead
 from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference
-from frepa.files import write_bytes
+from frepa.files import file_digest, write_bytes
 from frepa.images.hidden_names import Names
 from frepa.report.figures import png_bytes, svg_bytes
 from frepa.report.page import Page
 
 #: Where the figures are, in the folder of an analysis.
 FIGURES = "figures"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Subject:
     encoder: Encoder
     reference: EncoderReference
     head: TrainedHead[Any] | None = None
+
+    @cached_property
+    def content(self) -> tuple:
+        """What decides its features: weights, how they are read, and those of the head; no place."""
+        known, source = self.reference, self.reference.source
+        # What follows the first comma changes how an encoder is read, which the weights alone do not tell.
+        options = "" if os.path.exists(source) else source.partition(",")[2]
+        heads = [] if self.head is None else [file_digest(file) for file in self.head.files]
+        return known.weights, known.name, known.dims, known.guide, known.untrained, options, heads
 
     @torch.no_grad()
     def dense(self, images: Tensor, guide_of: Tensor | None = None) -> Tensor:
@@ -77,6 +90,7 @@ class Study:
         names: what stands for names of files; told of every source that is opened.
         notes: sentences for the user, added to on the way.
         inputs: further facts about how images were found and shown, for ``results.json``; added to on the way.
+        parts: what is finished of an analysis that is gone on with; see `part`.
     """
 
     source: str
@@ -94,11 +108,24 @@ class Study:
     names: Names = field(default_factory=Names)
     notes: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
 
     def learn(self, sets: Iterable[SegmentationSet]) -> None:
         """Let `names` know the names in labelled sets."""
         for case in (case for item in sets for case in item.cases):
             self.names.learn(case.source)
+
+    def part(self, compute: Callable[[], Value], *what: Any, subject: Subject | None = None) -> Value:
+        """What ``compute`` gives, or gave before the analysis was cut off.
+
+        Images are made known first (`Parts.know`), as `frepa.analysis.views.open_views` does.
+
+        Args:
+            compute: gives tensors and plain values in dicts, lists and tuples, and may add to ``notes``.
+            what: tells the part from the others of the analysis, by plain values.
+            subject: the encoder it is of.
+        """
+        return self.parts.result((*what, () if subject is None else subject.content), compute, self.notes)
 
     def each(self, items: Iterable[Any], desc: str, total: int | None = None) -> Iterator[Any]:
         """``items`` under a progress bar."""

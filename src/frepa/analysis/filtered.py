@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
-from frepa.analysis.heads import classifier_of, segmenter_of, words
+from frepa.analysis.heads import classifier_of, known_cases, segmenter_of, words
 from frepa.analysis.registry import register_analysis
 from frepa.analysis.views import spread
 from frepa.corruption.spectrum import apply_transfer, high_pass, low_pass
 from frepa.datasets.reading import read_case
 from frepa.downstream.classification.data import ClassificationData, open_data
 from frepa.downstream.classification.metrics import accuracy, macro_auc
-from frepa.downstream.classification.trained import TrainedClassifier
 from frepa.downstream.fitting import read_ahead
 from frepa.downstream.scores import summarise
 from frepa.downstream.segmentation.data import SegmentationData, check_sets, open_sets
 from frepa.downstream.segmentation.metrics import score_case
-from frepa.downstream.segmentation.trained import TrainedSegmenter
 from frepa.errors import InputError
 from frepa.images.intensity import to_unit
 from frepa.images.orientation import reorient
@@ -85,18 +84,20 @@ class Filtered(Analysis):
             sets = open_sets([study.source], dims=study.dims, seed=study.seed)
             study.learn(sets)
             data = check_sets(sets, dims=study.dims, threshold=self.options.mask_threshold)
+            study.parts.know(known_cases(data))
             for subject in study.subjects:
-                found[subject.name] = _segmented(segmenter_of(subject, study, data), subject, study, data, filters)
+                test = partial(_segmented, subject, study, data, filters)
+                found[subject.name] = study.part(test, task, subject=subject)
             example = _first_case(study, data)
             note, parts = data.sets[0].split_note, len(spread(data.part("test"), study.images))
         else:
             classes = open_data(study.source, dims=study.dims, seed=study.seed)
             study.names.learn(classes.source)
             rows = np.asarray(spread(classes.rows("test").tolist(), study.images), int)
+            study.parts.know(classes.source, classes.classes, classes.records, classes.targets, classes.parts)
             for subject in study.subjects:
-                found[subject.name] = _classified(
-                    classifier_of(subject, study, classes), subject, study, classes, rows, filters
-                )
+                test = partial(_classified, subject, study, classes, rows, filters)
+                found[subject.name] = study.part(test, task, subject=subject)
             example = _image(classes, int(rows[0]), study)
             note, parts = classes.split_note, len(rows)
             chance = 100 * float(classes.targets[rows].mean(0).max()) if not classes.several else None
@@ -207,13 +208,12 @@ def filter_of(kind: str, cutoff: float, *, keep_mean: bool = True) -> Filter:
 
 
 def _segmented(
-    head: TrainedSegmenter,
     subject: Subject,
     study: Study,
     data: SegmentationData,
     filters: dict[tuple[str, float], Filter],
 ) -> dict[tuple[str, float], Scores]:
-    cases = spread(data.part("test"), study.images)
+    head, cases = segmenter_of(subject, study, data), spread(data.part("test"), study.images)
     found: dict[tuple[str, float], list[float]] = {key: [] for key in filters}
     reading = read_ahead(
         lambda item: read_case(item.case, item.labels, study.dims, head.window), cases, study.num_workers
@@ -226,13 +226,13 @@ def _segmented(
 
 
 def _classified(
-    head: TrainedClassifier,
     subject: Subject,
     study: Study,
     data: ClassificationData,
     rows: np.ndarray,
     filters: dict[tuple[str, float], Filter],
 ) -> dict[tuple[str, float], Scores]:
+    head = classifier_of(subject, study, data)
     found: dict[tuple[str, float], list[np.ndarray]] = {key: [] for key in filters}
     kept: list[int] = []
     for part in study.each(range(0, len(rows), _BATCH), f"{subject.name}: testing"):

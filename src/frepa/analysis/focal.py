@@ -6,16 +6,17 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.recovery import RINGS, Comparison, radial_frequency
 from frepa.analysis.registry import register_analysis
-from frepa.analysis.views import open_views
+from frepa.analysis.views import Views, open_views
 from frepa.corruption.spectrum import to_spectrum
 from frepa.downstream.scores import summarise
 from frepa.encoders.contract import per_axis
@@ -96,17 +97,22 @@ class Focal(Analysis):
             stride = per_axis(subject.encoder.stride, study.dims)
             told: dict[str, Tensor] = {}
             for name, loss in self.together.items():
-                decoder = train_decoder(
-                    subject.dense, subject.encoder.channels, stride, views.fit, study, steps=self.options.steps,
-                    lr=self.options.lr, loss=loss, desc=f"{subject.name}, {name}",
-                )  # fmt: skip
-                told[name] = torch.cat([decoder(images) for images in views.test])
+                own_told = study.part(partial(self._told, study, subject, views, name, loss), name, subject=subject)
+                told[name] = own_told.to(study.device)
             pulls = pull(self.alone, told["RMSE"] - clean)
             own = self._show(page, subject.name, clean, told, pulls, subject.encoder.channels, stride)
             numbers[subject.name] = {"decoders": own, "pull": {name: list(values) for name, values in pulls.items()}}
             scores[subject.name] = {f"{what}, {loss}": value for loss, of in own.items() for what, value in of.items()}
         frequency = ((np.arange(RINGS) + 0.5) / RINGS * 0.5).tolist()
         return Found({"frequency": frequency, "encoders": numbers}, scores)
+
+    def _told(self, study: Study, subject: Subject, views: Views, name: str, loss: Loss) -> Tensor:
+        """What a decoder trained with the loss makes of the test images."""
+        decoder = train_decoder(
+            subject.dense, subject.encoder.channels, per_axis(subject.encoder.stride, study.dims), views.fit, study,
+            steps=self.options.steps, lr=self.options.lr, loss=loss, desc=f"{subject.name}, {name}",
+        )  # fmt: skip
+        return torch.cat([decoder(images) for images in views.test])
 
     def _show(
         self,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.recovery import BANDS, Comparison, FeatureMap, Recovery, random_projection, recovery
 from frepa.analysis.registry import register_analysis
@@ -43,6 +45,12 @@ class _Map:
     channels: int
     stride: tuple[int, ...]
     null: str | None
+    subject: Subject | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Numbers per position, and its pixels."""
+        return self.channels, *self.stride
 
 
 @register_analysis("frequencies", FrequencyOptions)
@@ -70,10 +78,15 @@ class Frequencies(Analysis):
         decoder: dict[str, Recovery] = {}
         training: dict[str, dict[str, float]] = {}
         for name, own in maps.items():
-            test = study.each(views.test, f"{name}: closed form")
-            ridge[name] = recovery(own.features, own.stride, views.fit, test, self.bands)
+            kept = study.part(
+                partial(self._closed_form, name, own, views, study), "closed form", own.size, subject=own.subject
+            )
+            ridge[name] = Recovery(**kept)
             if self.options.steps:
-                decoder[name], training[name] = self._trained(name, own, views, study)
+                kept, training[name] = study.part(
+                    partial(self._trained, name, own, views, study), "decoder", own.size, subject=own.subject
+                )
+                decoder[name] = Recovery(**kept)
         self._fill(page, study, maps, ridge, decoder, training)
         numbers = {
             "bands": {name: list(limits) for name, limits in self.bands.items()},
@@ -98,7 +111,11 @@ class Frequencies(Analysis):
         }
         return Found(numbers, scores)
 
-    def _trained(self, name: str, own: _Map, views: Views, study: Study) -> tuple[Recovery, dict[str, float]]:
+    def _closed_form(self, name: str, own: _Map, views: Views, study: Study) -> dict[str, Any]:
+        test = study.each(views.test, f"{name}: closed form")
+        return asdict(recovery(own.features, own.stride, views.fit, test, self.bands))
+
+    def _trained(self, name: str, own: _Map, views: Views, study: Study) -> tuple[dict[str, Any], dict[str, float]]:
         trained = train_decoder(
             own.features, own.channels, own.stride, views.fit, study,
             steps=self.options.steps, lr=self.options.lr, desc=f"{name}: decoder",
@@ -106,7 +123,7 @@ class Frequencies(Analysis):
         seen = Comparison(self.bands)
         for images in views.test:
             seen.add(images, trained(images) - images, own.channels, own.stride)
-        return seen.result(math.nan), trained.course
+        return asdict(seen.result(math.nan)), trained.course
 
     def _fill(
         self,
@@ -245,7 +262,7 @@ def _maps(study: Study) -> dict[str, _Map]:
     sizes = [(s.encoder.channels, per_axis(s.encoder.stride, study.dims)) for s in study.subjects]
     names = {size: _null_name(size, len(set(sizes))) for size in sizes}
     found = {
-        subject.name: _Map(subject.dense, *size, names[size]) for subject, size in zip(study.subjects, sizes)
+        subject.name: _Map(subject.dense, *size, names[size], subject) for subject, size in zip(study.subjects, sizes)
     }  # fmt: skip
     return found | {name: _Map(random_projection(*size), *size, None) for size, name in names.items()}
 

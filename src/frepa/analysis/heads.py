@@ -80,6 +80,15 @@ def classifier_of(subject: Subject, study: Study, data: ClassificationData) -> T
     return TrainedClassifier([classifier], [], subject.reference)
 
 
+def known_cases(data: SegmentationData) -> list[tuple]:
+    """What decides what is read of a labelled set: images, masks, parts; see `frepa.analysis.parts.Parts.know`."""
+    return [
+        (case.source, case.record, case.mask, case.fov, case.target, case.rule, case.split)
+        for item in data.sets
+        for case in item.cases
+    ]
+
+
 def words(subject: Subject, of: str) -> str:
     """Which head it is, in words; ``of`` is what a probe is."""
     return of if subject.head is None else f"the head of the run ({subject.head.task})"

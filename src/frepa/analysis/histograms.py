@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import wasserstein_distance
+from torch import Tensor
 
 from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
 from frepa.analysis.corruptions import CORRUPTIONS, corrupted
 from frepa.analysis.registry import register_analysis
-from frepa.analysis.views import open_views
+from frepa.analysis.views import Views, open_views
 from frepa.downstream.scores import summarise
 from frepa.errors import InputError, nearest
 from frepa.report.page import MeanStd
@@ -56,22 +59,17 @@ class Histograms(Analysis):
     def analyse(self, study: Study, page: AnalysisPage) -> Found:
         """See `Analysis`."""
         views = open_views(study, fit=0, test=50, crop=256 if study.dims == 2 else 64)
-        distances: dict[str, list[float]] = {name: [] for name in self.names}
-        beyond: dict[str, list[float]] = {name: [] for name in self.names}
-        counts: dict[str, np.ndarray] = {name: np.zeros(self.options.bins) for name in ("original", *self.names)}
-        edges = np.linspace(-0.25, 1.25, self.options.bins + 1)
+        distances: dict[str, list[float]] = {}
+        beyond: dict[str, list[float]] = {}
+        counts: dict[str, np.ndarray] = {}
         pictures: dict[str, np.ndarray] = {}
-        first = 0
-        for images in study.each(views.test, "Corrupting"):
-            versions = {name: corrupted(name, images, study.seed, first) for name in self.names}
-            for name, own in {"original": images, **versions}.items():
-                counts[name] += np.histogram(own.cpu().numpy(), edges)[0]
-                pictures.setdefault(name, own[len(own) // 2].cpu().numpy())
-            for name, own in versions.items():
-                for before, after in zip(images, own):
-                    distances[name].append(distance(before, after))
-                    beyond[name].append(float(((after < 0) | (after > 1)).float().mean()))
-            first += len(images)
+        edges = np.linspace(-0.25, 1.25, self.options.bins + 1)
+        for name in ("original", *self.names):
+            kept = study.part(partial(_measured, name, views, study, edges), name)
+            counts[name], pictures[name] = np.asarray(kept["counts"]), kept["picture"].numpy()
+            if name != "original":
+                distances[name], beyond[name] = kept["distances"], kept["outside"]
+        first = views.counts[1]
         found = {name: summarise(values) for name, values in distances.items()}
         outside = {name: summarise(values) for name, values in beyond.items()}
         page.text(
@@ -110,6 +108,23 @@ class Histograms(Analysis):
         histograms = {name: own.tolist() for name, own in density.items()}
         scores = {name: {"wasserstein": found[name].mean, "outside": outside[name].mean} for name in self.names}
         return Found({"corruptions": numbers, "edges": edges.tolist(), "densities": histograms}, scores)
+
+
+def _measured(name: str, views: Views, study: Study, edges: np.ndarray) -> dict[str, Any]:
+    """Histogram, one picture, and by image the distance and the share outside [0, 1], of one corruption."""
+    counts, first = np.zeros(len(edges) - 1), 0
+    distances: list[float] = []
+    outside: list[float] = []
+    picture: Tensor | None = None
+    for images in study.each(views.test, name):
+        own = images if name == "original" else corrupted(name, images, study.seed, first)
+        counts += np.histogram(own.cpu().numpy(), edges)[0]
+        picture = own[len(own) // 2].cpu() if picture is None else picture
+        if name != "original":
+            distances += [distance(before, after) for before, after in zip(images, own)]
+            outside += [float(((after < 0) | (after > 1)).float().mean()) for after in own]
+        first += len(images)
+    return {"counts": counts.tolist(), "picture": picture, "distances": distances, "outside": outside}
 
 
 def distance(before: torch.Tensor, after: torch.Tensor) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
 from frepa.analysis.corruptions import Corrupt, corrupted, masked
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.frequencies import several
@@ -102,8 +103,9 @@ class Reconstructions(Analysis):
             tests = _pairs(corrupt, views.test, study.seed, sum(map(len, fit)))
             pictures = {"original": views.test, "corrupted": tuple(pair[:, channels:] for pair in tests)}
             found: dict[str, Recovery] = {}
-            for name, (features, width, stride) in self._maps(study, channels).items():
-                told_ = self._told(study, f"{name}, {kind}", features, width, stride, pairs, tests, channels)
+            for name, (features, width, stride, subject) in self._maps(study, channels).items():
+                tell = partial(self._told, study, f"{name}, {kind}", features, width, stride, pairs, tests, channels)
+                told_ = [own.to(study.device) for own in study.part(tell, kind, width, *stride, subject=subject)]
                 seen = Comparison()
                 for clean, own in zip(views.test, told_):
                     seen.add(clean, own - clean, width, stride)
@@ -121,21 +123,21 @@ class Reconstructions(Analysis):
                 scores.setdefault(name, {})[f"rmse_{kind}"] = error["rmse"].mean
         return Found(numbers, scores)
 
-    def _maps(self, study: Study, channels: int) -> dict[str, tuple[FeatureMap, int, tuple[int, ...]]]:
-        """Maps of pairs, (B, clean and corrupted channels, *S); the null last."""
-        found: dict[str, tuple[FeatureMap, int, tuple[int, ...]]] = {}
+    def _maps(self, study: Study, channels: int) -> dict[str, tuple[FeatureMap, int, tuple[int, ...], Subject | None]]:
+        """Maps of pairs, (B, clean and corrupted channels, *S), with their channels and stride; the null last."""
+        found: dict[str, tuple[FeatureMap, int, tuple[int, ...], Subject | None]] = {}
         clean = self.options.guide == "clean"
         for subject in study.subjects:
             stride = per_axis(subject.encoder.stride, study.dims)
 
-            def features(pair: Tensor, subject: object = subject) -> Tensor:
+            def features(pair: Tensor, subject: Subject = subject) -> Tensor:
                 guide = pair[:, :channels] if clean else None
-                return subject.dense(pair[:, channels:], guide)  # type: ignore[attr-defined]
+                return subject.dense(pair[:, channels:], guide)
 
-            found[subject.name] = features, subject.encoder.channels, stride
-        _, width, stride = next(iter(found.values()))
+            found[subject.name] = features, subject.encoder.channels, stride, subject
+        _, width, stride, _ = next(iter(found.values()))
         project = random_projection(width, stride)
-        return found | {_NULL: (lambda pair: project(pair[:, channels:]), width, stride)}
+        return found | {_NULL: (lambda pair: project(pair[:, channels:]), width, stride, None)}
 
     def _told(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ import yaml
 
 from frepa.analysis.contract import Analysis, AnalysisPage, Study, Subject
 from frepa.analysis.own_names import named
+from frepa.analysis.parts import Parts, Unchanged, finished_content
 from frepa.analysis.registry import find_analysis
 from frepa.downstream.head_files import WEIGHTS
+from frepa.downstream.run import tell
 from frepa.downstream.trained import load_head
 from frepa.encoders.files import WEIGHTS as BUNDLED
 from frepa.encoders.reference import EncoderReference, open_encoder
@@ -26,10 +29,13 @@ from frepa.images.intensity import ANY_WINDOW, check_window
 from frepa.images.readers.pixels import check_extent
 from frepa.machine import default_device, device_name, versions
 from frepa.options import check_seed
-from frepa.run_folders import out_folder
+from frepa.run_folders import CONFIG, check_same_options, out_folder
 from frepa.stopping import StopRequest
 
 RESULTS = "results.json"
+#: What may differ between the command that began an analysis and the one that continues it; what an encoder or a source
+#: holds decides which parts are computed anew, wherever it lies.
+_MAY_CHANGE = frozenset({"out", "encoder", "source", "num_workers"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class AnalyzeOptions:
     batch_size: int
     seed: int
     num_workers: int
+    resume: bool
     overwrite: bool
     quiet: bool
     anonymous_names: bool = False
@@ -71,7 +78,7 @@ class AnalyzeOptions:
         """What ``config.yaml`` holds: ``--config`` reads it again."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("kind", "options")}
         own["encoder"] = list(self.encoder)
-        dropped = ("overwrite", "quiet", *(["source"] if self.anonymous_names else []))
+        dropped = ("resume", "overwrite", "quiet", *(["source"] if self.anonymous_names else []))
         return {"kind": {"name": self.kind, **asdict(self.options)}} | {
             n: v for n, v in own.items() if n not in dropped
         }
@@ -86,29 +93,53 @@ def run_analysis(options: AnalyzeOptions) -> Path:
         InputError: anything the user can mend; nothing was written then, as far as it shows before measuring.
     """
     options.check()
+    go_on = f"Continue with the same command and --resume ({options.out})."
     analysis = find_analysis(options.kind).build(options.options)
     analysis.check()
     encoders = [named(text)[1] for text in options.encoder]
     inputs = {"the source": options.source, "--encoder": encoders}
     with (
         naming(options.anonymous_names, [options.source], keep=[options.out, *encoders]) as names,
-        out_folder(options.out, "analyze", overwrite=options.overwrite, inputs=inputs) as out,
-        StopRequest(at_once="Stopped on request. Nothing was written; give the same command again."),
-    ):
+        out_folder(
+            options.out, "analyze", overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
+            go_on="Make room and give the same command with --resume.",
+        ) as out,
+        StopRequest(at_once=f"Stopped on request. What is finished is kept. {go_on}"),
+    ):  # fmt: skip
+        if out.resumed:
+            check_same_options(out.root / CONFIG, options.kept(), _MAY_CHANGE)
         device = default_device()
         subjects = open_subjects(options.encoder, analysis, device, options.dims)
+
+        @functools.cache
+        def begin() -> None:
+            out.start(options.kept())
+
+        parts = Parts(
+            out.root,
+            [{n: v for n, v in options.kept().items() if n not in _MAY_CHANGE}, device.type],
+            [(subject.name, subject.content) for subject in subjects],
+            begin=begin,
+            finished=finished_content(out.root / RESULTS) if out.resumed else None,
+            names=names,
+        )
         study = Study(
             source=options.source, dims=subjects[0].encoder.dims if subjects else options.dims or 2, subjects=subjects,
             image_size=options.image_size, crop_size=options.crop_size, images=options.images, window=options.window,
             batch_size=options.batch_size, seed=options.seed, num_workers=options.num_workers, device=device,
-            quiet=options.quiet, names=names,
+            quiet=options.quiet, names=names, parts=parts,
         )  # fmt: skip
         for subject in subjects:
             print(f"{subject.name}: {subject.reference.sentence(device_name(device))}", file=sys.stderr)
         page = AnalysisPage(f"{analysis.title}: {_shown(names.place(options.source))}", analysis.question)
-        found = analysis.analyse(study, page)
+        try:
+            found = analysis.analyse(study, page)
+        except Unchanged:
+            tell("All of it is done already.")
+            return out.root
         results = {
             "analysis": options.kind,
+            "content": parts.content,
             "source": names.place(options.source),
             "encoders": {subject.name: subject.reference.as_dict() for subject in subjects},
             "inputs": names.tree(study.inputs),
@@ -120,9 +151,12 @@ def run_analysis(options: AnalyzeOptions) -> Path:
             "versions": versions(),
         }
         _finish(page, study, options, results)
-        out.start(options.kept())
-        write_json(out.root / RESULTS, results)
+        begin()
         page.write(out.root)
+        write_json(out.root / RESULTS, results)  # the last, for it says that the analysis is whole
+        parts.remove()
+        if parts.taken:
+            tell(f"{parts.taken} {'part' if parts.taken == 1 else 'parts'} of it had been finished before.")
         for sentence in study.notes:
             print(sentence, file=sys.stderr)
     return out.root

@@ -6,16 +6,19 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
-from scipy import ndimage
-from skimage.morphology import skeletonize
+import torch
+from torch import Tensor
 
-from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
-from frepa.analysis.heads import segmenter_of, words
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
+from frepa.analysis.heads import known_cases, segmenter_of, words
 from frepa.analysis.own_names import named
 from frepa.analysis.registry import register_analysis
+from frepa.analysis.structure_measures import MEASURES, Counts, components, count, placed, ranges
 from frepa.analysis.views import spread
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.reading import LabelledImage, read_case, read_mask
@@ -23,7 +26,6 @@ from frepa.downstream.fitting import read_ahead
 from frepa.downstream.scores import Summary, summarise
 from frepa.downstream.segmentation.data import LabelledCase, SegmentationData, check_sets, open_sets
 from frepa.downstream.segmentation.metrics import score_case
-from frepa.downstream.segmentation.trained import TrainedSegmenter
 from frepa.errors import InputError
 from frepa.report.overlays import segmentation_overlay
 from frepa.report.page import MeanStd
@@ -53,15 +55,6 @@ class StructureOptions:
     sizes: str = "30,100,300,1000,3000,10000"
     masks: str | None = None
     mask_threshold: float | None = None
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """Of each range: pixels that are true, of these found; and pixels predicted whose nearest true one is of it."""
-
-    true: np.ndarray
-    found: np.ndarray
-    predicted: np.ndarray
 
 
 @register_analysis("structures", StructureOptions)
@@ -94,42 +87,31 @@ class Structures(Analysis):
         cases = spread(data.part("test"), study.images)
         if not cases:
             raise InputError(f"{study.source}: has no test part, and nothing to look at.")
-        ways: dict[str, tuple[Predict, str]] = {}
+        study.parts.know(known_cases(data))
+        test = _Test(study, data, cases, self.kinds)
+        self._example(page, test.first)
+        # Not kept, because the masks may be others by then; and first, because they may not be there.
+        predicted = {name: test.measure(partial(_of_folder, own, study.dims), name) for name, own in folders.items()}
+        measured: dict[str, _Measured] = {}
         for subject in study.subjects:
-            head = segmenter_of(subject, study, data)
-            ways[subject.name] = _of_head(head), words(subject, "a linear probe on its last map")
-        for name, folder in folders.items():
-            ways[name] = _of_folder(folder, study.dims), f"masks in {folder}"
-        counts: dict[str, dict[str, list[_Counts]]] = {name: {kind: [] for kind in self.kinds} for name in ways}
-        lesions: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        scores: dict[str, list[float]] = {name: [] for name in ways}
-        reading = read_ahead(
-            lambda item: read_case(item.case, item.labels, study.dims, study.window), cases, study.num_workers
-        )
-        for number, (item, image) in enumerate(zip(cases, study.each(reading, "Testing", len(cases)))):
-            truth = (image.classes > 0) if image.inside is None else (image.classes > 0) & image.inside
-            measures = {kind: _measure(kind)(truth) for kind in self.kinds}
-            beside = {kind: attributed(values) for kind, values in measures.items()}
-            if number == 0:
-                self._example(page, image, measures)
-            for way, (name, (predict, _)) in enumerate(ways.items(), start=1):
-                classes = predict(item, image)
-                scores[name].append(score_case(image.classes, classes, data.classes)["dsc"])
-                found = (classes > 0) if image.inside is None else (classes > 0) & image.inside
-                if number == 0:
-                    page.show(
-                        f"case-{way}",
-                        segmentation_overlay(image.image, image.classes, classes, inside=image.inside),
-                        f"{name}: the first test case.",
-                    )
-                for kind, edges in self.kinds.items():
-                    counts[name][kind].append(count(truth, found, beside[kind], edges))
-                if "size" in self.kinds:
-                    lesions[name] += components(truth, found)
-        return self._report(study, page, data, counts, lesions, scores, {n: text for n, (_, text) in ways.items()})
+            predict = partial(_of_head, subject, study, data)
+            measured[subject.name] = study.part(partial(test.measure, predict, subject.name), subject=subject)
+        measured |= predicted
+        heads = {subject.name: words(subject, "a linear probe on its last map") for subject in study.subjects}
+        heads |= {name: f"masks in {folder}" for name, folder in folders.items()}
+        for way, (name, own) in enumerate(measured.items(), start=1):
+            first = test.first
+            page.show(
+                f"case-{way}",
+                segmentation_overlay(first.image, first.classes, own["first"].numpy(), inside=first.inside),
+                f"{name}: the first test case.",
+            )
+        return self._report(study, page, data, measured, heads)
 
-    def _example(self, page: AnalysisPage, image: LabelledImage, measures: Mapping[str, np.ndarray]) -> None:
-        for kind, values in measures.items():
+    def _example(self, page: AnalysisPage, image: LabelledImage) -> None:
+        truth = _inside(image, image.classes)
+        for kind in self.kinds:
+            values = MEASURES[kind](truth)
             page.show(
                 f"truth-{kind}",
                 value_map(values, image.image),
@@ -142,11 +124,14 @@ class Structures(Analysis):
         study: Study,
         page: AnalysisPage,
         data: SegmentationData,
-        counts: Mapping[str, Mapping[str, list[_Counts]]],
-        lesions: Mapping[str, list[tuple[float, float]]],
-        scores: Mapping[str, list[float]],
+        measured: Mapping[str, _Measured],
         heads: Mapping[str, str],
     ) -> Found:
+        counts = {
+            name: {kind: [Counts(*map(np.asarray, case)) for case in own["counts"][kind]] for kind in self.kinds}
+            for name, own in measured.items()
+        }
+        scores = {name: own["scores"] for name, own in measured.items()}
         page.section("Scores")
         dsc = {name: summarise(values) for name, values in scores.items()}
         page.table(
@@ -200,7 +185,7 @@ class Structures(Analysis):
                 for name, of in found[score].items():
                     headline[name] |= {f"{score}_{kind}_{bin_}": own.mean for bin_, own in of.items()}
         if "size" in self.kinds:
-            detected = {name: _detected(own, self.kinds["size"]) for name, own in lesions.items()}
+            detected = {name: _detected(own["lesions"], self.kinds["size"]) for name, own in measured.items()}
             numbers["lesions"] = dict(detected)
             rows = [{"": name, **{bin_: own["half"] for bin_, own in of.items()}} for name, of in detected.items()]
             page.table(rows, caption="Share of the components of each size of which at least half was found.", digits=3)
@@ -211,6 +196,9 @@ class Structures(Analysis):
 
 
 _SPAN = (-0.02, 1.02)
+_NONE = torch.zeros(0)
+# Bytes of places of pixels that are held for the next encoder.
+_HELD = 1e9
 _ABOUT = {
     "width": "The width of a vessel is twice the distance from its centre line to the nearest pixel outside, less one; "
     "every pixel has that of the nearest pixel of the centre line.",
@@ -218,71 +206,60 @@ _ABOUT = {
 }
 
 
-def _measure(kind: str) -> Callable[[np.ndarray], np.ndarray]:
-    return widths if kind == "width" else sizes
+class _Measured(TypedDict):
+    """Of one way: by kind and case the numbers of `Counts`; components; DSC; the first case's classes."""
+
+    counts: dict[str, list[list[list[int]]]]
+    lesions: list[tuple[float, float]]
+    scores: list[float]
+    first: Tensor
 
 
-def widths(mask: np.ndarray) -> np.ndarray:
-    """Width in pixels of what each pixel of a bool mask (*S), 2D or 3D, belongs to; 0 outside: (*S) float64.
+class _Test:
+    """The test cases. In which range each pixel is, is found once for all ways, as far as the memory set aside goes."""
 
-    Exact for straight tubes of an odd width along an axis; one less for even ones, whose centre line is off the centre.
-    A tube that leaves the image is taken to go on as it was at the border.
-    """
-    mask = np.asarray(mask, dtype=bool)
-    if not mask.any():
-        return np.zeros(mask.shape)
-    if mask.all():
-        return np.full(mask.shape, float(min(mask.shape)))
-    # Beyond the border a tube goes on as it left the image, so that its centre line does not turn there.
-    margin = int(np.ceil(ndimage.distance_transform_edt(mask).max())) + 2
-    solid = np.pad(mask, margin, mode="edge")
-    distance = ndimage.distance_transform_edt(solid)
-    line = (skeletonize(solid) > 0) & solid
-    if not line.any():
-        line = solid
-    nearest = ndimage.distance_transform_edt(~line, return_distances=False, return_indices=True)
-    found = 2 * distance[tuple(nearest)] - 1
-    return np.where(mask, found[(slice(margin, -margin),) * mask.ndim], 0.0)
+    def __init__(
+        self, study: Study, data: SegmentationData, cases: Sequence[LabelledCase], kinds: Mapping[str, Sequence[float]]
+    ) -> None:
+        self.study, self.data, self.cases, self.kinds = study, data, cases, kinds
+        self.first = self._read(cases[0])
+        self._places: dict[int, dict[str, np.ndarray]] = {}
 
+    def measure(self, ready: Callable[[], Predict], name: str) -> _Measured:
+        """What is found by the way that ``ready`` makes."""
+        predict = ready()
+        found: _Measured = {"counts": {kind: [] for kind in self.kinds}, "lesions": [], "scores": [], "first": _NONE}
+        reading = read_ahead(self._read, self.cases, self.study.num_workers)
+        for number, (item, image) in enumerate(
+            zip(self.cases, self.study.each(reading, f"{name}: testing", len(self.cases)))
+        ):
+            classes = predict(item, image)
+            if number == 0:
+                found["first"] = torch.from_numpy(np.ascontiguousarray(classes))
+            found["scores"].append(float(score_case(image.classes, classes, self.data.classes)["dsc"]))
+            truth, told = _inside(image, image.classes), _inside(image, classes)
+            for kind, places in self._placed(number, truth).items():
+                own = count(truth, told, places, len(self.kinds[kind]) + 1)
+                found["counts"][kind].append([own.true.tolist(), own.found.tolist(), own.predicted.tolist()])
+            if "size" in self.kinds:
+                found["lesions"] += components(truth, told)
+        return found
 
-def sizes(mask: np.ndarray) -> np.ndarray:
-    """Number of pixels of the connected component that each pixel of a bool mask (*S) is in; 0 outside."""
-    labels, count_ = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    return np.bincount(labels.ravel(), minlength=count_ + 1)[labels] * np.asarray(mask, dtype=bool).astype(float)
+    def _read(self, item: LabelledCase) -> LabelledImage:
+        return read_case(item.case, item.labels, self.study.dims, self.study.window)
 
-
-def components(truth: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
-    """Size in pixels, and share that was found, of every connected component of the truth."""
-    labels, count_ = ndimage.label(truth, np.ones((3,) * truth.ndim))
-    size = np.bincount(labels.ravel(), minlength=count_ + 1)[1:]
-    hit = np.bincount(labels.ravel(), weights=found.ravel().astype(float), minlength=count_ + 1)[1:]
-    return [(float(n), float(h / n)) for n, h in zip(size, hit)]
-
-
-def attributed(values: np.ndarray) -> np.ndarray:
-    """Everywhere the value of the nearest pixel that has one (above 0): ``(*S)``; 0 where there is none at all."""
-    if not (values > 0).any():
-        return np.zeros(values.shape)
-    nearest = ndimage.distance_transform_edt(values <= 0, return_distances=False, return_indices=True)
-    return np.asarray(values[tuple(nearest)])
+    def _placed(self, number: int, truth: np.ndarray) -> dict[str, np.ndarray]:
+        if number in self._places:
+            return self._places[number]
+        found = {kind: placed(MEASURES[kind](truth), edges) for kind, edges in self.kinds.items()}
+        if sum(places.nbytes for own in self._places.values() for places in own.values()) < _HELD:
+            self._places[number] = found
+        return found
 
 
-def count(truth: np.ndarray, found: np.ndarray, values: np.ndarray, edges: Sequence[float]) -> _Counts:
-    """Pixels of each range of ``values``, which are `attributed`: a false alarm counts for what it lies next to.
-
-    ``edges`` part the ranges, and each value belongs to that it begins.
-    """
-
-    def histogram(mask: np.ndarray) -> np.ndarray:
-        return np.bincount(np.digitize(values[mask], edges), minlength=len(edges) + 1)
-
-    return _Counts(histogram(truth), histogram(truth & found), histogram(found))
-
-
-def ranges(edges: Sequence[float]) -> list[str]:
-    """Names of the ranges that ``edges`` part: "below 2", "2 to 4", ..., "from 13"."""
-    inner = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
-    return [f"below {edges[0]:g}", *inner, f"from {edges[-1]:g}"]
+def _inside(image: LabelledImage, classes: np.ndarray) -> np.ndarray:
+    """Where anything is labelled within the field of view."""
+    return (classes > 0) if image.inside is None else (classes > 0) & image.inside
 
 
 def _ratios(pairs: Iterable[tuple[float, float]]) -> list[float]:
@@ -290,20 +267,20 @@ def _ratios(pairs: Iterable[tuple[float, float]]) -> list[float]:
     return [float(part / whole) if whole else math.nan for part, whole in pairs]
 
 
-def _sensitivity(cases: Sequence[_Counts], place: int) -> list[float]:
+def _sensitivity(cases: Sequence[Counts], place: int) -> list[float]:
     return _ratios((case.found[place], case.true[place]) for case in cases)
 
 
-def _precision(cases: Sequence[_Counts], place: int) -> list[float]:
+def _precision(cases: Sequence[Counts], place: int) -> list[float]:
     return _ratios((case.found[place], case.predicted[place]) for case in cases)
 
 
-def _dice(cases: Sequence[_Counts], place: int) -> list[float]:
+def _dice(cases: Sequence[Counts], place: int) -> list[float]:
     return _ratios((2 * case.found[place], case.true[place] + case.predicted[place]) for case in cases)
 
 
 #: Score -> what it is called, how it is counted, and what its figure shows.
-_SHARES: dict[str, tuple[str, Callable[[Sequence[_Counts], int], list[float]], str]] = {
+_SHARES: dict[str, tuple[str, Callable[[Sequence[Counts], int], list[float]], str]] = {
     "dsc": (
         "DSC",
         _dice,
@@ -369,7 +346,8 @@ def _folders(text: str | None) -> list[tuple[str, Path]]:
     return found
 
 
-def _of_head(head: TrainedSegmenter) -> Predict:
+def _of_head(subject: Subject, study: Study, data: SegmentationData) -> Predict:
+    head = segmenter_of(subject, study, data)
     return lambda item, image: head.segment(image.image).classes
 
 

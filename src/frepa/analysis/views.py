@@ -16,6 +16,7 @@ from frepa.corruption.guide import luminance
 from frepa.datasets.opening import annotations_of, open_source, wrong_axes
 from frepa.downstream.division import divide, groups_of
 from frepa.downstream.fitting import read_ahead
+from frepa.downstream.sharing import content
 from frepa.encoders.contract import per_axis
 from frepa.errors import InputError
 from frepa.images.geometry import placement, resize
@@ -115,6 +116,7 @@ def open_views(study: Study, *, fit: int = 200, test: int = 100, least: int = 1,
     if empty:
         study.notes.append(f"{empty:,} parts of images show nothing (all of one value) and are left out.")
     views = Views(tuple(found[0]), tuple(found[1]), tuple(names), size)
+    study.parts.know(views.size, [content(images) for images in (*views.fit, *views.test)])
     study.inputs["views"] = {"size": list(size), "fit": views.counts[0], "test": views.counts[1], "channels": channels}
     return views
 

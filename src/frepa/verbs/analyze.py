@@ -22,6 +22,7 @@ def analyze(
     batch_size: int = 16,
     seed: int = 0,
     num_workers: int = 2,
+    resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     anonymous_names: bool = False,
@@ -38,7 +39,7 @@ def analyze(
         encoder: an encoder as for every verb (a run, a file, random:NAME, timm:NAME@FILE, ...), once for each; with a
             name of its own as NAME=ENCODER, such as "Frepa=runs/frepa". Where a kind says so, a run of frepa segment or
             classify may stand for one, and its head is used.
-        out: folder to write; an existing analysis is never touched without --overwrite.
+        out: folder to write; an existing analysis is never touched without --resume or --overwrite.
         dims: 2 or 3, where no encoder says it.
         image_size: longer side, in pixels, that images are resized to first; by default they keep their own resolution.
         crop_size: side, in pixels, of the parts of images that are looked at; by default 128 in 2D and 48 in 3D, and
@@ -49,6 +50,7 @@ def analyze(
         batch_size: images that pass through an encoder at once.
         seed: decides every random draw.
         num_workers: threads that read images ahead; they never change the result.
+        resume: continue the analysis in --out: what was finished of it, per encoder, is not computed again.
         overwrite: replace the analysis in --out.
         quiet: no progress bars.
         anonymous_names: write and say keyed hashes instead of names of files, everywhere; config.yaml then holds no
@@ -73,6 +75,7 @@ def analyze(
                 batch_size=batch_size,
                 seed=seed,
                 num_workers=num_workers,
+                resume=resume,
                 overwrite=overwrite,
                 quiet=quiet,
                 anonymous_names=anonymous_names,
