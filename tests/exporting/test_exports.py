@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import zipfile
 from dataclasses import replace
@@ -15,7 +16,7 @@ from PIL import Image
 
 import frepa
 import tiny_encoders  # noqa: F401 (registers them)
-from frepa.encoders.contract import Encoder
+from frepa.encoders.contract import Encoder, Features
 from frepa.encoders.files import load_encoder, save_encoder
 from frepa.errors import InputError
 from frepa.exporting import timm_folder
@@ -132,6 +133,7 @@ def test_what_came_from_hugging_face_goes_back_as_its_own_class(tmp_path: Path) 
 @pytest.mark.parametrize(("name", "with_guide"), [
     (VIT, False), ("random:tiny_for_tests,guide=none", False), ("random:tiny_for_tests,guide=frangi_dark:0.6", True),
     ("slices:random:tiny_for_tests,width=8,heads=2,rounds=1,chunk=3", False),
+    ("random:timm:test_convnext,output_stride=8", False),  # dilated: timm pads by ceil(extent / stride)
     pytest.param("random:tiny3d_for_tests", False, marks=pytest.mark.slow),
 ])  # fmt: skip
 @torch.no_grad()
@@ -148,6 +150,24 @@ def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str, 
     with zipfile.ZipFile(written / "encoder.pt2") as archive:  # a pickle begins with its protocol
         held = {item: archive.read(item)[:2] for item in archive.namelist() if "/weights/" not in item}
     assert not [item for item, begin in held.items() if begin[:1] == b"\x80" or begin == b"PK"]
+
+
+@torch.no_grad()
+def test_what_torch_cannot_write_for_any_size_is_written_for_one(tmp_path: Path, monkeypatch) -> None:
+    """Extents may go through functions that torch traces and has no word for in its files, such as ceil."""
+    encoder = load_encoder("random:tiny_for_tests,guide=none")
+
+    def halves(self, x: torch.Tensor) -> Features:
+        y = self.trunk(x)
+        y = y * (math.ceil(x.shape[-1] / 3) / x.shape[-1])
+        return Features(y, y)
+
+    monkeypatch.setattr(type(encoder), "extract", halves)
+    written = frepa.export("random:tiny_for_tests,guide=none", to="torch", out=str(tmp_path), image_size=32, quiet=True)
+    assert "any number of images of 32 x 32" in written.results["input"]["sizes"]
+    x = _input(encoder, 32, 32)
+    program = torch.export.load(written / "encoder.pt2").module()
+    torch.testing.assert_close(program(x[:, :3])[0], encoder(encoder.prepare_input(x[:, :3])).dense)
 
 
 @torch.no_grad()

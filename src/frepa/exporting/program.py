@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from typing import Any, NamedTuple
+from unittest import mock
 
+import timm.layers.padding
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -57,10 +59,11 @@ class Traced(NamedTuple):
     sizes: str
 
 
-def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
+def trace(encoder: Encoder, to: str, asked: Asked, *, any_size: bool = True) -> Traced:
     """The program of an encoder: any number of images, and sizes that vary where the encoder's computation allows it.
 
-    Attention in windows is computed by numbers of windows, which become part of the program: then one size is taken.
+    Attention in windows is computed by numbers of windows, which become part of the program: then one size is taken,
+    and without ``any_size`` too.
 
     Raises:
         InputError: the encoder does what no such program can express.
@@ -73,7 +76,7 @@ def trace(encoder: Encoder, to: str, asked: Asked) -> Traced:
     module = Program(encoder, asked.with_guide).eval()
     images: dict[int, Any] = {0: Dim("batch", min=1, max=_MOST_IMAGES)}
     reason = ""
-    if not _windowed(encoder):
+    if any_size and not _windowed(encoder):
         names = "DHW"[-encoder.dims :]
         varying = {
             axis: step * Dim(f"{name}_{step}", min=2, max=_MOST_PIXELS // step) if step > 1 else Dim(name, min=2)
@@ -119,10 +122,15 @@ def _check_guide(encoder: Encoder, least: int) -> None:
 
 
 def _exported(module: nn.Module, shape: tuple[int, ...], varying: dict[int, Any]) -> ExportedProgram:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mock.patch.object(timm.layers.padding, "get_same_padding", _same_padding):
         warnings.simplefilter("ignore")  # of what libraries do while they are traced
         example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         return torch.export.export(module, (example,), dynamic_shapes={INPUT: varying}, strict=False)
+
+
+def _same_padding(extent: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """timm's, in whole numbers: of its ceil(extent / stride) torch can write no file, and grows endless terms."""
+    return max((-(-extent // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - extent, 0)
 
 
 def _windowed(encoder: Encoder) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from frepa.encoders.contract import Encoder
 from frepa.exporting.contract import Asked, Exported, Outputs, Target, version
-from frepa.exporting.program import trace
+from frepa.exporting.program import Traced, trace
 
 NAME = "encoder.pt2"
 
@@ -21,9 +21,11 @@ def write(encoder: Encoder, folder: Path, asked: Asked) -> Exported:
         InputError: the encoder cannot be traced.
     """
     traced = trace(encoder, "torch", asked)
-    # They would be kept as a pickle; without them the file holds JSON and raw tensors
-    traced.program.example_inputs = None
-    torch.export.save(traced.program, folder / NAME)
+    try:
+        _save(traced, folder)
+    except Exception:  # torch's own: it can trace operations on extents that it cannot write down
+        traced = trace(encoder, "torch", asked, any_size=False)
+        _save(traced, folder)
     module = torch.export.load(folder / NAME).module()
 
     def run(x: Tensor) -> Outputs:
@@ -36,6 +38,12 @@ def write(encoder: Encoder, folder: Path, asked: Asked) -> Exported:
         opened_by=version(torch),
         opens=f'torch.export.load("FOLDER/{NAME}").module()(image)  # {", ".join(traced.outputs)}',
     )
+
+
+def _save(traced: Traced, folder: Path) -> None:
+    # They would be kept as a pickle; without them the file holds JSON and raw tensors
+    traced.program.example_inputs = None
+    torch.export.save(traced.program, folder / NAME)
 
 
 TARGET = Target(write, makes_guide=True)
