@@ -7,33 +7,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
-from frepa.analysis.heads import known_cases, segmenter_of, words
-from frepa.analysis.own_names import named
+from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study
+from frepa.analysis.heads import known_cases, words
 from frepa.analysis.registry import register_analysis
-from frepa.analysis.structure_measures import MEASURES, Counts, components, count, placed, ranges
+from frepa.analysis.structure_measures import Counts, places_of, ranges
+from frepa.analysis.structure_testing import Kind, Measured, TestCases, folders_of, labelled, of_folder, of_head
 from frepa.analysis.views import spread
-from frepa.datasets.layouts.pairing import stem
-from frepa.datasets.reading import LabelledImage, read_case, read_mask
-from frepa.downstream.fitting import read_ahead
 from frepa.downstream.scores import Summary, summarise
-from frepa.downstream.segmentation.data import LabelledCase, SegmentationData, check_sets, open_sets
-from frepa.downstream.segmentation.metrics import score_case
+from frepa.downstream.segmentation.data import check_sets, open_sets
 from frepa.errors import InputError
 from frepa.report.overlays import segmentation_overlay
 from frepa.report.page import MeanStd
 from frepa.report.spectra import band_points
 from frepa.report.strips import value_map
-
-#: Classes of an image (C, *S) in [0, 1], uint8 (*S); a case by name for masks that were predicted before.
-Predict = Callable[[LabelledCase, LabelledImage], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,6 +34,9 @@ class StructureOptions:
             both.
         widths: where one range of widths ends and the next begins, in pixels, rising.
         sizes: the same of sizes, in pixels (voxels).
+        widths_mm: the same of widths in mm, where the images say how large their pixels are; by default widths, as long
+            as they are in the middle one of the test images.
+        sizes_mm: the same of sizes, in mm² (mm³); by default sizes, as large as they are there.
         masks: folders with masks that were predicted before, as NAME=FOLDER, separated by commas; files are named as
             the images.
         mask_threshold: values of the set's masks above it are foreground; by default the values decide the classes.
@@ -53,6 +45,8 @@ class StructureOptions:
     by: str = "both"
     widths: str = "2,4,6,9,13"
     sizes: str = "30,100,300,1000,3000,10000"
+    widths_mm: str | None = None
+    sizes_mm: str | None = None
     masks: str | None = None
     mask_threshold: float | None = None
 
@@ -71,14 +65,19 @@ class Structures(Analysis):
         """See `Analysis`."""
         if self.options.by not in ("width", "size", "both"):
             raise InputError(f"--kind.by {self.options.by}: expected width, size or both.")
-        self.kinds: dict[str, tuple[float, ...]] = {}
-        for kind, text in (("width", self.options.widths), ("size", self.options.sizes)):
-            if self.options.by in (kind, "both"):
-                self.kinds[kind] = _rising(f"--kind.{kind}s", text)
+        given = {
+            "width": (self.options.widths, self.options.widths_mm),
+            "size": (self.options.sizes, self.options.sizes_mm),
+        }
+        self.edges = {
+            kind: (_rising(f"--kind.{kind}s", text), None if mm is None else _rising(f"--kind.{kind}s-mm", mm))
+            for kind, (text, mm) in given.items()
+            if self.options.by in (kind, "both")
+        }
 
     def analyse(self, study: Study, page: AnalysisPage) -> Found:
         """See `Analysis`."""
-        folders = dict(_folders(self.options.masks))
+        folders = dict(folders_of(self.options.masks))
         if not study.subjects and not folders:
             raise InputError("--encoder missing: give one or more encoders, runs of frepa segment, or --kind.masks.")
         sets = open_sets([study.source], dims=study.dims, seed=study.seed)
@@ -88,14 +87,18 @@ class Structures(Analysis):
         if not cases:
             raise InputError(f"{study.source}: has no test part, and nothing to look at.")
         study.parts.know(known_cases(data))
-        test = _Test(study, data, cases, self.kinds)
-        self._example(page, test.first)
+        test = TestCases(study, data, cases)
+        test.kinds = self._kinds(test, study)
+        self._example(page, test)
         # Not kept, because the masks may be others by then; and first, because they may not be there.
-        predicted = {name: test.measure(partial(_of_folder, own, study.dims), name) for name, own in folders.items()}
-        measured: dict[str, _Measured] = {}
+        predicted = {name: test.measure(partial(of_folder, own, study.dims), name) for name, own in folders.items()}
+        measured: dict[str, Measured] = {}
         for subject in study.subjects:
-            predict = partial(_of_head, subject, study, data)
-            measured[subject.name] = study.part(partial(test.measure, predict, subject.name), subject=subject)
+            predict = partial(of_head, subject, study, data)
+            measured[subject.name] = study.part(
+                partial(test.measure, predict, subject.name), *((kind.key, kind.edges) for kind in test.kinds),
+                subject=subject,
+            )  # fmt: skip
         measured |= predicted
         heads = {subject.name: words(subject, "a linear probe on its last map") for subject in study.subjects}
         heads |= {name: f"masks in {folder}" for name, folder in folders.items()}
@@ -106,29 +109,46 @@ class Structures(Analysis):
                 segmentation_overlay(first.image, first.classes, own["first"].numpy(), inside=first.inside),
                 f"{name}: the first test case.",
             )
-        return self._report(study, page, data, measured, heads)
+        return self._report(study, page, test, measured, heads)
 
-    def _example(self, page: AnalysisPage, image: LabelledImage) -> None:
-        truth = _inside(image, image.classes)
-        for kind in self.kinds:
-            values = MEASURES[kind](truth)
+    def _kinds(self, test: TestCases, study: Study) -> list[Kind]:
+        """What is measured: in pixels, and in millimetres where every test image says how large its pixels are."""
+        pixels = "pixels" if study.dims == 2 else "voxels"
+        kinds = [Kind(measure, edges, pixels) for measure, (edges, _) in self.edges.items()]
+        if test.spacing is None:
+            asked = next((f"--kind.{kind}s-mm" for kind, (_, mm) in self.edges.items() if mm is not None), None)
+            if asked is not None:
+                raise InputError(
+                    f"{asked}: {test.silent} of {len(test.cases)} test images do not say how large their {pixels} are, "
+                    "so that nothing can be given in millimetres. Leave the option out."
+                )
+            return kinds
+        for measure, (edges, mm) in self.edges.items():
+            power = 1 if measure == "width" else study.dims
+            unit = ("mm", "mm²", "mm³")[power - 1]
+            kinds.append(Kind(measure, mm or test.edges_in_mm(edges, power), unit, physical=True))
+        return kinds
+
+    def _example(self, page: AnalysisPage, test: TestCases) -> None:
+        truth = labelled(test.first, test.first.classes)
+        for kind in test.kinds:
             page.show(
-                f"truth-{kind}",
-                value_map(values, image.image),
-                f"{kind.capitalize()} of what is labelled in the first test case, in pixels"
-                + ("; colours by its logarithm." if kind == "size" else "."),
+                f"truth-{kind.key.replace('_', '-')}",
+                value_map(test.values(0, truth, kind), test.first.image),
+                f"{kind.measure.capitalize()} of what is labelled in the first test case, in {kind.unit}"
+                + ("; colours by its logarithm." if kind.measure == "size" else "."),
             )
 
     def _report(
         self,
         study: Study,
         page: AnalysisPage,
-        data: SegmentationData,
-        measured: Mapping[str, _Measured],
+        test: TestCases,
+        measured: Mapping[str, Measured],
         heads: Mapping[str, str],
     ) -> Found:
         counts = {
-            name: {kind: [Counts(*map(np.asarray, case)) for case in own["counts"][kind]] for kind in self.kinds}
+            name: {kind: [Counts(*map(np.asarray, case)) for case in cases] for kind, cases in own["counts"].items()}
             for name, own in measured.items()
         }
         scores = {name: own["scores"] for name, own in measured.items()}
@@ -144,36 +164,38 @@ class Structures(Analysis):
         )  # fmt: skip
         numbers: dict[str, dict[str, object]] = {}
         headline: dict[str, dict[str, float]] = {name: {"dsc": own.mean} for name, own in dsc.items()}
-        for kind, edges in self.kinds.items():
-            names = ranges(edges)
+        page.text(_units(test))
+        for kind in test.kinds:
+            names, key = ranges(kind.edges), kind.key
             there = [
                 place for place in range(len(names))
-                if any(case.true[place] for of in counts.values() for case in of[kind])
+                if any(case.true[place] for of in counts.values() for case in of[key])
             ]  # fmt: skip
             found = {
-                score: {name: {names[p]: summarise(share(of[kind], p)) for p in there} for name, of in counts.items()}
+                score: {name: {names[p]: summarise(share(of[key], p)) for p in there} for name, of in counts.items()}
                 for score, (_, share, _) in _SHARES.items()
             }
-            first = next(iter(counts.values()))[kind]
+            first = next(iter(counts.values()))[key]
             pixels = {names[p]: int(sum(case.true[p] for case in first)) for p in there}
-            page.section(f"By {kind}")
-            page.text(_ABOUT[kind])
+            page.section(f"By {kind.measure} in {kind.unit}")
+            page.text(_about(kind))
             names_there = [names[p] for p in there]
             for score, (title, _, caption) in _SHARES.items():
                 page.show(
-                    f"{score}-{kind}",
+                    f"{score}-{key.replace('_', '-')}",
                     band_points(_points(found[score], names_there), ylabel=title, span=_SPAN),
-                    caption.format(kind=kind),
+                    caption.format(kind=kind.measure) + f" Ranges are in {kind.unit}.",
                     wide=True,
                 )
             for score, (title, *_) in _SHARES.items():
                 page.table(
                     [{"": name, **{bin_: _cell(own) for bin_, own in of.items()}} for name, of in found[score].items()]
                     + [{"": "pixels labelled", **pixels}],
-                    caption=f"{title[0].upper()}{title[1:]} in % by {kind} in pixels, mean ± standard deviation over "
-                    "cases.",
+                    caption=f"{title[0].upper()}{title[1:]} in % by {kind.measure} in {kind.unit}, mean ± standard "
+                    "deviation over cases.",
                 )
-            numbers[kind] = {
+            numbers[key] = {
+                "unit": kind.unit,
                 "ranges": names_there,
                 "pixels": pixels,
                 **{
@@ -183,83 +205,46 @@ class Structures(Analysis):
             }
             for score in ("dsc", "sensitivity"):
                 for name, of in found[score].items():
-                    headline[name] |= {f"{score}_{kind}_{bin_}": own.mean for bin_, own in of.items()}
-        if "size" in self.kinds:
-            detected = {name: _detected(own["lesions"], self.kinds["size"]) for name, own in measured.items()}
-            numbers["lesions"] = dict(detected)
-            rows = [{"": name, **{bin_: own["half"] for bin_, own in of.items()}} for name, of in detected.items()]
-            page.table(rows, caption="Share of the components of each size of which at least half was found.", digits=3)
+                    headline[name] |= {f"{score}_{key}_{bin_}": own.mean for bin_, own in of.items()}
+            if kind.measure == "size":
+                detected = {name: _detected(test.lesions(own, kind), kind.edges) for name, own in measured.items()}
+                numbers[key.replace("size", "lesions")] = dict(detected)
+                page.table(
+                    [{"": name, **{bin_: own["half"] for bin_, own in of.items()}} for name, of in detected.items()],
+                    caption=f"Share of the components of each size in {kind.unit} of which at least half was found.",
+                    digits=3,
+                )
         numbers["dsc"] = {name: own._asdict() for name, own in dsc.items()}
         study.inputs["test"] = len(next(iter(scores.values())))
-        study.inputs["split"] = data.sets[0].split_note
+        study.inputs["split"] = test.data.sets[0].split_note
+        study.inputs["spacing"] = None if test.spacing is None else [list(spacing) for spacing in test.spacing]
         return Found(numbers, headline)
 
 
 _SPAN = (-0.02, 1.02)
-_NONE = torch.zeros(0)
-# Bytes of places of pixels that are held for the next encoder.
-_HELD = 1e9
-_ABOUT = {
-    "width": "The width of a vessel is twice the distance from its centre line to the nearest pixel outside, less one; "
-    "every pixel has that of the nearest pixel of the centre line.",
-    "size": "The size of a lesion is the number of pixels that hang together, over corners too.",
-}
 
 
-class _Measured(TypedDict):
-    """Of one way: by kind and case the numbers of `Counts`; components; DSC; the first case's classes."""
-
-    counts: dict[str, list[list[list[int]]]]
-    lesions: list[tuple[float, float]]
-    scores: list[float]
-    first: Tensor
-
-
-class _Test:
-    """The test cases. In which range each pixel is, is found once for all ways, as far as the memory set aside goes."""
-
-    def __init__(
-        self, study: Study, data: SegmentationData, cases: Sequence[LabelledCase], kinds: Mapping[str, Sequence[float]]
-    ) -> None:
-        self.study, self.data, self.cases, self.kinds = study, data, cases, kinds
-        self.first = self._read(cases[0])
-        self._places: dict[int, dict[str, np.ndarray]] = {}
-
-    def measure(self, ready: Callable[[], Predict], name: str) -> _Measured:
-        """What is found by the way that ``ready`` makes."""
-        predict = ready()
-        found: _Measured = {"counts": {kind: [] for kind in self.kinds}, "lesions": [], "scores": [], "first": _NONE}
-        reading = read_ahead(self._read, self.cases, self.study.num_workers)
-        for number, (item, image) in enumerate(
-            zip(self.cases, self.study.each(reading, f"{name}: testing", len(self.cases)))
-        ):
-            classes = predict(item, image)
-            if number == 0:
-                found["first"] = torch.from_numpy(np.ascontiguousarray(classes))
-            found["scores"].append(float(score_case(image.classes, classes, self.data.classes)["dsc"]))
-            truth, told = _inside(image, image.classes), _inside(image, classes)
-            for kind, places in self._placed(number, truth).items():
-                own = count(truth, told, places, len(self.kinds[kind]) + 1)
-                found["counts"][kind].append([own.true.tolist(), own.found.tolist(), own.predicted.tolist()])
-            if "size" in self.kinds:
-                found["lesions"] += components(truth, told)
-        return found
-
-    def _read(self, item: LabelledCase) -> LabelledImage:
-        return read_case(item.case, item.labels, self.study.dims, self.study.window)
-
-    def _placed(self, number: int, truth: np.ndarray) -> dict[str, np.ndarray]:
-        if number in self._places:
-            return self._places[number]
-        found = {kind: placed(MEASURES[kind](truth), edges) for kind, edges in self.kinds.items()}
-        if sum(places.nbytes for own in self._places.values() for places in own.values()) < _HELD:
-            self._places[number] = found
-        return found
+def _units(test: TestCases) -> str:
+    """What widths and sizes are in, for the page."""
+    pixels, every = ("pixels" if test.first.image.ndim == 3 else "voxels"), len(test.cases)
+    if test.spacing is None:
+        who = "The test images do" if test.silent == every else f"{test.silent} of the {every} test images do"
+        return f"{who} not say how large their {pixels} are: widths and sizes are in {pixels} alone."
+    low, high = np.min(test.spacing, axis=0), np.max(test.spacing, axis=0)
+    steps = [f"{a:.3g}" if a == b else f"{a:.3g} to {b:.3g}" for a, b in zip(low, high)]
+    return (
+        f"The test images say how large their {pixels} are ({' x '.join(steps)} mm): widths and sizes are given in "
+        f"{pixels} and in millimetres."
+    )
 
 
-def _inside(image: LabelledImage, classes: np.ndarray) -> np.ndarray:
-    """Where anything is labelled within the field of view."""
-    return (classes > 0) if image.inside is None else (classes > 0) & image.inside
+def _about(kind: Kind) -> str:
+    one = {"pixels": "pixel", "voxels": "voxel"}.get(kind.unit, "pixel, as it is long in that direction")
+    return {
+        "width": f"The width of a vessel is twice the distance from its centre line to the nearest pixel outside, less "
+        f"one {one}; every pixel has that of the nearest pixel of the centre line.",
+        "size": "The size of a lesion is that of the pixels that hang together, over corners too.",
+    }[kind.measure]
 
 
 def _ratios(pairs: Iterable[tuple[float, float]]) -> list[float]:
@@ -316,7 +301,7 @@ def _cell(summary: Summary) -> MeanStd:
 def _detected(found: Sequence[tuple[float, float]], edges: Sequence[float]) -> dict[str, dict[str, float]]:
     """Of each range of sizes: how many components, share of which half was found, share of which a pixel was found."""
     size, share = np.asarray(found).reshape(-1, 2).T
-    which = np.digitize(size, edges)
+    which = places_of(size, edges)
     result = {}
     for place, name in enumerate(ranges(edges)):
         own = share[which == place]
@@ -333,38 +318,3 @@ def _rising(option: str, text: str) -> tuple[float, ...]:
     if not values or any(not 0 < a < math.inf for a in values) or any(a >= b for a, b in itertools.pairwise(values)):
         raise InputError(f"{option} {text}: expected numbers above 0 that rise, such as 2,4,8.")
     return values
-
-
-def _folders(text: str | None) -> list[tuple[str, Path]]:
-    found = []
-    for part in (text or "").split(","):
-        if part.strip():
-            name, folder = named(part.strip())
-            if not Path(folder).is_dir():
-                raise InputError(f"--kind.masks {folder}: there is no such folder. Give NAME=FOLDER, or the folder.")
-            found.append((name or Path(folder).name, Path(folder)))
-    return found
-
-
-def _of_head(subject: Subject, study: Study, data: SegmentationData) -> Predict:
-    head = segmenter_of(subject, study, data)
-    return lambda item, image: head.segment(image.image).classes
-
-
-def _of_folder(folder: Path, dims: int) -> Predict:
-    """Masks by the names of the cases, wherever below the folder."""
-    files = {stem(path): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-    def predict(item: LabelledCase, image: LabelledImage) -> np.ndarray:
-        path = files.get(item.case.name)
-        if path is None:
-            raise InputError(f"--kind.masks {folder}: holds no mask for the test case {item.case.name}.")
-        array = read_mask(path, dims).array[0]
-        if array.shape != image.classes.shape:
-            raise InputError(
-                f"--kind.masks: {path} is {' x '.join(map(str, array.shape))}, and its image is "
-                f"{' x '.join(map(str, image.classes.shape))}."
-            )
-        return item.labels.to_classes(array, str(path))
-
-    return predict
