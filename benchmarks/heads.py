@@ -38,7 +38,7 @@ def measure(source: str, encoder: str, features: str, steps: int, seed: int, lr:
         run = segment([source], encoder=encoder, out=f"{folder}/run", **options)
         results = json.loads((run / "results.json").read_text())
     (item,) = results["sets"].values()
-    training, dsc = results["training"], item["test"]["dsc"]
+    (training,), dsc = results["training"], item["test"]["dsc"]
     floors = {name: round(100 * floor["mean"], 2) for name, floor in item["baselines"].items()}
     probe = training["probe"] or {"val_dsc": float("nan"), "seconds": 0.0}
     return {
