@@ -73,6 +73,7 @@ class FileSource(Source):
         super().__init__()
         self.dims, self.location, self.folder = dims, location, root
         self._root, self._max_pixels, self._canonical, self._voi = root, max_pixels, canonical, voi
+        self._kept: tuple[int, tuple[str, ...] | None] = -1, None  # the row whose files were asked for last
         self._numbered = False  # some row means one record of its file, by number
         columns = Columns()
         for entry in found:
@@ -227,18 +228,27 @@ class FileSource(Source):
         name = os.fsdecode(self._names[row].as_py())
         return self._root / name, None if self._members is None else _text(self._members[row])
 
-    def _files(self, row: int) -> list[Path] | None:
+    def _files(self, row: int) -> tuple[str, ...] | None:
         """The files of a series, or None where the row is no series."""
-        if self._parts is None or not self._parts[row].is_valid:
+        if self._parts is None:
             return None
-        return [self._root / os.fsdecode(name) for name in self._parts[row].as_py()]
+        kept = self._kept
+        if kept[0] != row:  # slice after slice asks for the same series
+            parts = self._parts[row]
+            files = tuple(str(self._root / os.fsdecode(name)) for name in parts.as_py()) if parts.is_valid else None
+            kept = self._kept = row, files
+        return kept[1]
+
+    def _parts_of(self, row: int) -> list[Path] | None:
+        files = self._files(row)
+        return None if files is None else [Path(file) for file in files]
 
     def origin(self, index: int) -> Origin:
         """The file a record is in, and where in it."""
         row, within = self._row(index)
         of = int(self._starts[row + 1] - self._starts[row])
         return Origin(
-            READERS[self._readers[row]].name, *self._place(row), self._files(row), self._first(row) + within, of
+            READERS[self._readers[row]].name, *self._place(row), self._parts_of(row), self._first(row) + within, of
         )
 
     def warn_of_labels(self) -> None:

@@ -8,6 +8,7 @@ back and columns from the patient's right to the left: every axial slice is show
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from nibabel import orientations
@@ -28,7 +29,23 @@ def voxel_sizes(affine: np.ndarray) -> tuple[float, ...]:
 
 def axis_codes(affine: np.ndarray) -> str:
     """The nearest orientation, e.g. ``"SPL"``; an axis of an oblique volume goes to the direction closest to it."""
-    return "".join(str(code) for code in orientations.aff2axcodes(np.asarray(affine, np.float64)))
+    return _codes(_directions(affine))
+
+
+@lru_cache(maxsize=4096)
+def _codes(directions: bytes) -> str:
+    return "".join(str(code) for code in orientations.ornt2axcodes(_orientation(directions)))
+
+
+def _directions(affine: np.ndarray) -> bytes:
+    """What orientations depend on: the same for all slices of a volume, and for most volumes of a scanner."""
+    return np.ascontiguousarray(np.asarray(affine, np.float64)[:3, :3]).tobytes()
+
+
+def _orientation(directions: bytes) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(directions).reshape(3, 3)
+    return orientations.io_orientation(affine)
 
 
 def is_usable(affine: np.ndarray) -> bool:
@@ -46,7 +63,7 @@ def reorient_array(array: np.ndarray, affine: np.ndarray, codes: str = CANONICAL
     Returns:
         The array (a view) and its affine: every voxel keeps its value and its place in the patient.
     """
-    change = _change(affine, codes)
+    change = _change(_directions(affine), codes)
     # nibabel turns the leading axes, so the channels go last for the moment
     turned = orientations.apply_orientation(np.moveaxis(array, 0, -1), change)
     return np.moveaxis(turned, -1, 0), _changed_affine(affine, change, array.shape[1:])
@@ -118,9 +135,9 @@ def _corners(size: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     return (affine[:3, :3] @ index + affine[:3, 3:]).T
 
 
-def _change(affine: np.ndarray, codes: str) -> np.ndarray:
-    now = orientations.io_orientation(np.asarray(affine, np.float64))
-    return orientations.ornt_transform(now, orientations.axcodes2ornt(tuple(codes)))
+@lru_cache(maxsize=4096)
+def _change(directions: bytes, codes: str) -> np.ndarray:
+    return orientations.ornt_transform(_orientation(directions), orientations.axcodes2ornt(tuple(codes)))
 
 
 def _changed_affine(affine: np.ndarray, change: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

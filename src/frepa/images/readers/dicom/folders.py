@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter, thread_time
+from typing import TypeVar
 
 from frepa.images.finding import Found, dicom_by_content
 from frepa.images.guards import check_memory
+from frepa.images.readers.dicom.described import remember
 from frepa.images.readers.dicom.header import DicomHeader, Plane, Unusable, read_header
-from frepa.images.readers.dicom.opening import read_tags, series_of
+from frepa.images.readers.dicom.opening import SERIES, read_tags, series_of
 from frepa.images.readers.dicom.stacks import Stack, stacks
 from frepa.images.readers.pixels import check_size
 from frepa.images.readers.registry import reader_at, reader_for
@@ -20,13 +23,38 @@ from frepa.images.scan import Note, UnreadableScan
 
 #: Modalities whose single-frame files are slices of volumes.
 VOLUMETRIC = {"CT", "MR", "PT", "NM", "OPT", "OCT"}
-_THREADS = 8  # waiting for storage, not computing
+_THREADS = 8
+# Seconds and share of waiting after which a storage is one to wait for; a processor that others use makes one wait too
+_WAITED, _SHARE = 0.05, 0.8
 _SINGLE = "a single slice, no volume; read it with dims 2"
 _NAMED = 5  # unreadable slices that a note names
 #: Kinds of trouble of files that are no slices, so that nothing is missing without them.
 NO_SLICE = ("left out", "other dims")
 
 Header = DicomHeader | UnreadableScan
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+
+
+class _Reading:
+    """Work on many files, by threads once the storage makes one wait: where they compute they hinder each other."""
+
+    def __init__(self) -> None:
+        self._waits = False
+
+    def each(self, work: Callable[[_Item], _Answer], items: Iterable[_Item]) -> list[_Answer]:
+        """``work`` of every item, in order."""
+        queue = list(items)
+        done: list[_Answer] = []
+        start, computed = perf_counter(), thread_time()
+        while queue and not self._waits:
+            done.append(work(queue[len(done)]))
+            if len(done) == len(queue):
+                return done
+            whole = perf_counter() - start
+            self._waits = whole - (thread_time() - computed) > max(_WAITED, _SHARE * whole)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return done + list(pool.map(work, queue[len(done) :]))
 
 
 def grouped(files: Iterable[Found], root: Path, dims: int, max_pixels: int) -> Iterator[Found]:
@@ -54,6 +82,7 @@ def _within(entry: Found, root: Path, max_pixels: int) -> Found:
 
 def _grouped(files: Iterable[Found], root: Path, dims: int) -> Iterator[Found]:
     waiting: dict[str, list[Found]] = {}
+    reading = _Reading()
     loose: dict[str, list[tuple[Found, DicomHeader]]] = {}
     for entry in files:
         if not _is_dicom_entry(entry, root):
@@ -61,12 +90,12 @@ def _grouped(files: Iterable[Found], root: Path, dims: int) -> Iterator[Found]:
             continue
         folder = os.path.dirname(entry.name)
         for done in [name for name in waiting if not _inside(folder, name)]:
-            yield from _folder(done, waiting.pop(done), root, dims, loose)
+            yield from _folder(done, waiting.pop(done), root, dims, loose, reading)
         waiting.setdefault(folder, []).append(entry)
     for folder in list(waiting):
-        yield from _folder(folder, waiting.pop(folder), root, dims, loose)
+        yield from _folder(folder, waiting.pop(folder), root, dims, loose, reading)
     for slices in loose.values():
-        yield from _loose(slices, dims)
+        yield from _loose(slices, root, dims)
 
 
 def _is_dicom_entry(entry: Found, root: Path) -> bool:
@@ -84,10 +113,14 @@ def _inside(folder: str, other: str) -> bool:
 
 
 def _folder(
-    folder: str, entries: list[Found], root: Path, dims: int, loose: dict[str, list[tuple[Found, DicomHeader]]]
+    folder: str,
+    entries: list[Found],
+    root: Path,
+    dims: int,
+    loose: dict[str, list[tuple[Found, DicomHeader]]],
+    reading: _Reading,
 ) -> Iterator[Found]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        heads = list(pool.map(lambda item: _header(root / item[1].name, item[0], item[1]), enumerate(entries)))
+    heads = reading.each(lambda item: _header(root / item[1].name, item[0], item[1]), enumerate(entries))
     series: dict[str, list[tuple[Found, DicomHeader]]] = {}
     for entry, head in zip(entries, heads):
         if isinstance(head, UnreadableScan):
@@ -108,7 +141,7 @@ def _folder(
         else:
             label = f"series={numbers[uid]}" if len(numbers) > 1 else ""
             notes = _lost_notes(lost.get(uid, []) + lost.get(None, []))
-            yield from _series(folder, members, entries, dims, label, notes)
+            yield from _series(folder, members, entries, root, dims, label, notes)
 
 
 def _lost(heads: dict[str, Header]) -> dict[str | None, list[str]]:
@@ -147,12 +180,11 @@ def uids_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
     def one(name: str) -> tuple[str, str | None]:
         try:
-            return name, series_of(read_tags(folder / name, ["SeriesInstanceUID"]))
+            return name, series_of(read_tags(folder / name, [SERIES]))
         except Exception:  # whatever is wrong with it is told when it is read
             return name, None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return {name: uid for name, uid in pool.map(one, names) if uid is not None}
+    return {name: uid for name, uid in _Reading().each(one, names) if uid is not None}
 
 
 def series_numbers(folder: Path) -> dict[str, int]:
@@ -174,14 +206,14 @@ def _named_dicom(name: str) -> bool:
     return reader is not None and reader.name == "dicom"
 
 
-def _loose(slices: list[tuple[Found, DicomHeader]], dims: int) -> Iterator[Found]:
+def _loose(slices: list[tuple[Found, DicomHeader]], root: Path, dims: int) -> Iterator[Found]:
     # Numbered anew, as the files of one series
     renumbered = []
     for number, (entry, head) in enumerate(slices):
         plane = head.planes[0]._replace(file=number)
         renumbered.append((entry, DicomHeader(**{**head.__dict__, "planes": (plane,)})))
     folder = os.path.commonpath([os.path.dirname(entry.name) for entry, _ in slices])
-    yield from _series(folder, renumbered, [entry for entry, _ in slices], dims, "", ())
+    yield from _series(folder, renumbered, [entry for entry, _ in slices], root, dims, "", ())
 
 
 def _header(path: Path, number: int, entry: Found | None = None) -> Header:
@@ -199,6 +231,7 @@ def _series(
     folder: str,
     members: list[tuple[Found, DicomHeader]],
     entries: list[Found],
+    root: Path,
     dims: int,
     label: str,
     notes: tuple[Note, ...],
@@ -216,6 +249,8 @@ def _series(
             yield entries[stack.planes[0].file].changed(reason=_SINGLE, trouble="other dims")
             continue
         heads = {entries[head.planes[0].file].name: head for _, head in members}
+        if len(found) == 1 and not left_out and len(parts) > 1 and heads[parts[0]].step == first.step:
+            remember([str(root / part) for part in parts], stack, heads[parts[0]])
         yield Found(
             name=parts[0] if dims == 2 else folder or ".",
             member=(member or None) if dims == 3 else None,
@@ -231,13 +266,12 @@ def _series(
 
 
 @lru_cache(maxsize=64)
-def folder_stack(folder: str, member: str | None, stamp: object) -> tuple[list[str], Stack, DicomHeader]:
-    """The files of one series in a folder, its largest volume (or the one ``series=N.K`` names), its first header."""
+def folder_stack(folder: str, member: str | None, stamp: object) -> tuple[tuple[str, ...], Stack, DicomHeader]:
+    """Paths of the files of one series in a folder, its largest volume (or that of ``series=N.K``), first header."""
     names, lost_files = dicom_names(Path(folder))
     if not names:
         raise UnreadableScan(folder, "a folder without DICOM files; a folder in a manifest is one DICOM series")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        heads = list(pool.map(lambda item: _header(Path(folder) / item[1], item[0]), enumerate(names)))
+    heads = _Reading().each(lambda item: _header(Path(folder) / item[1], item[0]), enumerate(names))
     uids = sorted({uid for uid in map(_uid, heads) if uid is not None})
     if not uids:
         first = next(head for head in heads if isinstance(head, UnreadableScan))
@@ -256,7 +290,7 @@ def folder_stack(folder: str, member: str | None, stamp: object) -> tuple[list[s
         notes.append(Note(f"{len(repeated)} second images of the same place are left out", "geometry"))
     stack = found[part]._replace(notes=(*notes, *found[part].notes))
     head = next(head for head in single if head.planes[0].file == stack.planes[0].file)
-    return names, stack, head
+    return tuple(str(Path(folder) / name) for name in names), stack, head
 
 
 def _numbered(folder: str, member: str | None, count: int) -> tuple[int, int]:

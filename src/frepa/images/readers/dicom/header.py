@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from frepa.images.anonymity import anonymous_group
@@ -79,6 +80,7 @@ _TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
+_NUMBERS = [Tag(name) for name in _TAGS]  # looked up once, not with every file
 
 
 class Plane(NamedTuple):
@@ -143,7 +145,11 @@ def read_header(path: Path, file: int = 0) -> DicomHeader:
     Raises:
         UnreadableScan: it is no DICOM file, damaged, or not an image; the reason says which.
     """
-    data = read_tags(path, _TAGS)
+    return header_of(path, read_tags(path, _NUMBERS), file)
+
+
+def header_of(path: Path, data: Dataset, file: int = 0) -> DicomHeader:
+    """The same of a file that was read already."""
     try:
         return _header(path, data, file)
     except UnreadableScan as error:

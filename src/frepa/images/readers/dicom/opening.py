@@ -13,6 +13,7 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from frepa.images.guards import file_status, memory_limit, why
@@ -31,6 +32,10 @@ MOST_INFLATED = 2**31
 _MOST_DEFLATE = 1100
 
 
+#: The element by which files are grouped into series.
+SERIES = Tag("SeriesInstanceUID")
+
+
 def series_of(data: Dataset) -> str:
     """The series instance UID, "" where it was removed."""
     return str(data.get("SeriesInstanceUID") or "").strip()
@@ -42,7 +47,7 @@ def is_deflated(data: Dataset) -> bool:
     return stated is not None and stated.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
 
 
-def read_tags(path: Path, tags: Sequence[str]) -> Dataset:
+def read_tags(path: Path, tags: Sequence[BaseTag | str]) -> Dataset:
     """A few elements of a header, as `read_header` finds them. Raises `UnreadableScan`."""
     return read_dataset(path, stop_before_pixels=True, specific_tags=list(tags))
 
@@ -55,8 +60,9 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
     try:
         with open(path, "rb") as file:
             start = file.read(2048)
-        check_inflated(path, start)
-        return pydicom.dcmread(path, force=start[128:132] != b"DICM" and starts_like_dicom(start), **options)
+            check_inflated(path, start)
+            file.seek(0)
+            return pydicom.dcmread(file, force=start[128:132] != b"DICM" and starts_like_dicom(start), **options)
     except FileNotFoundError:
         raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except InvalidDicomError:

@@ -14,18 +14,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from frepa.images.guards import check_memory
 from frepa.images.orientation import plane_codes, reorient, reorient_array, reorient_header, voxel_sizes
+from frepa.images.readers.dicom.described import described
 from frepa.images.readers.dicom.folders import VOLUMETRIC, folder_stack
-from frepa.images.readers.dicom.header import DicomHeader, Plane, read_header
+from frepa.images.readers.dicom.header import DicomHeader, Plane, header_of, read_header
 from frepa.images.readers.dicom.pixels import Frame, declared_frames, frame_values, read_pixels
 from frepa.images.readers.dicom.stacks import Stack, stacks
 from frepa.images.readers.pixels import check_size
 from frepa.images.scan import ARBITRARY, Header, Note, Scan, UnreadableScan
-from frepa.images.volumes import VolumeStatistics, file_key
+from frepa.images.volumes import CACHE_BYTES, VolumeStatistics, file_key
+
+#: Slices of the volume whose statistics were taken last, by file, frame and options.
+_held: dict[tuple[Any, int, bool], Frame] = {}
 
 
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
@@ -56,33 +61,33 @@ def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int
         voi: apply the VOI LUT or window to values that are not Hounsfield units, for display images (X-ray).
     """
     if path.is_dir():
-        names, stack, first = folder_stack(str(path), member, _stamp(path))
-        return read_stack([path / name for name in names], stack, first, row, dims, max_pixels, voi)
+        paths, stack, first = folder_stack(str(path), member, _stamp(path))
+        return read_stack(paths, stack, first, row, dims, max_pixels, voi)
     _no_member(path, member)
     head, volumes = _file_volumes(path, file_key(path))
     if dims == 3:
         _check_volume(path, head, volumes)
-        return read_stack([path], volumes[row], head, 0, 3, max_pixels, voi)
+        return read_stack((str(path),), volumes[row], head, 0, 3, max_pixels, voi)
     for volume in volumes:
         if row < len(volume.planes):
-            return read_stack([path], volume, head, row, 2, max_pixels, voi)
+            return read_stack((str(path),), volume, head, row, 2, max_pixels, voi)
         row -= len(volume.planes)
     raise UnreadableScan(str(path), f"has no frame {row}")
 
 
 def read_series(
-    paths: Sequence[Path], row: int, *, dims: int, max_pixels: int, voi: bool = False, canonical: bool = True
+    paths: Sequence[str], row: int, *, dims: int, max_pixels: int, voi: bool = False, canonical: bool = True
 ) -> Scan:
     """A volume, or slice ``row`` of it, from files already in the order of its slices."""
-    stack, head = _described(paths)
+    stack, head = described(paths)
     scan = read_stack(paths, stack, head, row, dims, max_pixels, voi)
     return reorient(scan) if canonical else scan
 
 
-def series_header(paths: Sequence[Path], *, dims: int, max_pixels: int, canonical: bool = True) -> Header:
+def series_header(paths: Sequence[str], *, dims: int, max_pixels: int, canonical: bool = True) -> Header:
     """The header of what `read_series` gives."""
-    stack, head = _described(paths)
-    found = _series_header(paths[0], head, stack, dims, max_pixels)
+    stack, head = described(paths)
+    found = _series_header(Path(paths[0]), head, stack, dims, max_pixels)
     return reorient_header(found) if canonical else found
 
 
@@ -96,10 +101,10 @@ def record_planes(
         row: number of the record. dims: 2 or 3; in 2D the affine is that of the one slice, as a volume.
     """
     if parts is not None:
-        paths, found = list(parts), [_described(parts)[0]]
+        paths, found = list(parts), [described(tuple(map(str, parts)))[0]]
     elif path.is_dir():
         names, stack, _ = folder_stack(str(path), member, _stamp(path))
-        paths, found = [path / name for name in names], [stack]
+        paths, found = list(map(Path, names)), [stack]
     else:
         paths, found = [path], _file_volumes(path, file_key(path))[1]
     if dims == 3:
@@ -116,26 +121,12 @@ def record_planes(
     raise UnreadableScan(str(path), f"has no frame {row}")
 
 
-def _described(paths: Sequence[Path]) -> tuple[Stack, DicomHeader]:
-    try:
-        stamp = file_key(paths[0])
-    except FileNotFoundError:
-        raise UnreadableScan(str(paths[0]), "file not found", kind="empty") from None
-    return _sorted_stack(tuple(map(str, paths)), stamp)
-
-
-@lru_cache(maxsize=64)
-def _sorted_stack(paths: tuple[str, ...], stamp: object) -> tuple[Stack, DicomHeader]:
-    heads = [read_header(Path(path), i) for i, path in enumerate(paths)]
-    found, _ = stacks([plane for head in heads for plane in head.planes], heads[0].step)
-    if len(found[0].planes) != len(paths):
-        raise UnreadableScan(paths[0], "the series is not what it was when the source was opened")
-    return found[0], heads[0]
-
-
 @lru_cache(maxsize=64)
 def _file_volumes(path: Path, stamp: object) -> tuple[DicomHeader, list[Stack]]:
-    head = read_header(path)
+    try:
+        head = header_of(path, _dataset(path, stamp))  # which is read in any case, for the pixels
+    except UnreadableScan:
+        head = read_header(path)  # what is wrong with the pixels is told when they are asked for
     return head, _volumes(head)
 
 
@@ -204,19 +195,20 @@ def _series_header(path: Path, head: DicomHeader, stack: Stack, dims: int, max_p
 
 
 def read_stack(
-    paths: Sequence[Path], stack: Stack, head: DicomHeader, row: int, dims: int, max_pixels: int, voi: bool
+    paths: Sequence[str], stack: Stack, head: DicomHeader, row: int, dims: int, max_pixels: int, voi: bool
 ) -> Scan:
     """A volume, or slice ``row`` of it; ``plane.file`` counts within ``paths``."""
+    first = Path(paths[0])
     rows, columns, _ = stack.planes[0].size
     depth = len(stack.planes)
-    check_size(paths[0], (depth, rows, columns) if dims == 3 else (rows, columns), max_pixels)
-    check_memory(paths[0], (depth if dims == 3 else 1) * rows * columns * head.channels * head.depth)
+    check_size(first, (depth, rows, columns) if dims == 3 else (rows, columns), max_pixels)
+    check_memory(first, (depth if dims == 3 else 1) * rows * columns * head.channels * head.depth)
     if dims == 3:
         return _volume(paths, stack, head, voi)
     frame = _frame(paths, stack.planes[row], voi)
     whole = None
     if depth > 1 and stack.affine is not None:
-        entry = (file_key(paths[0]), tuple(map(str, paths)), stack.planes[0].frame, depth, voi)
+        entry = (file_key(first), tuple(paths), stack.planes[0].frame, depth, voi)
         whole = VolumeStatistics(entry, lambda: _volume(paths, stack, head, voi, readable=True))
     array, affine = frame.array, None
     spacing: tuple[float, ...] | None = stack.planes[row].spacing
@@ -239,12 +231,19 @@ def read_stack(
     )
 
 
-def _frame(paths: Sequence[Path], plane: Plane, voi: bool) -> Frame:
-    path = paths[plane.file]
+def _frame(paths: Sequence[str], plane: Plane, voi: bool, *, keep: bool = False) -> Frame:
+    path = Path(paths[plane.file])
     try:
-        data = _dataset(path, file_key(path))
+        key = file_key(path)
     except FileNotFoundError:
         raise UnreadableScan(str(path), "file not found", kind="empty") from None
+    held = _held.get((key, plane.frame, voi))
+    if held is not None and keep:
+        return held
+    if held is not None:
+        del _held[key, plane.frame, voi]
+        return held._replace(array=held.array.copy())  # not a view, which would keep its whole volume
+    data = _dataset(path, key)
     frame = frame_values(path, data, plane.frame, declared_frames(data), voi=voi)
     if frame.array.shape[1:] != plane.size[:2]:
         raise UnreadableScan(
@@ -253,14 +252,20 @@ def _frame(paths: Sequence[Path], plane: Plane, voi: bool) -> Frame:
     return frame
 
 
-def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool, *, readable: bool = False) -> Scan:
-    """A volume; with ``readable`` of the slices that can be read, whose statistics must not fail with one of them."""
+def _volume(paths: Sequence[str], stack: Stack, head: DicomHeader, voi: bool, *, readable: bool = False) -> Scan:
+    """A volume; with ``readable`` of the slices that can be read, whose statistics must not fail with one of them.
+
+    The slices that such statistics were taken of are held: most likely they are asked for next, one by one.
+    """
     array: np.ndarray | None = None
     kept: list[int] = []
+    frames: dict[tuple[Any, int, bool], tuple[int, Frame]] = {}
+    if readable and not {str(key[0][0]) for key in _held} & set(paths):
+        _held.clear()
     units, paddings, notes = set(), set(), list(stack.notes)
     for place, plane in enumerate(stack.planes):
         try:
-            frame = _frame(paths, plane, voi)
+            frame = _frame(paths, plane, voi, keep=readable)
         except UnreadableScan as error:
             if readable:
                 continue
@@ -268,6 +273,8 @@ def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool, *
             raise UnreadableScan(error.path, reason, error.kind) from None
         kept.append(place)
         pixels = frame.array
+        if readable:
+            frames[file_key(Path(paths[plane.file])), plane.frame, voi] = place, frame._replace(array=pixels[:, :0])
         if array is None:
             array = np.empty((pixels.shape[0], len(stack.planes), *pixels.shape[1:]), pixels.dtype)
         if pixels.shape[0] > array.shape[0]:  # grey slices came first
@@ -278,6 +285,11 @@ def _volume(paths: Sequence[Path], stack: Stack, head: DicomHeader, voi: bool, *
         units.add(frame.unit)
         paddings.add(frame.padding)
         notes += [note for note in frame.notes if note not in notes]
+    if readable and array is not None and array.nbytes <= CACHE_BYTES:
+        _held.clear()
+        for key, (place, frame) in frames.items():
+            if frame.array.dtype == array.dtype and frame.array.shape[0] == array.shape[0]:
+                _held[key] = frame._replace(array=array[:, place])
     if array is None:
         raise UnreadableScan(str(paths[0]), "none of its slices can be read", kind="truncated")
     if len(kept) < len(stack.planes):
