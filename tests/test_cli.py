@@ -138,7 +138,7 @@ def test_an_option_that_moved_to_its_method_is_named_there(capsys):
     assert code == 2
     assert err.strip().endswith("It belongs to the method: --method.mask-ratio.")
     assert "--method.no-augment" in _run(capsys, "pretrain", "x", "--out", "r", "--no-augment")[2]
-    assert "Did you mean method.mask-ratio" in _run(capsys, "pretrain", "x", "--out=r", "--method.mask-rate=1")[2]
+    assert "Did you mean --method.mask-ratio" in _run(capsys, "pretrain", "x", "--out=r", "--method.mask-rate=1")[2]
     assert (
         "--method.mask-ratio lots: expected a number."
         in _run(capsys, "pretrain", "x", "--out=r", "--method.mask-ratio=lots")[2]

@@ -377,7 +377,8 @@ def _dashed(text: str) -> str:
 
 
 def _dashed_words(text: str) -> str:
-    return re.sub(r"\b[a-z0-9]+(_[a-z0-9]+)+\b", lambda m: m.group(0).replace("_", "-"), text)
+    text = re.sub(r"\b[a-z0-9]+(_[a-z0-9]+)+\b", lambda m: m.group(0).replace("_", "-"), text)
+    return re.sub("(mean | or )", r"\1--", text) if text.startswith("Did you mean ") else text
 
 
 def _unknown_command(words: list[str]) -> str:

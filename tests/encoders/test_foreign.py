@@ -97,6 +97,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 def test_checkpoints_that_do_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names an architecture, not weights"):
         load_encoder(f"timm:{NAME}")
+    with pytest.raises(InputError, match="is a folder: name the file in it"):
+        load_encoder(f"timm:convnext_femto@{tmp_path}")
     with pytest.raises(InputError, match="was not found"):
         load_encoder(f"timm:{NAME}@{tmp_path / 'none.safetensors'}")
     with pytest.raises(InputError, match=r"does not fit timm:convnext_femto.*size mismatch"):

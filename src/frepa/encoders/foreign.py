@@ -79,7 +79,8 @@ def read_state_dict(path: Path, wanted: Callable[[str], bool] = lambda key: True
     Those alone whose names are ``wanted``; of a .safetensors file the others are not read.
     """
     if not os.path.isfile(path):
-        raise InputError(f"checkpoint {shown(path)} was not found.")
+        here = "is a folder: name the file in it" if path.is_dir() else "was not found"
+        raise InputError(f"checkpoint {shown(path)} {here}.")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
