@@ -20,6 +20,7 @@ from frepa.encoders.contract import Encoder, Features
 from frepa.encoders.files import load_encoder, save_encoder
 from frepa.errors import InputError
 from frepa.exporting import timm_folder
+from frepa.exporting.program import _same_padding
 from frepa.exporting.unguided import without_guide
 
 VIT = "random:timm:test_vit,image_size=32"
@@ -134,6 +135,7 @@ def test_what_came_from_hugging_face_goes_back_as_its_own_class(tmp_path: Path) 
     (VIT, False), ("random:tiny_for_tests,guide=none", False), ("random:tiny_for_tests,guide=frangi_dark:0.6", True),
     ("slices:random:tiny_for_tests,width=8,heads=2,rounds=1,chunk=3", False),
     ("random:timm:test_convnext,output_stride=8", False),  # dilated: timm pads by ceil(extent / stride)
+    pytest.param("random:timm:tf_efficientnet_lite0", False, marks=pytest.mark.slow),  # strides pad so, five times
     pytest.param("random:tiny3d_for_tests", False, marks=pytest.mark.slow),
 ])  # fmt: skip
 @torch.no_grad()
@@ -141,7 +143,7 @@ def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str, 
     written = frepa.export(name, to="torch", out=str(tmp_path / "out"), with_guide=with_guide, quiet=True)
     program = torch.export.load(written / "encoder.pt2").module()
     encoder = load_encoder(name)
-    x = _input(encoder, *(32, 80, 48)[-encoder.dims :])
+    x = _input(encoder, *(32, 96, 64)[-encoder.dims :])
     image = x[:, : encoder.image_channels]
     if with_guide:
         x = encoder.prepare_input(image, encoder.make_guide(image))
@@ -150,6 +152,16 @@ def test_torch_opens_what_was_written_at_other_sizes(tmp_path: Path, name: str, 
     with zipfile.ZipFile(written / "encoder.pt2") as archive:  # a pickle begins with its protocol
         held = {item: archive.read(item)[:2] for item in archive.namelist() if "/weights/" not in item}
     assert not [item for item, begin in held.items() if begin[:1] == b"\x80" or begin == b"PK"]
+
+
+def test_padding_in_whole_numbers_is_timms() -> None:
+    from itertools import product
+
+    from timm.layers.padding import get_same_padding
+
+    for extent, kernel, stride, dilation in product(range(1, 40), (1, 2, 3, 5), (1, 2, 3, 4), (1, 2)):
+        given = (extent, kernel, stride, dilation)
+        assert _same_padding(*given) == get_same_padding(*given), given
 
 
 @torch.no_grad()

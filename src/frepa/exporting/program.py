@@ -129,8 +129,13 @@ def _exported(module: nn.Module, shape: tuple[int, ...], varying: dict[int, Any]
 
 
 def _same_padding(extent: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """timm's, in whole numbers: of its ceil(extent / stride) torch can write no file, and grows endless terms."""
-    return max((-(-extent // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - extent, 0)
+    """timm's: of its ceil(extent / stride) torch can write no file, and grows endless terms of it.
+
+    A constant where the stride divides the extent, as it does of sizes that are multiples of ``size_multiple``.
+    """
+    reach = (kernel_size - 1) * dilation + 1
+    rest = extent % stride
+    return max(reach - (stride if rest == 0 else rest), 0)
 
 
 def _windowed(encoder: Encoder) -> bool:
