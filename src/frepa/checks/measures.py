@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def measure(scan: Scan) -> Measured:
         orientation=axis_codes(scan.affine) if volume and scan.affine is not None else "",
         modality=scan.modality or "",
         hu=scan.unit == HU,
-        dtype=str(scan.array.dtype),
+        dtype=_type_name(scan.array.dtype),
         low=least,
         high=most,
         percentiles=(low, middle, high),
@@ -75,6 +76,11 @@ def measure(scan: Scan) -> Measured:
         slice_of_volume=scan.whole is not None,
         notes=scan.notes,
     )
+
+
+@lru_cache(maxsize=64)
+def _type_name(kind: np.dtype) -> str:
+    return str(kind)
 
 
 def content_hash(scan: Scan) -> bytes:

@@ -152,11 +152,10 @@ def _ranks(count: int, percentiles: tuple[float, ...]) -> tuple[np.ndarray, np.n
 
 
 def _interpolated(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> tuple[float, ...]:
-    below, above = below.astype(np.float64), above.astype(np.float64)
-    step = above - below
+    # Few numbers, and many small images: Python's doubles are faster than arrays of them
+    ends = zip(below.astype(np.float64).tolist(), above.astype(np.float64).tolist(), weight.tolist())
     # From the nearer end, as NumPy does, so that the results are equal to the last bit
-    result = np.where(weight < 0.5, below + step * weight, above - step * (1 - weight))
-    return tuple(float(value) for value in result)
+    return tuple(low + (high - low) * w if w < 0.5 else high - (high - low) * (1 - w) for low, high, w in ends)
 
 
 def _by_counting(flat: np.ndarray, percentiles: Sequence[float], ignore: float | None) -> tuple[float, ...]:

@@ -83,13 +83,15 @@ def channels_first(array: np.ndarray) -> np.ndarray:
     """``(*S, C)`` to contiguous ``(C, *S)``; three equal channels become one, since a grey image is stored once."""
     if array.shape[-1] == 3 and _is_grey(array):
         array = array[..., :1]
+    if array.shape[-1] == 1:
+        return np.ascontiguousarray(array[None, ..., 0])
     return np.ascontiguousarray(np.moveaxis(array, -1, 0))
 
 
 def _is_grey(array: np.ndarray) -> bool:
     # A coarse grid of pixels settles nearly every colour image without a full pass
     for part in (array[(slice(None, None, 16),) * (array.ndim - 1)], array):
-        if not (np.array_equal(part[..., 0], part[..., 1]) and np.array_equal(part[..., 0], part[..., 2])):
+        if (part[..., 0] != part[..., 1]).any() or (part[..., 0] != part[..., 2]).any():
             return False
     return True
 

@@ -17,6 +17,7 @@ from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from frepa.images.guards import check_memory, reported
 from frepa.images.readers.pixels import channels_first, check_size, checked, drop_alpha, orient
+from frepa.images.readers.plain_png import plain_png
 from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 
 _ORIENTATION = 0x0112
@@ -39,6 +40,10 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
 
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """One image, ``(1 | 3, H, W)``, uint8 or uint16 (int32 and float32 where the file holds them)."""
+    if member is None and path.name[-4:].lower() == ".png":
+        plain = plain_png(path, max_pixels)
+        if plain is not None:
+            return Scan(channels_first(plain[..., None] if plain.ndim == 2 else plain))
     with _opened(path, member, max_pixels) as image:
         array = _deep_png(path) if _is_deep_png(image) else _pixels(image)
         array = orient(array, image.getexif().get(_ORIENTATION, 1))

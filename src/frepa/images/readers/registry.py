@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -49,7 +50,7 @@ class Reader:
     options: tuple[str, ...] = ()
 
     def load(self) -> ReaderModule:
-        return cast(ReaderModule, importlib.import_module(self.module))
+        return _module(self.module)
 
     def header(self, path: Path, member: str | None, *, dims: int, max_pixels: int, canonical: bool = True) -> Header:
         """The module's ``header``; of a volume in canonical orientation unless ``canonical`` is False."""
@@ -86,9 +87,15 @@ class Reader:
     def _opened(self, path: Path) -> Path:
         """``path`` where it is a file or folder that may be opened, or what it holds where that is packed."""
         file_status(path)
-        if is_packed(path.name) and not path.name.lower().endswith(tuple(s for s in self.suffixes if is_packed(s))):
+        name = path.name
+        if is_packed(name) and not name.lower().endswith(tuple(s for s in self.suffixes if is_packed(s))):
             return unpacked(path)
         return path
+
+
+@lru_cache(maxsize=64)
+def _module(name: str) -> ReaderModule:
+    return cast(ReaderModule, importlib.import_module(name))
 
 
 READERS: list[Reader] = []
