@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from PIL import Image
 from skimage.filters import frangi
 
 import tiny_encoders  # noqa: F401 (registers them)
-from frepa.encoders.files import load_encoder
-from frepa.encoders.reference import open_encoder
+from frepa.encoders.files import load_encoder, save_encoder
+from frepa.encoders.reference import open_encoder, reopen_encoder
+from frepa.encoders.registry import encoder_names
 from frepa.errors import InputError
 from frepa.heads.classifier import ClassificationHead
 from frepa.heads.segmenter import SegmentationHead
 from frepa.images.angiograms import angiogram
+from frepa.pretraining.starting import starting_encoder
 from frepa.verbs.classify import classify
 from frepa.verbs.compare import compare
 from frepa.verbs.segment import segment
@@ -167,6 +170,20 @@ def test_pixels_are_the_input():
     for wrong in ("pixels:4d", "pixels:2d,guid=none"):
         with pytest.raises(InputError, match=r"pixels:"):
             load_encoder(wrong)
+
+
+def test_pixels_are_an_encoder_file_too(tmp_path):
+    """As a bundle has it, and a head that somebody mailed: no file of theirs is opened."""
+    for name in ("pixels:2d", "pixels:3d,guide=frangi"):
+        save_encoder(tmp_path / "bundle", load_encoder(name))
+        again, reference = open_encoder(str(tmp_path / "bundle"))
+        x = torch.rand(1, 2, *[6] * again.dims) if again.dims == 3 else torch.rand(1, 4, 6, 6)
+        assert torch.equal(again(x).dense, load_encoder(name)(x).dense)
+        assert reference.weights == open_encoder(name)[1].weights
+    assert reopen_encoder(replace(open_encoder("pixels:2d")[1], seal="")).dims == 2
+    assert not [name for dims in (2, 3) for name in encoder_names(dims) if name.startswith("pixels")]
+    with pytest.raises(InputError, match="--encoder pixels:2d: it has no weights"):
+        starting_encoder("pixels:2d", None, dims=2, guide="none", uses_guide=True, tell=print)
 
 
 def test_a_supervised_run_predicts_on_new_images(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder, Features
-from frepa.encoders.registry import Scheme, register_scheme
+from frepa.encoders.registry import Scheme, build_encoder, register, register_scheme
 from frepa.errors import InputError, nearest
 
 _AXES = {"2d": 2, "3d": 3}
@@ -20,11 +20,11 @@ _AXES = {"2d": 2, "3d": 3}
 class Pixels(Encoder):
     """``dense`` and ``embedding`` are the input: the image's channels, and the guide where there is one."""
 
-    def __init__(self, name: str, dims: int, guide: str) -> None:
-        channels = (3 if dims == 2 else 1) + (guide != "none")
+    def __init__(self, name: str, *, image_channels: int, guide: str) -> None:
+        channels = image_channels + (guide != "none")
         super().__init__(
-            name=f"pixels:{name}", dims=dims, image_channels=3 if dims == 2 else 1, guide=guide, channels=channels,
-            embedding_channels=channels, stride=1, size_multiple=1, options={},
+            name=name, dims=_AXES[name.removeprefix("pixels:")], image_channels=image_channels, guide=guide,
+            channels=channels, embedding_channels=channels, stride=1, size_multiple=1, options={},
         )  # fmt: skip
         self.uses_guide = guide != "none"
 
@@ -46,7 +46,9 @@ def _load(name: str, options: dict[str, Any]) -> Encoder:
     for option in options:
         if option != "guide":
             raise InputError(f"pixels:{name} has no option {option!r}. {nearest(option, ['guide'])}")
-    return Pixels(name, _AXES[name], str(options.get("guide", "none")))
+    return build_encoder(f"pixels:{name}", guide=str(options.get("guide", "none")))
 
 
+for _name, _dims in _AXES.items():
+    register(f"pixels:{_name}", dims=_dims)(Pixels)
 register_scheme("pixels", Scheme(_load, origin=lambda rest: "none"))

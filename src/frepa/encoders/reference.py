@@ -15,6 +15,8 @@ from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
 from frepa.names import shown
 
+# Schemes that open no file
+_BY_THEMSELVES = ("random:", "pixels:")
 _FETCHED = re.compile(r"[,?&]download=")
 
 
@@ -119,7 +121,7 @@ def _check_followable(reference: EncoderReference) -> None:
             f"The head was trained on {shown(source)}, which would be fetched over the network. Opening a head never "
             "does that: name the encoder yourself, by that specification or by a file."
         )
-    if source.startswith("random:") or (reference.seal and reference.seal == _seal(reference)):
+    if source.startswith(_BY_THEMSELVES) or (reference.seal and reference.seal == _seal(reference)):
         return
     raise InputError(
         f"The head says that its encoder is {shown(source)}, but it was made by somebody else, on another machine or "

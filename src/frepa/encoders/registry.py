@@ -21,8 +21,19 @@ from frepa.options import check_seed
 
 # Imported on first use, so that 2D work does not pay for the import of MONAI.
 _MODULES = {
-    2: ("frepa.encoders.timm_2d", "frepa.encoders.sam_2d", "frepa.encoders.swin_2d", "frepa.encoders.hf"),
-    3: ("frepa.encoders.monai_3d", "frepa.encoders.nnunet_3d", "frepa.encoders.slice_transfer"),
+    2: (
+        "frepa.encoders.timm_2d",
+        "frepa.encoders.sam_2d",
+        "frepa.encoders.swin_2d",
+        "frepa.encoders.hf",
+        "frepa.encoders.pixels",
+    ),
+    3: (
+        "frepa.encoders.monai_3d",
+        "frepa.encoders.nnunet_3d",
+        "frepa.encoders.slice_transfer",
+        "frepa.encoders.pixels",
+    ),
 }
 _SCHEME_MODULES = {
     "random": "frepa.encoders.registry",
@@ -57,9 +68,9 @@ def register(name: str, *, dims: int) -> Callable[[Builder], Builder]:
 
 
 def encoder_names(dims: int) -> list[str]:
-    """Registered names with this number of axes, sorted; families such as ``timm:`` are left out."""
+    """Registered names with this number of axes, sorted; ``pixels:``, families such as ``timm:`` are left out."""
     _import_all(dims)
-    return sorted(_BUILDERS[dims])
+    return sorted(name for name in _BUILDERS[dims] if ":" not in name)
 
 
 def build_encoder(

@@ -35,12 +35,13 @@ def starting_encoder(
         tell: called with a sentence on what was taken over of ``start``.
 
     Raises:
-        InputError: ``start`` is not there, has another number of axes, or fits in no tensor.
+        InputError: there is nothing to train in it; ``start`` is not there, has another number of axes, or fits in no
+            tensor.
     """
     name, options = split_options(spec or "")
     own: dict[str, Any] = {"guide": guide, **({} if uses_guide else {"uses_guide": False})}
     if start is None:
-        return build_encoder(name, dims=dims, **{**own, **options})
+        return _built(name, dims, {**own, **options})
     begun = load_encoder(start)
     if begun.dims != dims:
         raise InputError(
@@ -51,8 +52,15 @@ def starting_encoder(
         config = {key: value for key, value in begun.config.items() if key not in ("name", "dims", "uses_guide")}
         name, options = begun.name, {**config, **own}
         # A trunk trained elsewhere without a guide gets an input for it, from nothing.
-    encoder = build_encoder(name, dims=dims, **{**own, **options})
+    encoder = _built(name, dims, {**own, **options})
     tell(f"Started from {start}: {take_over(encoder, begun, start)}.")
+    return encoder
+
+
+def _built(name: str, dims: int, options: dict[str, Any]) -> Encoder:
+    encoder = build_encoder(name, dims=dims, **options)
+    if not any(True for _ in encoder.parameters()):
+        raise InputError(f"--encoder {name}: it has no weights that could be trained. Name another encoder.")
     return encoder
 
 
