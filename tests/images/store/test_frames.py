@@ -35,6 +35,20 @@ def test_whole_and_crop_are_what_was_packed(kind: str, shape: tuple[int, ...]) -
         assert np.array_equal(cut, array[(slice(None), *(slice(s, s + n) for s, n in zip(start, size)))])
 
 
+def test_packing_waits_for_no_thread() -> None:
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "RUSAGE_THREAD"):
+        pytest.skip("this system does not count what a thread waits")
+    arrays = RNG.integers(0, 9, (50, 1, 64, 64), dtype=np.uint8)
+    pack(arrays[0])
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    for array in arrays:
+        packed = pack(array)
+        unpack(packed.data, packed.chunks, array.shape, array.dtype)
+    # A thread that is made and ended is waited for at least once
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < len(arrays) / 2
+
+
 def test_real_images_shrink(shared_data) -> None:
     from frepa.datasets.opening import open_source
 

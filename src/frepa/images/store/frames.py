@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ import numpy as np
 _CHUNK_3D, _BLOCK_3D = (64, 64, 64), (16, 64, 64)
 # An image is one chunk, read whole in one go, unless it is a giant; blocks let a crop decompress only what it needs
 _CHUNK_2D, _BLOCK_2D = (4096, 4096), (512, 512)
+# blosc2 asks for this variable whenever it begins a frame, whatever number of threads its parameters say. Without it
+# two threads are made and ended for every array, which takes longer than packing a small one; with a larger number
+# set by somebody, the order of blocks in a frame would depend on which thread is the first
+os.environ["BLOSC_NTHREADS"] = "1"
 # Marks where the header of a blosc2 frame says how long it is (big-endian)
 _HEADER_LENGTH = slice(11, 15)
 _TAIL = struct.Struct("<III")
