@@ -22,6 +22,12 @@ def masked(noise: str, ratio: float = 0.7) -> Corrupt:
     return lambda x, draws: histogram_mask(x, draws, noise=noise, mask_ratio=ratio, fit="crop")[0]
 
 
+def masked_places(images: Tensor, seed: int, first: int, noise: str, ratio: float) -> Tensor:
+    """Where `masked` hides patches of images that come ``first``, ... in an analysis: bool (B, 1, *S)."""
+    draws = Draws(sample_keys(seed, range(first, first + len(images)), 0), images.device)
+    return histogram_mask(images[:, :1], draws, noise=noise, mask_ratio=ratio, fit="crop")[1]
+
+
 #: Frepa Fig. 3 and what other methods do: name to corruption, in the order of pages.
 CORRUPTIONS: dict[str, Corrupt] = {
     "zero patches": masked("zero"),

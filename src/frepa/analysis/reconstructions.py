@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from frepa.analysis.contract import Analysis, AnalysisPage, Found, Study, Subject
-from frepa.analysis.corruptions import Corrupt, corrupted, masked
+from frepa.analysis.corruptions import Corrupt, corrupted, masked, masked_places
 from frepa.analysis.decoding import train_decoder
 from frepa.analysis.frequencies import several
+from frepa.analysis.own_decoders import NoDecoder, OwnDecoder, own_decoder
 from frepa.analysis.recovery import Comparison, FeatureMap, Recovery, fitted, random_projection, told
 from frepa.analysis.registry import register_analysis
 from frepa.analysis.views import open_views
@@ -41,6 +42,8 @@ class ReconstructionOptions:
         cutoff: of the low-pass exp(-d^2 / d_c^2), in cycles per pixel.
         guide: of which image the guide channel is: corrupted, what there is, or clean, as in pretraining, which tells
             of what was taken away.
+        own_decoder: tell by the decoder that an encoder was pretrained with (frepa, mae, simmim, mfm), where its run
+            still holds it, as the paper does; by a fitted one where there is none.
         steps: of a trained decoder, 8 images each, instead of the closed form; 0 is the closed form.
         shown: images on the page.
     """
@@ -49,6 +52,7 @@ class ReconstructionOptions:
     noise: str = "gaussian"
     cutoff: float = 0.05
     guide: str = "corrupted"
+    own_decoder: bool = False
     steps: int = 0
     shown: int = 3
 
@@ -86,36 +90,53 @@ class Reconstructions(Analysis):
         fit, channels = several(views.fit), views.fit[0].shape[1]
         numbers: dict[str, dict[str, object]] = {}
         scores: dict[str, dict[str, float]] = {}
-        page.text(
-            "The decoder is fitted for each encoder and each kind of corruption, from its frozen map of corrupted "
-            "images to the clean ones, to other images than those shown: "
-            + (
-                f"the light decoder of pretraining, {self.options.steps} steps. "
-                if self.options.steps
-                else "a ridge regression from each position to its own block of pixels, in closed form. "
+        own = _own_decoders(study) if self.options.own_decoder else {}
+        if own:
+            page.text(
+                f"{_listed(list(own))}: told by the decoder that the run was pretrained with, which was not fitted to "
+                "these corruptions nor to these images. As in the methods' own pictures MAE and SimMIM tell the hidden "
+                "patches alone and the others are as they were seen; where nothing is hidden they tell the whole "
+                "image, for which they were not trained. MAE tells patches without their mean and spread where it was "
+                "trained so, and those of the clean image are put back, which no other is given. MFM was trained on "
+                "what was removed of the spectrum alone."
             )
-            + "What it cannot know from the position itself, the encoder must have brought there from around it. The "
+        fitted_ = "a ridge regression from each position to its own block of pixels, in closed form"
+        if self.options.steps:
+            fitted_ = f"the light decoder of pretraining, {self.options.steps} steps"
+        page.text(
+            ("The others are told by a decoder that" if own else "The decoder")
+            + " is fitted for each encoder and each kind of corruption, from its frozen map of corrupted "
+            f"images to the clean ones, to other images than those shown: {fitted_}. "
+            "What it cannot know from the position itself, the encoder must have brought there from around it. The "
             f"guide channel is that of the {self.options.guide} image. The random projection is of the corrupted "
             "block of pixels, to as many numbers as the first encoder gives: it brings nothing from anywhere."
         )
         for kind, corrupt in self.corruptions.items():
+            first = sum(map(len, fit))
             pairs = _pairs(corrupt, fit, study.seed, 0)
-            tests = _pairs(corrupt, views.test, study.seed, sum(map(len, fit)))
+            tests = _pairs(corrupt, views.test, study.seed, first)
+            hidden = self._hidden(kind, views.test, study.seed, first)
             pictures = {"original": views.test, "corrupted": tuple(pair[:, channels:] for pair in tests)}
             found: dict[str, Recovery] = {}
             for name, (features, width, stride, subject) in self._maps(study, channels).items():
                 tell = partial(self._told, study, f"{name}, {kind}", features, width, stride, pairs, tests, channels)
-                told_ = [own.to(study.device) for own in study.part(tell, kind, width, *stride, subject=subject)]
+                by: tuple = ()
+                if subject is not None and name in own:
+                    tell = partial(self._told_by_own, own[name], subject, tests, hidden, channels)
+                    by = own[name].content
+                told_ = [o.to(study.device) for o in study.part(tell, kind, width, *stride, by, subject=subject)]
                 seen = Comparison()
-                for clean, own in zip(views.test, told_):
-                    seen.add(clean, own - clean, width, stride)
+                for clean, found_ in zip(views.test, told_):
+                    seen.add(clean, found_ - clean, width, stride)
                 found[name] = seen.result(math.nan)
                 pictures[name] = tuple(told_)
-            arrays = {name: torch.cat(list(own)).cpu().numpy() for name, own in pictures.items()}
-            errors = {name: _errors(arrays["original"], own) for name, own in arrays.items() if name != "original"}
-            self._show(page, kind, arrays, errors, found)
+            arrays = {name: torch.cat(list(them)).cpu().numpy() for name, them in pictures.items()}
+            errors = {name: _errors(arrays["original"], them) for name, them in arrays.items() if name != "original"}
+            told_by = {name: own[name].words if name in own else self._fitted for name in found}
+            self._show(page, kind, arrays, errors, found, told_by)
             numbers[kind] = {
                 name: {"rmse": error["rmse"]._asdict(), "rmae": error["rmae"]._asdict()}
+                | ({"told_by": told_by[name]} if name in told_by else {})
                 | ({"spectrum": asdict(found[name])} if name in found else {})
                 for name, error in errors.items()
             }
@@ -138,6 +159,31 @@ class Reconstructions(Analysis):
         _, width, stride, _ = next(iter(found.values()))
         project = random_projection(width, stride)
         return found | {_NULL: (lambda pair: project(pair[:, channels:]), width, stride, None)}
+
+    @property
+    def _fitted(self) -> str:
+        return f"a decoder trained for {self.options.steps} steps" if self.options.steps else "ridge regression"
+
+    def _hidden(self, kind: str, images: tuple[Tensor, ...], seed: int, first: int) -> list[Tensor | None]:
+        """Where patches of the test images are hidden; None for images that are not masked."""
+        if kind != "masked":
+            return [None] * len(images)
+        found: list[Tensor | None] = []
+        for batch in images:
+            found.append(masked_places(batch, seed, first, self.options.noise, self.options.mask_ratio))
+            first += len(batch)
+        return found
+
+    def _told_by_own(
+        self, decoder: OwnDecoder, subject: Subject, tests: list[Tensor], hidden: list[Tensor | None], channels: int
+    ) -> list[Tensor]:
+        """What the run's own decoder tells of the clean images of ``tests``."""
+        told_ = []
+        for pair, places in zip(tests, hidden):
+            clean, seen = pair[:, :channels], pair[:, channels:]
+            guide = subject.encoder.make_guide(clean if self.options.guide == "clean" else seen)
+            told_.append(decoder(seen, guide, places, clean))
+        return told_
 
     def _told(
         self,
@@ -173,6 +219,7 @@ class Reconstructions(Analysis):
         arrays: Mapping[str, np.ndarray],
         errors: Mapping[str, Mapping[str, Summary]],
         found: Mapping[str, Recovery],
+        told_by: Mapping[str, str],
     ) -> None:
         page.section(f"From {kind} images")
         page.table(
@@ -182,6 +229,7 @@ class Reconstructions(Analysis):
                     "RMSE": MeanStd(error["rmse"].mean, error["rmse"].std),
                     "RMAE": MeanStd(error["rmae"].mean, error["rmae"].std),
                     **({f"R² {band}": share for band, share in found[name].bands.items()} if name in found else {}),
+                    "Told by": told_by.get(name, ""),
                 }
                 for name, error in errors.items()
             ],
@@ -193,8 +241,8 @@ class Reconstructions(Analysis):
         page.show(
             f"{kind}-images",
             reconstruction_table(arrays, self.options.shown),
-            "Images that no decoder was fitted to, and below them the logarithm of their spectra, on the original's "
-            "scale.",
+            "Images that no decoder was fitted to here, and below them the logarithm of their spectra, on the "
+            "original's scale.",
             wide=True,
         )
         curves = {name: (own.frequency, own.share) for name, own in found.items()}
@@ -205,6 +253,21 @@ class Reconstructions(Analysis):
             "Share of the clean images that is told, by frequency.",
             wide=True,
         )
+
+
+def _own_decoders(study: Study) -> dict[str, OwnDecoder]:
+    """By the name of the encoder; a note says of the others why there is none."""
+    found: dict[str, OwnDecoder] = {}
+    for subject in study.subjects:
+        try:
+            found[subject.name] = own_decoder(subject.encoder, subject.reference)
+        except NoDecoder as error:
+            study.notes.append(f"{subject.name} has no decoder of its own ({error}), and one is fitted.")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _pairs(corrupt: Corrupt, batches: tuple[Tensor, ...], seed: int, first: int) -> list[Tensor]:

@@ -6,7 +6,8 @@ He et al., CVPR 2022, and its 3D form with cubes. Written from the paper; the de
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -108,6 +109,40 @@ class MAEMethod(Reconstructing):
             pixels = own * spread + mean if self.options.normalise_target else own
             pictures = self._pictures(batch.shown, image, guide, patches, pixels, mask, tuple(padded.shape))
         return StepResult(loss, terms, pictures)
+
+    @classmethod
+    def as_kept(cls, options: MAE, state: Mapping[str, Tensor]) -> MAE:
+        """Width and depth of the decoder as the weights have them."""
+        blocks = {name.split(".")[2] for name in state if name.startswith("decoder.blocks.")}
+        token = state.get("decoder.token")
+        return options if token is None else replace(options, decoder_width=len(token), decoder_depth=len(blocks))
+
+    def reconstruct(self, seen: Tensor, guide: Tensor, hidden: Tensor | None, image: Tensor) -> Tensor:
+        """See `Reconstructing.reconstruct`; every patch that is hidden in part is left out, but for one at least.
+
+        Where patches are told without mean and spread, hidden ones have those of the clean image put back, as in the
+        method's own pictures, and others those of what was seen.
+        """
+        dropped = self.encoder.padded(torch.zeros_like(seen[:, :1]) if hidden is None else hidden.float())
+        return torch.cat([self._reconstruct_one(*one, whole=hidden is None)
+                          for one in zip(seen.split(1), guide.split(1), dropped.split(1), image.split(1))])  # fmt: skip
+
+    def _reconstruct_one(self, seen: Tensor, guide: Tensor, hidden: Tensor, image: Tensor, *, whole: bool) -> Tensor:
+        padded = self.encoder.padded(seen)
+        grid = tuple(length // step for length, step in zip(padded.shape[2:], self.stride))
+        patches = blocks_of(padded, self.stride)[None]
+        dropped = blocks_of(hidden, self.stride).amax(1) > 0
+        dropped[0] &= not bool(dropped.all())  # something has to be seen
+        keep = (~dropped).nonzero().flatten()[None]
+        told = self.decoder(self.encoder.tokens(self.encoder.prepare_input(seen, guide), keep), keep, grid).float()
+        told = told[..., : patches.shape[-1]]
+        if self.options.normalise_target:
+            clean = blocks_of(self.encoder.padded(image), self.stride)[None]
+            mean, spread = _statistics(torch.where(dropped[:, None], clean, patches))
+            told = told * spread + mean
+        if not whole:
+            told = torch.where(dropped[:, None], told, patches)
+        return cropped(unblocked(told[0], tuple(padded.shape), self.stride), seen.shape[2:])
 
     def _choose(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """Places of the visible patches (B, K), and a map of the dropped ones (B, N), 1 where dropped."""

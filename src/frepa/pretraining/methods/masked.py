@@ -91,6 +91,20 @@ class SimMIMMethod(Reconstructing):
             pictures = Pictures(image[rows], filled[rows], told[rows], shown_guide, rows, ["masked"] * len(rows))
         return StepResult(loss, terms, pictures)
 
+    def reconstruct(self, seen: Tensor, guide: Tensor, hidden: Tensor | None, image: Tensor) -> Tensor:
+        """See `Reconstructing.reconstruct`; hidden places are the token, or the mean of what is visible."""
+        if hidden is None:
+            features = self.encoder(self.encoder.prepare_input(seen, guide))
+        elif self.token is not None:
+            features = self.encoder.masked(self.encoder.prepare_input(seen, guide), hidden, self.token)
+        else:
+            axes = tuple(range(2, seen.ndim))
+            visible = (~hidden).sum(axes, keepdim=True).clamp_min(1)
+            mean = (seen * ~hidden).sum(axes, keepdim=True) / visible
+            features = self.encoder(self.encoder.prepare_input(torch.where(hidden, mean, seen), guide))
+        told = cropped(self.decoder(features.dense), seen.shape[2:])[:, : self.channels].float()
+        return told if hidden is None else torch.where(hidden, told, seen)
+
 
 @dataclass(frozen=True)
 class MFM:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frepa.corruption.guide import hessian_guide
 from frepa.draws import Draws, sample_keys
@@ -20,7 +21,10 @@ class Reconstructing(Method):
     """Base: augmentation and guide of a batch, and the guide's term where it is a target.
 
     ``outputs``: channels that a decoder has to give, the image's and behind them the guide's where it is a target.
+    ``decoder``: what tells the image from the encoder's dense map, unless the method tells it otherwise.
     """
+
+    decoder: nn.Module
 
     def __init__(self, setting: Setting, *, augment: bool) -> None:
         super().__init__()
@@ -39,6 +43,25 @@ class Reconstructing(Method):
             image = self.augmentation(image, self.augmenting(batch))
         kind = self.encoder.guide if self.guide_target == "none" else self.guide_target
         return image, hessian_guide(image, kind=kind)
+
+    @classmethod
+    def as_kept(cls, options: Any, state: Mapping[str, Tensor]) -> Any:
+        """The options with which weights that were kept fit: where they are "auto", their rule may be another now."""
+        return options
+
+    def reconstruct(self, seen: Tensor, guide: Tensor, hidden: Tensor | None, image: Tensor) -> Tensor:
+        """What the decoder tells of images that were not corrupted by the method itself: (B, C, *S) float32.
+
+        What the method's own pictures show: of a method that tells hidden patches alone, the others as they were seen.
+
+        Args:
+            seen: the corrupted images (B, C, *S).
+            guide: (B, 1, *S) for the encoder.
+            hidden: bool (B, 1, *S), where patches were hidden; None where nothing was.
+            image: the clean images, for a method that tells patches without their mean and spread.
+        """
+        features = self.encoder(self.encoder.prepare_input(seen, guide))
+        return self.decoder(features.dense, tuple(seen.shape[2:]))[:, : self.channels].float()
 
     def augmenting(self, batch: Batch) -> Draws:
         """Random numbers of each image's augmentation."""
