@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
+from sklearn.metrics import accuracy_score, roc_auc_score
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
@@ -77,11 +77,11 @@ def test_scores_are_those_of_the_listed_cases(run: Path) -> None:
     classes = results["classes"]
     assert classes == ["flat", "plain", "upright"]
     assert len(rows) == results["cases"]["test"]
-    p = torch.tensor([[float(row[f"p_{name}"]) for name in classes] for row in rows])
-    t = torch.tensor([classes.index(row["truth"]) for row in rows])
+    p = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    t = np.array([classes.index(row["truth"]) for row in rows])
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
-    assert results["test"]["acc"]["value"] == pytest.approx(float(multiclass_accuracy(p, t, 3, average="micro")))
-    assert results["test"]["auc"]["value"] == pytest.approx(float(multiclass_auroc(p, t, 3)), abs=1e-3)
+    assert results["test"]["acc"]["value"] == pytest.approx(accuracy_score(t, p.argmax(1)))
+    assert results["test"]["auc"]["value"] == pytest.approx(roc_auc_score(np.eye(3)[t], p), abs=1e-3)
     assert results["test"]["auc"]["value"] > 0.9  # stripes are easy
     assert results["test"]["acc"]["value"] > 0.8
     assert all(row["truth"] == row["case"].split("/")[0] for row in rows)

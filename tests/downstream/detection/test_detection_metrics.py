@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from frepa.downstream.detection.froc import RATES, cpm, froc, sensitivity_at_rates
 from frepa.downstream.detection.metrics import (
@@ -294,22 +296,32 @@ def test_average_precision_against_loops(dims: int) -> None:
         assert found["ap_50_95"][k] == pytest.approx(np.mean(levels))
 
 
-def test_average_precision_against_torchmetrics() -> None:
-    from torchmetrics.detection import MeanAveragePrecision
-
-    levels = [float(level) for level in np.linspace(0.5, 0.95, 10)]  # theirs are in single precision
-    metric = MeanAveragePrecision(class_metrics=True, iou_thresholds=levels)
+def test_average_precision_is_that_of_coco() -> None:
     cases = random_cases(30, 2, ignored=False, digits=9)
-    for truth, found in cases:
-        metric.update(
-            [{"boxes": torch.tensor(found.corners), "labels": torch.tensor(found.classes),
-              "scores": torch.tensor(found.scores)}],
-            [{"boxes": torch.tensor(truth.corners), "labels": torch.tensor(truth.classes)}],
-        )  # fmt: skip
-    expected = metric.compute()
+    true, own, found = COCO(), list[dict[str, Any]](), list[dict[str, Any]]()
+
+    def boxes(of: Boxes | Detections) -> Iterator[dict[str, Any]]:
+        for (top, left, bottom, right), category in zip(of.corners.tolist(), of.classes.tolist()):
+            box = [left, top, right - left, bottom - top]
+            yield {"bbox": box, "area": box[2] * box[3], "category_id": category, "iscrowd": 0}
+
+    for image, (truth, made) in enumerate(cases):
+        own += [{**box, "image_id": image} for box in boxes(truth)]
+        found += [{**box, "image_id": image, "score": s} for box, s in zip(boxes(made), made.scores.tolist())]
+    true.dataset = {
+        "images": [{"id": image} for image in range(len(cases))],
+        "annotations": [{**box, "id": number} for number, box in enumerate(own, start=1)],
+        "categories": [{"id": k} for k in range(3)],
+        "info": {},
+    }
+    true.createIndex()
+    judge = COCOeval(true, true.loadRes(found), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    precision = judge.eval["precision"][..., 0, 2]  # level, recall, class; boxes of all areas, a hundred an image
     ours = average_precision(cases, 3)
-    assert ours["ap_50_95"] == pytest.approx(expected["map_per_class"].numpy(), abs=1e-5)
-    assert ours["ap_50"].mean() == pytest.approx(float(expected["map_50"]), abs=1e-5)
+    assert ours["ap_50_95"] == pytest.approx(precision.mean((0, 1)))
+    assert ours["ap_50"] == pytest.approx(precision[0].mean(0))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
