@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +20,7 @@ from PIL import Image
 from dicom_making import AXIAL, CORONAL, CR, MR, SAGITTAL, dataset, save, series
 from frepa.cli import main
 from frepa.downstream.segmentation.model import Prediction, Segmenter
-from frepa.downstream.trained import TrainedHead, load_head
+from frepa.downstream.trained import Answer, TrainedHead, load_head
 from frepa.errors import InputError, Stopped
 from frepa.images.files import FileSource
 from frepa.verbs.predict import predict
@@ -53,6 +56,19 @@ def same_grid(one: sitk.Image, other: sitk.Image) -> None:
     np.testing.assert_allclose(one.GetSpacing(), other.GetSpacing(), atol=1e-5)
     np.testing.assert_allclose(one.GetOrigin(), other.GetOrigin(), atol=1e-4)
     np.testing.assert_allclose(one.GetDirection(), other.GetDirection(), atol=1e-5)
+
+
+def shown_in_a_notebook(found: Answer, *words: str) -> None:
+    """The picture and the line of the table; and in a terminal no arrays."""
+    page = found._repr_html_()
+    data = re.search("data:image/png;base64,([^']*)'", page)
+    assert data
+    assert Image.open(io.BytesIO(base64.b64decode(data[1]))).size[0] > 100
+    rows = dict(re.findall("<tr><td>([^<]*)</td><td[^>]*>([^<]*)</td></tr>", page))
+    assert list(rows) == list(found.row)
+    assert len(repr(found)) < 200
+    for word in words:
+        assert word in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +148,10 @@ def test_a_run_in_folds_is_averaged_and_one_fold_is_itself(flat, tmp_path) -> No
     assert np.abs(folds[0] - folds[1]).max() > 1e-4
     np.testing.assert_allclose(every.predict(image).probabilities, np.mean(folds, axis=0), atol=1e-6)
     assert every.models[0].encoder is every.models[1].encoder
-    np.testing.assert_array_equal(every.predict(image).mask == 255, np.mean(folds, axis=0).argmax(0) == 1)
+    found = every.predict(image)
+    np.testing.assert_array_equal(found.mask == 255, np.mean(folds, axis=0).argmax(0) == 1)
+    shown_in_a_notebook(found, "<SegmentedScan of 28 x 32: ", f"pixels_255 {(found.mask > 0).sum()}>")
+    assert repr(every).startswith("<TrainedSegmenter: Segmentation, 2 heads, averaged, on encoder tiny_for_tests")
     with pytest.raises(InputError, match=r"--fold 3: not in the run .*; its folds are 1, 2"):
         load_head(flat, fold=3)
     with pytest.raises(InputError, match=r"--seed 5: not in the run .*; it has no seeds"):
@@ -245,7 +264,9 @@ def test_classes(tmp_path) -> None:
         if case["fold"] == "1":
             assert float(alone[name]["p_dark"]) == pytest.approx(float(case["p_dark"]), abs=2e-5)
             assert alone[name]["predicted"] == case["predicted"]
-    folds = [load_head(run, fold=fold).predict(tmp_path / "set/dark/3.png").probabilities for fold in (1, 2)]
+    scan = tmp_path / "set/dark/3.png"
+    shown_in_a_notebook(load_head(run).predict(scan), "<ClassifiedScan of 20 x 24: predicted ", ", p_dark 0.")
+    folds = [load_head(run, fold=fold).predict(scan).probabilities for fold in (1, 2)]
     row = next(row for row in rows if row["image"] == "dark/3.png")
     assert float(row["p_dark"]) == pytest.approx(np.mean([found["dark"] for found in folds]), abs=1e-6)
     assert len(row["p_dark"]) > 10  # all digits
@@ -280,6 +301,7 @@ def test_boxes(tmp_path) -> None:
         assert int(line["boxes_bright"]) == sum(r["label"] == "bright" and r["above_threshold"] == "1" for r in own)
     assert any(int(row["boxes_bright"]) for row in read_rows(out / "predictions.csv"))
     assert len(list((out / "overlays").iterdir())) == 14
+    shown_in_a_notebook(load_head(run).predict(tmp_path / "set/3.png"), "<DetectedScan of 40 x 48: boxes_bright ")
 
 
 def test_a_store_is_a_source(flat, tmp_path) -> None:

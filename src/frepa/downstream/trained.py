@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from frepa.images.intensity import to_unit
 from frepa.images.orientation import reorient
 from frepa.images.scan import Scan, UnreadableScan
 from frepa.machine import autocast_dtype, default_device
+from frepa.report.figures import png_bytes
 
 Model = TypeVar("Model", bound=HeadOnFrozen)
 
@@ -36,7 +39,7 @@ _TASKS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer(ABC):
     """What a head says of one scan; arrays and boxes are in the axes of the scan's file.
 
@@ -58,6 +61,19 @@ class Answer(ABC):
     @abstractmethod
     def picture(self) -> Figure:
         """The image with what was found."""
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {_short(value)}" for name, value in self.row.items())
+        return f"<{type(self).__name__} of {' x '.join(map(str, self.grid.size))}: {found}>"
+
+    def _repr_html_(self) -> str:
+        """The picture, and under it the line of the table, for notebooks."""
+        picture = base64.b64encode(png_bytes(self.picture(), dpi=90)).decode()
+        lines = "".join(
+            f"<tr><td>{html.escape(name)}</td><td style='text-align:right'>{html.escape(_short(value))}</td></tr>"
+            for name, value in self.row.items()
+        )
+        return f"<img src='data:image/png;base64,{picture}' alt='what was found'><table>{lines}</table>"
 
 
 class TrainedHead(ABC, Generic[Model]):
@@ -86,6 +102,9 @@ class TrainedHead(ABC, Generic[Model]):
         self.models, self.files, self.reference = list(models), list(files), reference
         self.extras = list(extras)
         self.tuned = tuned
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.describe()}>"
 
     def noted(self, name: str) -> list[Any]:
         """What was noted under a name, of every head; empty where one of them has it not, as older ones may."""
@@ -208,6 +227,10 @@ def _shared(models: Sequence[HeadOnFrozen], first: Mapping[str, Any], own: Mappi
         return None
     encoder = models[0].encoder
     return None if trained_names(encoder) else encoder
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _from_array(array: np.ndarray, dims: int) -> Scan:

@@ -18,7 +18,7 @@ from frepa.images.filed import Filed
 from frepa.report.canvas import bare, new_figure, plane
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassifiedScan(Answer):
     """Classes.
 

@@ -21,7 +21,7 @@ from frepa.images.filed import Filed, boxes_on_file
 from frepa.report.boxes import found_overlay
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DetectedScan(Answer):
     """Boxes.
 

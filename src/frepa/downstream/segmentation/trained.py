@@ -19,7 +19,7 @@ from frepa.images.filed import Filed, on_file
 from frepa.report.overlays import prediction_overlay
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SegmentedScan(Answer):
     """A mask.
 
