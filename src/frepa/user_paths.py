@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from frepa.errors import InputError
@@ -34,6 +34,11 @@ def named_folder(out: str | Path) -> Path:
             reason = "longer than the system allows" if error.errno == errno.ENAMETOOLONG else error.strerror
             raise InputError(f"--out {shown(name)}: the name is {reason}. Name another folder.") from None
     return Path(out)
+
+
+def as_list(source: str | Sequence[str]) -> list[str]:
+    """One source, or several, as a list."""
+    return [source] if isinstance(source, str) else list(source)
 
 
 def check_source_name(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from frepa.errors import InputError, nearest
 from frepa.names import shown
 from frepa.options import check_seed, groups
+from frepa.user_paths import as_list
 
 #: What a head is called in a study -> the verb's own --head; None where the verb has one head alone.
 HEADS: dict[str, dict[str, str | None]] = {
@@ -86,7 +87,7 @@ class StudyTask:
     @property
     def sources(self) -> list[str]:
         """The source, or the several sets, as a list."""
-        return [self.source] if isinstance(self.source, str) else list(self.source)
+        return as_list(self.source)
 
     def seeds_of(self, head: str) -> tuple[int, ...]:
         """What a head of this kind is trained with."""

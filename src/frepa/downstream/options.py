@@ -14,7 +14,7 @@ from frepa.errors import InputError
 from frepa.images.intensity import check_window
 from frepa.images.readers.pixels import check_extent
 from frepa.options import check_seed
-from frepa.user_paths import check_source_name
+from frepa.user_paths import as_list, check_source_name
 
 _BLOCKS = re.compile(r"blocks=([1-9]\d{0,3})")
 #: Options that never change a result: they are not kept with a run.
@@ -43,7 +43,7 @@ class DataOptions:
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
-        for text in [self.source] if isinstance(self.source, str) else self.source:
+        for text in as_list(self.source):
             check_source_name(text)
         check_rule(self.split)
         check_unit(self.divide_by)

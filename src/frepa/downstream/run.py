@@ -25,6 +25,7 @@ from frepa.images.scan import write_skipped
 from frepa.machine import default_device, device_name, versions
 from frepa.run_folders import CONFIG, OutFolder, check_same_options, out_folder
 from frepa.stopping import StopRequest
+from frepa.user_paths import as_list
 
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
@@ -47,7 +48,7 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
     options.check()
     inputs = {"the source": options.data.source, "--encoder": options.encoder}
     go_on = f"Continue with the same command and --resume ({options.run.out})."
-    texts = [options.data.source] if isinstance(options.data.source, str) else options.data.source
+    texts = as_list(options.data.source)
     with (
         naming(options.run.anonymous_names, texts, keep=[options.run.out, options.encoder]) as names,
         out_folder(
@@ -210,4 +211,4 @@ def _announced(
 
 
 def _shown(source: str | Sequence[str]) -> str:
-    return source if isinstance(source, str) else ", ".join(source)
+    return ", ".join(as_list(source))

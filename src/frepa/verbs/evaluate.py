@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from frepa.user_paths import as_list
 from frepa.verbs._result import RunResult
 
 
@@ -60,7 +61,7 @@ def evaluate(
 
     options = EvaluateOptions(
         run=run,
-        source=[source] if isinstance(source, str) else list(source),
+        source=as_list(source),
         out=out,
         encoder=encoder,
         fold=fold,

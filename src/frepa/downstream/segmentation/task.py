@@ -20,6 +20,7 @@ from frepa.downstream.segmentation.testing import TestedSegmenter, predict_and_s
 from frepa.downstream.segmentation.training import SegmentationOptions, build_segmenter, plan_training, train_head
 from frepa.downstream.windowed import check_cacheable
 from frepa.encoders.contract import Encoder
+from frepa.user_paths import as_list
 
 PREDICTIONS = "predictions"
 
@@ -38,9 +39,8 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
     def open(self, dims: int, progress: Progress) -> SegmentationData:
         """The sets, every mask read once; those given together are trained on together and reported apart."""
         data, run = self.options.data, self.options.run
-        sources = [data.source] if isinstance(data.source, str) else data.source
         sets = open_sets(
-            sources, dims=dims, split=data.split, seed=run.seed, divide_by=data.divide_by, folds=data.folds
+            as_list(data.source), dims=dims, split=data.split, seed=run.seed, divide_by=data.divide_by, folds=data.folds
         )
         threshold = self.options.mask_threshold
         return check_sets(sets, dims=dims, threshold=threshold, workers=run.num_workers, progress=progress)
