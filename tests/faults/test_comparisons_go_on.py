@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,56 @@ def test_a_comparison_killed_amid_a_cell_goes_on(tmp_path, words, monkeypatch, c
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for path in (tmp_path / "whole/cells").glob("*/head.safetensors"):
         assert path.read_bytes() == (out / "cells" / path.parent.name / path.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_comparison_whose_workers_are_killed_with_it_goes_on(tmp_path, words):
+    """Two cells at a time, by workers, killed like the parent in the midst of them."""
+    out, cells = tmp_path / "killed", tmp_path / "killed/cells"
+    command = [sys.executable, "-m", "frepa.cli", *words("killed", "--jobs=2")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 240
+
+    def halves() -> set[str]:
+        """Cells that a worker has begun to train."""
+        return {path.parent.name for path in cells.glob("*/metrics.jsonl")} - {
+            path.stem for path in cells.glob("*.json")
+        }
+
+    try:
+        # One is finished, and another one half
+        while process.poll() is None and not (list(cells.glob("*.json")) and halves()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    while _members(process.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    done = [path.stem for path in cells.glob("*.json")]
+    assert 1 <= len(done) < 3
+    assert halves()
+    assert not (out / "table.csv").exists()
+    kept = {path: path.stat().st_mtime_ns for key in done for path in (cells / key).rglob("*")}
+    assert main(words("killed", "--jobs=2", "--resume")) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert main(words("whole")) == 0
+    for name in ("table.csv", "cases.csv", "tests.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    heads = list((tmp_path / "whole/cells").glob("*/head.safetensors"))
+    assert len(heads) == 3
+    for path in heads:
+        assert path.read_bytes() == (cells / path.parent.name / path.name).read_bytes()
+
+
+def _members(group: int) -> bool:
+    """Whether a process of the group lives: it takes a moment until the last one is gone."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_cell_that_somebody_is_at_work_on_is_tried_again(tmp_path):
