@@ -245,6 +245,44 @@ def test_folders_and_manifests_without_images_are_explained(tmp_path: Path) -> N
         open_source(tmp_path / "x" / "e.csv")
 
 
+def test_rows_of_every_kind_are_listed_as_if_each_were_looked_at_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(folder / "many.npz", images=RNG.integers(0, 255, (3, 8, 8), dtype=np.uint8))
+    np.save(folder / "one.npy", RNG.integers(0, 255, (8, 8), dtype=np.uint8))
+    save(folder / "ü b.png")
+    (folder / "folder.png").mkdir()
+    rows = ["a.jpg", "b/2.png", " b/10.png ", "", "lost.png", "Z.PNG", "./a.jpg", "b//2.png", "c/../a.jpg"]
+    rows += [
+        str(folder / "a.jpg"),
+        "many.npz",
+        "many.npz#images[1]",
+        "one.npy",
+        "ü b.png",
+        ".hidden.png",
+        "b/empty.png",
+    ]
+    rows += ["folder.png", "notes.txt", "a.jpg", "b/2.png/", "no\x00file.png", "a.jpg"]
+    modalities = [f" m{i % 3}" if i % 4 else "" for i in range(len(rows))]
+    manifest = folder / "m.parquet"
+    pq.write_table(pa.table({"path": rows, "modality": modalities}), manifest)
+    source = open_source(manifest)
+    monkeypatch.setattr("frepa.images.finding.plain_endings", lambda dims: {})
+    alone = open_source(manifest)
+    assert names(source) == names(alone)
+    assert source.skipped == alone.skipped
+    assert source.fingerprint == alone.fingerprint
+    assert source.modalities == alone.modalities
+    assert list(source.modality_codes) == list(alone.modality_codes)
+    assert list(source.listing()) == list(alone.listing())
+    for index in range(len(source)):
+        one, other = source.read(index), alone.read(index)
+        assert np.array_equal(one.array, other.array)
+        assert (one.id, one.modality) == (other.id, other.modality)
+    assert len(source) == 17
+    assert {entry.path for entry in source.skipped} >= {"lost.png", "(row 4)", "b/empty.png", "notes.txt"}
+
+
 def test_real_manifest(shared_data: Path) -> None:
     source = open_source(shared_data / "pretrain_manifest.csv")
     assert len(source) == 8507  # 3,799 files and 4,708 images of one npz

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
-from frepa.images.columns import CHUNK, PARTS, Columns
-from frepa.images.finding import ANNOTATED, Found, find_files, manifest_files
+from frepa.images.columns import CHUNK, Columns
+from frepa.images.finding import ANNOTATED, Found, Plain, find_files, manifest_files
 from frepa.images.label_folders import warning as label_warning
 from frepa.images.readers.dicom.folders import grouped
 from frepa.images.readers.pixels import MAX_PIXELS
@@ -63,7 +63,7 @@ class FileSource(Source):
         self,
         root: Path,
         location: str,
-        found: Iterable[Found],
+        found: Iterable[Found | Plain],
         *,
         dims: int,
         max_pixels: int,
@@ -77,26 +77,28 @@ class FileSource(Source):
         self._numbered = False  # some row means one record of its file, by number
         columns = Columns()
         for entry in found:
-            self._take(entry, columns)
-        columns.pack()
-        self._names = columns.column(0, pa.large_binary())
-        members, parts = columns.column(1, pa.large_binary()), columns.column(2, PARTS)
-        self._members = None if members.null_count == len(members) else members
-        self._parts = None if parts.null_count == len(parts) else parts
+            if isinstance(entry, Plain):
+                columns.add_plain(entry, READERS.index(entry.reader))
+            else:
+                self._take(entry, columns)
+        count = len(columns)
+        self._names = columns.names()
+        self._members, self._parts = columns.sparse()
         self._warn_of_slices()
-        rest = columns.numbers()
-        self._readers = rest[:, 0].astype(np.uint8)
-        self._sizes = np.ascontiguousarray(rest[:, 1])
-        self._rows = np.ascontiguousarray(rest[:, 3])
-        self._starts = np.concatenate([[0], np.cumsum(rest[:, 2])]).astype(np.int64)
-        self._firsts = np.ascontiguousarray(rest[:, 6]) if self._numbered else None
+        self._readers = np.array(columns.readers, np.uint8)
+        self._sizes, self._rows = (np.array(column, np.int64) for column in (columns.sizes, columns.rows))
+        self._starts = np.zeros(count + 1, np.int64)
+        np.cumsum(columns.counts.column(count), out=self._starts[1:])
+        self._firsts = np.array(columns.firsts.column(count)) if self._numbered else None
         self._groups: np.ndarray | None = None
         self._group_names = 0  # codes from here on are records of unknown groups
         self._values: list[dict[str, Any]] = []
         if len(columns.modalities) > 1:
-            self.modalities, self.modality_codes = self._per_record(list(columns.modalities), rest[:, 4])
+            self.modalities, self.modality_codes = self._per_record(
+                list(columns.modalities), columns.modality_codes.column(count)
+            )
         if len(columns.groups) > 1:
-            names, codes = self._per_record(list(columns.groups), rest[:, 5])
+            names, codes = self._per_record(list(columns.groups), columns.group_codes.column(count))
             self.group_codes = _alone_where_unknown(np.array(names, object), codes.astype(np.int64))
             self._group_names = len(names)
 

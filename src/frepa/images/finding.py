@@ -7,9 +7,8 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from pyarrow import compute, csv
 from frepa.errors import InputError, near_names
 from frepa.images.guards import not_a_file, why
 from frepa.images.places import split_member
-from frepa.images.readers.registry import may_be_dicom, reader_at, reader_for
+from frepa.images.readers.registry import Reader, may_be_dicom, plain_endings, reader_at, reader_for
 from frepa.images.scan import Note, Trouble
 from frepa.images.tables import check_columns, read_parquet
 from frepa.names import shown
@@ -33,8 +32,7 @@ _COLUMNS = ("path", "image", *_KEPT, "dim", "fov", "name")
 _ALSO = {"fov": "mask_fov", "name": "case"}
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A file as found, or several that are one record.
 
     Attributes:
@@ -55,7 +53,7 @@ class Found:
     size: int
     row: int = 0
     parts: tuple[str, ...] = ()
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # what tuples call count is of no use here
     record: int | None = None
     modality: str = ""
     group: str = ""
@@ -65,7 +63,21 @@ class Found:
     trouble: Trouble = "unreadable"
 
     def changed(self, **changes: Any) -> Found:
-        return replace(self, **changes)
+        return self._replace(**changes)
+
+
+class Plain(NamedTuple):
+    """Files of a table that are there and are one image each, as nearly all are in long ones.
+
+    Attributes:
+        reader: of them all.
+        names, sizes, rows: as of `Found`.
+    """
+
+    reader: Reader
+    names: list[str]
+    sizes: list[int]
+    rows: list[int]
 
 
 def find_files(text: str, dims: int) -> tuple[Path, Iterator[Found]]:
@@ -228,7 +240,7 @@ def _hidden(name: str) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
-def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found], dict[str, pa.DictionaryArray]]:
+def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found | Plain], dict[str, pa.DictionaryArray]]:
     """Root, files and columns (one text per row, "" where empty) of a manifest.
 
     The columns are ``label``, ``group``, ``modality``, ``split``, ``fold``, ``mask`` and ``mask_<target>`` (``fov`` is
@@ -256,15 +268,21 @@ def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found], dict[st
     for name in table.column_names:
         called = _ALSO.get(name, name)
         if called in _KEPT or called.startswith("mask_"):
-            cells = compute.utf8_trim_whitespace(table[name].cast(pa.string()).fill_null(""))
-            columns[called] = cells.combine_chunks().dictionary_encode()
+            columns[called] = _trimmed(table[name].cast(pa.string()))
     paths = table[files].cast(pa.large_string()).combine_chunks()
     wanted = _wanted_rows(table, dims)
     if not len(wanted):
         raise InputError(
             f"The manifest {text} lists no {dims}D image in its column 'dim'. Use dims {5 - dims}, or correct it."
         )
-    return path.parent, _listed(str(path.parent), paths, wanted), columns
+    return path.parent, _listed(str(path.parent), paths, wanted, plain_endings(dims)), columns
+
+
+def _trimmed(cells: pa.ChunkedArray) -> pa.DictionaryArray:
+    """Cells without the space around them, "" for none; only what differs is kept as text."""
+    encoded = (cells.fill_null("") if cells.null_count else cells).dictionary_encode().combine_chunks()
+    distinct = compute.utf8_trim_whitespace(encoded.dictionary).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(distinct.indices.take(encoded.indices), distinct.dictionary)
 
 
 def _table(path: Path) -> pa.Table:
@@ -292,13 +310,41 @@ def _wanted_rows(table: pa.Table, dims: int) -> np.ndarray:
     return np.flatnonzero(~compute.is_in(values, value_set=other).to_numpy(zero_copy_only=False))
 
 
-def _listed(root: str, paths: pa.Array, wanted: np.ndarray) -> Iterator[Found]:
-    for row, text in _rows(paths, wanted):
-        text = (text or "").strip()
-        if not text:
-            yield Found(f"(row {row + 1})", None, -1, row, reason="no file is named", trouble="empty")
-            continue
-        yield named(root, text, row)
+def _listed(root: str, paths: pa.Array, wanted: np.ndarray, endings: dict[str, Reader]) -> Iterator[Found | Plain]:
+    here = os.path.join(root, "")
+    for rows in _rows(paths, wanted):
+        plain: Plain | None = None
+        for row, text in rows:
+            text = (text or "").strip()
+            reader = endings.get(text[text.rfind(".") :]) if text else None
+            size = 0 if reader is None else _plain_size(here, text)
+            if plain is not None and (not size or plain.reader is not reader):
+                yield plain
+                plain = None
+            if size and reader is not None:
+                if plain is None:
+                    plain = Plain(reader, [], [], [])
+                plain.names.append(text)
+                plain.sizes.append(size)
+                plain.rows.append(row)
+            elif text:
+                yield named(root, text, row)
+            else:
+                yield Found(f"(row {row + 1})", None, -1, row, reason="no file is named", trouble="empty")
+        if plain is not None:
+            yield plain
+
+
+def _plain_size(here: str, text: str) -> int:
+    """Bytes of a file whose name says all there is to say of it; 0 for anything else, also where nothing is wrong."""
+    dot = text.rfind(".")
+    if dot < 1 or text[dot - 1] == "/" or _normal(text) is not text:
+        return 0
+    try:
+        status = os.stat(text if text[0] == "/" else here + text)
+    except (OSError, ValueError):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def named(root: str, text: str, row: int = 0) -> Found:
@@ -311,10 +357,10 @@ def named(root: str, text: str, row: int = 0) -> Found:
     return found
 
 
-def _rows(paths: pa.Array, wanted: np.ndarray) -> Iterator[tuple[int, str | None]]:
+def _rows(paths: pa.Array, wanted: np.ndarray) -> Iterator[Iterator[tuple[int, str | None]]]:
     for start in range(0, len(wanted), _CHUNK):
         part = wanted[start : start + _CHUNK]
-        yield from zip(part.tolist(), paths.take(pa.array(part)).to_pylist())
+        yield zip(part.tolist(), paths.take(pa.array(part)).to_pylist())
 
 
 def _normal(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +78,19 @@ def _hashes(source: Source) -> dict[str, np.ndarray]:
     if listing is None:
         return {}
     key = bytes.fromhex(pseudonym("names in the record of a source"))
-    names, sizes = [], []
+    names, parents, sizes = bytearray(), bytearray(), array("q")
     folders: dict[str, bytes] = {}
-    parents = []
     for name, size in listing:
-        names.append(_hash(name, key))
+        names += _hash(name, key)
         sizes.append(size)
         folder = name.rpartition("/")[0]
-        if folder not in folders:
-            folders[folder] = _hash(folder, key)
-        parents.append(folders[folder])
+        known = folders.get(folder)
+        if known is None:
+            known = folders[folder] = _hash(folder, key)
+        parents += known
     return {
-        "names": np.frombuffer(b"".join(names), "<u8"),
-        "folders": np.frombuffer(b"".join(parents), "<u8"),
+        "names": np.frombuffer(names, "<u8"),
+        "folders": np.frombuffer(parents, "<u8"),
         "sizes": np.array(sizes, np.int64),
     }
 

@@ -133,6 +133,17 @@ def reader_for(name: str) -> Reader | None:
     return reader_for(base[:-3]) if is_packed(base) else None
 
 
+def plain_endings(dims: int) -> dict[str, Reader]:
+    """Endings, in lower and in upper case, that alone decide that a file is one image of ``dims`` axes."""
+    return {
+        written: reader
+        for suffix, reader in _BY_SUFFIX.items()
+        if not reader.many and dims in reader.dims
+        if not any(other != suffix and other.endswith(suffix) for other in _BY_SUFFIX)
+        for written in (suffix, suffix.upper())
+    }
+
+
 def reader_at(path: Path) -> Reader | None:
     """The reader for a file that exists, or for a folder as one DICOM series.
 
