@@ -98,6 +98,9 @@ def test_the_table_holds_what_the_runs_found(done):
     assert "| volumes | linear | frangi | does not fit | does not fit | – |" in text
     page = (done / "report.html").read_text()
     assert page.count("<img") >= 3  # intervals, ranks, the same case
+    assert ">Measure</th>" in page
+    assert ">Set</th>" not in page  # of one set each: a column in which nothing stands
+    assert "± –" not in page
     assert len(list((done / "overlays").iterdir())) == 1
 
 

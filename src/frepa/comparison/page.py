@@ -91,10 +91,11 @@ def write_page(
 
 
 def _results(page: Page, study: Study, table: Table) -> None:
-    titles = list(columns_of(table.entries).values())
+    every = list(columns_of(table.entries).values())
     lines = lines_of(study, table.entries)
     for head in dict.fromkeys(head for _, head, _, _ in lines if head != "none") or ["none"]:
         shown = [line for line in lines if line[1] in (head, "none")]
+        titles = [title for title in every if any(title in found for _, own, _, found in shown if own == head)]
         page.table(
             [
                 {"Row": name, "Guide": guide, **{title: _mean_std(found.get(title)) for title in titles}}
@@ -112,7 +113,8 @@ def _results(page: Page, study: Study, table: Table) -> None:
                 }
                 for title in titles[first : first + _PANELS]
             }
-            if any(columns.values()):
+            columns = {title: own for title, own in columns.items() if own}
+            if columns:
                 page.figure(interval_plot(columns), f"Per cent with 95 % intervals, {head} head.", wide=True)
     rows = [
         {
@@ -125,13 +127,19 @@ def _results(page: Page, study: Study, table: Table) -> None:
         if math.isfinite(entry.value)
     ]  # fmt: skip
     if rows:
-        page.table(rows, caption="Every measure (table.csv; cells.csv has every run, cases.csv every case).")
+        page.table(_told(rows), caption="Every measure (table.csv; cells.csv has every run, cases.csv every case).")
+
+
+def _told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without columns in which nothing stands."""
+    told = [name for name in rows[0] if any(row[name] == row[name] and row[name] not in ("", None) for row in rows)]
+    return [{name: row[name] for name in told} for row in rows]
 
 
 def _mean_std(entry: Entry | None) -> Any:
     if entry is None or not math.isfinite(entry.value):
         return math.nan
-    return MeanStd(100 * entry.value, 100 * entry.std)
+    return MeanStd(100 * entry.value, 100 * entry.std) if math.isfinite(entry.std) else 100 * entry.value
 
 
 def _constant_sets(item: Scored) -> list[str]:
@@ -171,7 +179,7 @@ def _tests(page: Page, study: Study, pairs: Sequence[Pair]) -> None:
     )
     ordered = sorted(pairs, key=lambda pair: _nan_last(pair.bootstrap_holm))[:_MOST_PAIRS]
     page.table(
-        [
+        _told([
             {
                 "Task": pair.task, "Set": pair.set, "Head": pair.head, "Measure": pair.measure,
                 "A": pair.a, "B": pair.b,
@@ -180,7 +188,7 @@ def _tests(page: Page, study: Study, pairs: Sequence[Pair]) -> None:
                 "all tasks": _p(pair.bootstrap_all), "Cases": pair.cases,
             }
             for pair in ordered
-        ],
+        ]),
         caption=f"The {len(ordered)} surest of {len(pairs)} pairs; p-values are corrected." if len(pairs) > 1 else "",
     )  # fmt: skip
 
