@@ -50,10 +50,13 @@ def critical_difference_diagram(
     figure = new_figure(8.4, 1.15 + 0.26 * (half + len(groups)))
     axes = figure.add_subplot()
     span = max(count - 1, 1)
-    left, right = 1 - 0.55 * span, count + 0.55 * span
+    left, right = 1 - 0.12 * span, count + 0.12 * span
     axes.plot([1, max(count, 2)], [0, 0], color=INK, linewidth=1.2)
+    every = -(-count // 12)  # more numbers than a dozen would touch each other
     for tick in range(1, count + 1):
         axes.plot([tick, tick], [0, 0.12], color=INK, linewidth=1)
+        if (tick - 1) % every:
+            continue
         axes.text(tick, 0.2, str(tick), ha="center", va="bottom", fontsize=9, color=QUIET)
     for place, (name, value) in enumerate(zip(names, values)):
         on_left = place < half
@@ -75,7 +78,7 @@ def critical_difference_diagram(
             axes.plot([end, end], [0.87, 1.03], color=INK, linewidth=1.2)
         words = f"critical difference {difference:.2f}" + (" (more than all ranks)" if difference > span else "")
         axes.text(1 + length / 2, 1.1, words, ha="center", va="bottom", fontsize=9, color=QUIET)
-    axes.set_xlim(left - 0.55 * span, right + 0.55 * span)
+    axes.set_xlim(left - 0.62 * span, right + 0.62 * span)
     axes.set_ylim(-depth - 0.42 * half, 1.6)
     axes.axis("off")
     return figure
