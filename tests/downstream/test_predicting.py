@@ -19,6 +19,7 @@ from PIL import Image
 
 from dicom_making import AXIAL, CORONAL, CR, MR, SAGITTAL, dataset, save, series
 from frepa.cli import main
+from frepa.datasets.opening import open_source
 from frepa.downstream.segmentation.model import Prediction, Segmenter
 from frepa.downstream.trained import Answer, TrainedHead, load_head
 from frepa.errors import InputError, Stopped
@@ -228,6 +229,23 @@ def test_it_goes_on_after_a_stop_and_does_nothing_twice(flat, mixed, tmp_path, m
     assert "overlays: was False, now True" in capsys.readouterr().err
 
 
+def test_masks_among_the_scans_are_not_scans(flat, tmp_path) -> None:
+    """Of a run that was told to write into the folder it reads: not when it goes on, nor of the next one."""
+    scans = tmp_path / "scans"
+    shutil.copytree(flat.parent / "set/images", scans)
+    how = {"quiet": True, "num_workers": 0}
+    out = predict(str(flat), [str(scans)], out=str(scans / "first"), **how)
+    predict(str(flat), [str(scans)], out=str(scans / "first"), **how, resume=True)
+    other = predict(str(flat), [str(scans)], out=str(scans / "second"), **how)
+    for done in (out, other):
+        assert [row["image"] for row in read_rows(done / "predictions.csv")] == [f"{i}.png" for i in range(8)]
+        (row,) = read_rows(done / "skipped.csv")
+        assert (row["image"], row["reason"][:27]) == ("first/", "a folder that frepa wrote; ")
+    # What is named itself is read: masks may be looked at too.
+    assert len(open_source(str(scans / "first"), dims=2)) == 8
+    assert len(open_source(str(scans / "first/masks"), dims=2)) == 8
+
+
 def test_scans_are_read_one_after_the_other(flat, tmp_path, monkeypatch) -> None:
     """No more are held than the threads read ahead, however many there are."""
     (tmp_path / "many").mkdir()
@@ -422,4 +440,9 @@ def test_what_cannot_be_a_dicom_segmentation_is_said(solid, tmp_path, monkeypatc
     with pytest.raises(InputError, match="None of the scans"):
         predict(str(solid), [str(tmp_path / "lost")], **how)
     (row,) = read_rows(tmp_path / "out/skipped.csv")
-    assert "no DICOM segmentation can be made of it" in row["reason"]
+    assert "no DICOM segmentation can be made of it: its files have no StudyInstanceUID and no Fr" in row["reason"]
+    series(tmp_path / "empty", speckles((5, 7, 9)), uid="", **STUDY)
+    with pytest.raises(InputError, match="None of the scans"):
+        predict(str(solid), [str(tmp_path / "empty")], **how, overwrite=True)
+    (row,) = read_rows(tmp_path / "out/skipped.csv")
+    assert "its files have no SeriesInstanceUID, by which" in row["reason"]

@@ -16,6 +16,8 @@ from frepa.images.scan import UnreadableScan
 # The private coding scheme of what a mask value means, as long as nobody says more of it than the value.
 _SCHEME = "99FREPA"
 _COMPANY = "frepa"
+# Of the images; empty ones, as some that were made anonymous have, refer to nothing.
+_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
 
 
 def check_installed() -> None:
@@ -83,6 +85,13 @@ def write_segmentation(
         )
         for number, value in enumerate(values[1:], start=1)
     ]
+    lacking = [name for name in _IDENTIFIERS if any(not str(image.get(name) or "") for image in images)]
+    if lacking:
+        raise UnreadableScan(
+            str(path),
+            f"no DICOM segmentation can be made of it: its files have no {' and no '.join(lacking)}, by which a "
+            "segmentation says which images it belongs to; --format nifti or png can",
+        )
     known = [str(image.SOPInstanceUID) for image in images]
     try:
         with warnings.catch_warnings():

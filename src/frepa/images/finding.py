@@ -21,6 +21,7 @@ from frepa.images.readers.registry import Reader, may_be_dicom, plain_endings, r
 from frepa.images.scan import Note, Trouble
 from frepa.images.tables import check_columns, read_parquet
 from frepa.names import shown
+from frepa.run_folders import MARK
 
 _CHUNK = 65536
 _DIMS = {"2": 2, "2d": 2, "3": 3, "3d": 3}
@@ -127,11 +128,18 @@ def _suggestion(path: Path) -> str:
 
 
 def _walk(root: Path, folder: str, dims: int, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
-    """Files that have a reader, depth first, sorted by name in every folder, so the order is the same everywhere."""
+    """Files that have a reader, depth first, sorted by name in every folder, so the order is the same everywhere.
+
+    What a run of this program wrote into a folder below the one that was named is no part of it.
+    """
     here = os.path.join(root, folder) if folder else str(root)
     try:
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in above:  # a link that leads back up
+            return
+        if folder and os.path.exists(os.path.join(here, MARK)):
+            reason = "a folder that frepa wrote; it is read where it is named itself"
+            yield Found(f"{folder}/", None, -1, reason=reason, trouble="left out")
             return
         with os.scandir(here) as entries:
             listed = sorted(
