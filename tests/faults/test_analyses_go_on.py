@@ -178,6 +178,19 @@ def test_other_weights_are_computed_anew_and_the_others_stay(
     assert set(results(tmp_path / "out")["encoders"]) == {"a", "b", "c"}
 
 
+def test_figures_of_an_encoder_that_is_left_out_go(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert cli.main(words("focal", "out")) == 0
+    figures = tmp_path / "out/figures"
+    assert (figures / "pull-2.png").exists()
+    (figures / "mine.png").write_text("kept")
+    one = words("focal", "out", "--resume")
+    place = one.index(ENCODERS[3])
+    del one[place - 1 : place + 1]
+    assert cli.main(one) == 0
+    assert set(results(tmp_path / "out")["encoders"]) == {"a"}
+    assert {path.stem for path in figures.iterdir()} == {"pull-1", "reconstructions-1", "mine"}
+
+
 def test_stopped_on_request(
     words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -147,10 +147,13 @@ class AnalysisPage(Page):
         self.files[name] = png_bytes(figure), svg_bytes(figure)
         self.figure(self.files[name][0], caption, wide=wide)
 
-    def write(self, root: Path) -> None:
-        """Write the figures and ``report.html``."""
+    def write(self, root: Path, before: Iterable[str] = ()) -> None:
+        """Write the figures and ``report.html``; of the figures that were there ``before`` others go."""
         folder = root / FIGURES
         folder.mkdir(exist_ok=True)
+        for name in set(before) - set(self.files):
+            for ending in ("png", "svg"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
         for name, contents in self.files.items():
             for ending, content in zip(("png", "svg"), contents):
                 write_bytes(folder / f"{name}.{ending}", content, sync=False)

@@ -115,9 +115,19 @@ class Parts:
 
 def finished_content(results: Path) -> str | None:
     """`Parts.content` of an analysis by its ``results.json``; None where that is missing, damaged or of before."""
+    found = _kept(results).get("content")
+    return found if isinstance(found, str) else None
+
+
+def known_figures(results: Path) -> list[str]:
+    """Names of the figures of an analysis by its ``results.json``; none where that is missing or damaged."""
+    found = _kept(results).get("figures")
+    return [name for name in found if isinstance(name, str) and name == Path(name).name] if found else []
+
+
+def _kept(results: Path) -> Mapping[str, Any]:
     try:
         kept = json.loads(results.read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    found = kept.get("content") if isinstance(kept, Mapping) else None
-    return found if isinstance(found, str) else None
+        return {}
+    return kept if isinstance(kept, Mapping) else {}

@@ -15,7 +15,7 @@ import yaml
 
 from frepa.analysis.contract import Analysis, AnalysisPage, Study, Subject
 from frepa.analysis.own_names import named
-from frepa.analysis.parts import Parts, Unchanged, finished_content
+from frepa.analysis.parts import Parts, Unchanged, finished_content, known_figures
 from frepa.analysis.registry import find_analysis
 from frepa.downstream.head_files import WEIGHTS
 from frepa.downstream.run import tell
@@ -135,6 +135,7 @@ def run_analysis(options: AnalyzeOptions) -> Path:
         try:
             found = analysis.analyse(study, page)
         except Unchanged:
+            parts.remove()
             tell("All of it is done already.")
             return out.root
         results = {
@@ -152,7 +153,7 @@ def run_analysis(options: AnalyzeOptions) -> Path:
         }
         _finish(page, study, options, results)
         begin()
-        page.write(out.root)
+        page.write(out.root, before=known_figures(out.root / RESULTS))
         write_json(out.root / RESULTS, results)  # the last, for it says that the analysis is whole
         parts.remove()
         if parts.taken:
