@@ -194,6 +194,22 @@ def test_names_and_unreadable_scans(flat, mixed, tmp_path) -> None:
     assert (facts["scans"], facts["left_out"], facts["task"]) == (4, 2, "segmentation")
 
 
+def test_names_that_are_numbers(flat, solid, tmp_path) -> None:
+    """Images of a stack stand in its order; identifiers are no endings; a series that is named alone has its name."""
+    np.save(tmp_path / "stack.npy", np.stack([balls((28, 32), seed)[0] for seed in range(12)]))
+    how = {"quiet": True, "num_workers": 0}
+    out = predict(str(flat), [str(tmp_path / "stack.npy")], out=str(tmp_path / "flat"), **how)
+    places = [re.findall("[0-9]+", row["image"]) for row in read_rows(out / "predictions.csv")]
+    assert places == [[str(i)] for i in range(12)]
+    for number in (17, 18):
+        series(tmp_path / f"two/1.2.840.{number}", speckles((5, 7, 9)))
+    out = predict(str(solid), [str(tmp_path / "two")], out=str(tmp_path / "solid"), **how)
+    assert sorted(path.name for path in (out / "masks").iterdir()) == ["1.2.840.17.nii.gz", "1.2.840.18.nii.gz"]
+    out = predict(str(solid), [str(tmp_path / "two/1.2.840.18")], out=str(tmp_path / "one"), **how)
+    (row,) = read_rows(out / "predictions.csv")
+    assert (row["image"], row["mask"]) == ("1.2.840.18", "masks/1.2.840.18.nii.gz")
+
+
 def test_it_goes_on_after_a_stop_and_does_nothing_twice(flat, mixed, tmp_path, monkeypatch, capsys) -> None:
     whole = predict(str(flat), [str(mixed)], out=str(tmp_path / "whole"), quiet=True)
     answer, done = TrainedHead.answer, []

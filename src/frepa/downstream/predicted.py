@@ -18,6 +18,7 @@ from frepa.errors import InputError
 from frepa.files import write_atomically, write_bytes, write_json
 from frepa.images.dicom_seg import check_installed, write_segmentation
 from frepa.images.filed import Filed
+from frepa.images.readers.registry import reader_for
 from frepa.images.writing import write_nifti
 from frepa.report.figures import png_bytes
 
@@ -79,7 +80,8 @@ def write_answer(answer: Answer, root: Path, target: str, how: Writing) -> dict[
 def out_name(name: str, location: str, taken: set[str]) -> str:
     """The name, without an ending, under which what is found in a record is written; added to ``taken``.
 
-    That of the record in its folders; where two have one name, with the ending, and then a number.
+    That of the record in its folders; where two have one name, with the ending, and then a number. What no reader knows
+    is no ending: series and their files are often named after identifiers such as ``1.2.840.17``.
 
     Args:
         name: of the record within its source.
@@ -90,7 +92,7 @@ def out_name(name: str, location: str, taken: set[str]) -> str:
     parts = [part for part in path.parts if part not in ("/", "..", ".")] or ["scan"]
     full = "/".join(parts)
     file, mark, member = parts[-1].partition("#")
-    short = "/".join([*parts[:-1], stem(Path(file)) + mark + member])
+    short = "/".join([*parts[:-1], (stem(file) if reader_for(file) else file) + mark + member])
     number, free = 2, short if short not in taken else full
     while free in taken:
         free, number = f"{short}-{number}", number + 1

@@ -7,6 +7,8 @@ that is finished is a line of ``done.jsonl``; a run that is continued does the o
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +173,7 @@ def _records(sources: Sequence[Source], done: set[tuple[int, str]], workers: int
     def called(number: int, index: int) -> tuple[int, str]:
         name = sources[number].name(index)
         # A source that is its only record has no name below itself
-        return number, names.name(Path(sources[number].location).name if names.hidden and name == "." else name)
+        return number, names.name(os.path.basename(os.path.abspath(sources[number].location)) if name == "." else name)
 
     def read(place: tuple[int, int]) -> _Read:
         number, index = place
@@ -211,16 +213,22 @@ def _finished(root: Path) -> tuple[set[tuple[int, str]], set[str]]:
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:
-    """The lines of ``done.jsonl``, by source and name; one at a time."""
+    """The lines of ``done.jsonl``, by source and name, 10 after 9; one at a time."""
     if not (root / DONE).is_file():
         return
     with open(root / DONE, "rb") as file:
         places = []
         while line := file.readline():
-            places.append((*json.loads(line)["key"], file.tell() - len(line)))
+            number, name = json.loads(line)["key"]
+            places.append((number, _by_numbers(name), name, file.tell() - len(line)))
         for *_, place in sorted(places):
             file.seek(place)
             yield json.loads(file.readline())
+
+
+def _by_numbers(name: str) -> str:
+    """To sort by: images of a stack are called by their numbers, and whoever scores the table has their order."""
+    return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name)
 
 
 def _write_tables(root: Path, head: TrainedHead[Any]) -> int:
