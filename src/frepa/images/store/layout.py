@@ -175,7 +175,7 @@ def read_facts(folder: StoreFolder) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ValueError("not an object")
     except (ValueError, UnicodeDecodeError, RecursionError):
-        raise InputError(f"{folder.facts} is damaged: it is no JSON text. {remedy}") from None
+        raise InputError(f"{folder.facts} is damaged: it holds no names and values in JSON. {remedy}") from None
     except OSError as error:
         raise InputError(f"{folder.facts} cannot be read ({error.strerror}).") from None
     if facts.get("format") != FORMAT:
