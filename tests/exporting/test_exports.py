@@ -89,12 +89,13 @@ def test_a_foreign_trunks_scaling_is_in_timms_configuration(tmp_path: Path) -> N
 
 
 @torch.no_grad()
-def test_transformers_opens_what_was_written(tmp_path: Path) -> None:
+def test_transformers_opens_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A picture through the folder's own processor and model gives what the encoder gives for it."""
     import transformers
 
     name = f"{CONVNEXT},guide=none"
-    written = frepa.export(name, to="huggingface", out=str(tmp_path / "out"), quiet=True)
+    written = frepa.export(name, to="huggingface", out=str(tmp_path / "out"))
+    assert "before the last norm: model.head.norm (model.timm_model.head.norm)" in capsys.readouterr().out
     processor = transformers.AutoImageProcessor.from_pretrained(written)
     model = transformers.AutoModel.from_pretrained(written).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

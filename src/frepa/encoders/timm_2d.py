@@ -277,12 +277,18 @@ def _maps(model: Any, x: Tensor, norm: bool = True, looks: int | list[int] = 1) 
     )
     # Some trunks keep their final norm in the classifier, to be used after pooling (ConvNeXt's ``head.norm``, BEiT's
     # ``fc_norm``). It belongs to the features, so it is applied at every position.
-    last = getattr(getattr(model, "head", None), "norm", None) or getattr(model, "fc_norm", None)
+    last = late_norm(model)[1]
     if isinstance(last, LayerNorm2d | nn.GroupNorm):
         dense = last(dense)
     elif isinstance(last, nn.LayerNorm) and last.normalized_shape == dense.shape[1:2]:
         dense = last(dense.movedim(1, -1)).movedim(-1, 1)
     return [*before, dense]
+
+
+def late_norm(model: Any) -> tuple[str, nn.Module | None]:
+    """Name and module of a final norm that a timm model keeps in its classifier, behind ``forward_features``."""
+    found = getattr(getattr(model, "head", None), "norm", None)
+    return ("head.norm", found) if found else ("fc_norm", getattr(model, "fc_norm", None))
 
 
 def last_map(encoder: TimmEncoder, model: Any, x: Tensor) -> Tensor:

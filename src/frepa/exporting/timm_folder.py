@@ -8,10 +8,10 @@ from typing import Any
 
 import timm
 from timm.models import save_for_hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder, per_axis
-from frepa.encoders.timm_2d import TimmEncoder, last_map
+from frepa.encoders.timm_2d import TimmEncoder, last_map, late_norm
 from frepa.errors import InputError
 from frepa.exporting.contract import Asked, Exported, Outputs, Target, features, version
 from frepa.files import write_json
@@ -109,6 +109,12 @@ def notes_of(encoder: TimmEncoder, model: Any) -> tuple[str, ...]:
     prefix = getattr(model, "num_prefix_tokens", 0)
     if prefix:
         notes.append(f"forward_features gives tokens; the first {prefix} of them belong to no patch.")
+    name, norm = late_norm(model)
+    if norm is not None and not isinstance(norm, nn.Identity):
+        notes.append(
+            f"forward_features (last_hidden_state) is the map before the last norm: model.{name} "
+            f"(model.timm_model.{name}) makes of it what frepa's heads read."
+        )
     if encoder.uses_guide:
         notes.append(
             "Pictures have no guide channel: make the tensor of image and guide yourself (docs/exporting.md shows how)."
