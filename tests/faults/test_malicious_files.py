@@ -36,8 +36,8 @@ LIMIT = "64M"
 
 @contextmanager
 def at_once(megabytes: float = 40.0) -> Iterator[None]:
-    """Within two seconds, and with little memory of Python's and NumPy's own."""
-    start = time.perf_counter()
+    """Within two seconds of a processor, which others may use too, and little memory of Python's and NumPy's own."""
+    start, computed = time.perf_counter(), time.process_time()
     tracemalloc.start()
     try:
         yield
@@ -45,7 +45,8 @@ def at_once(megabytes: float = 40.0) -> Iterator[None]:
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert most < megabytes * 2**20, most
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - computed < 2.0
+    assert time.perf_counter() - start < 20.0
 
 
 def refused(path: Path, *, dims: int = 2, words: str, kind: Trouble) -> None:
