@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,18 @@ def test_slices_that_are_held_go_when_they_were_read(tmp_path: Path) -> None:
     scans = [source.read(place) for place in range(4) if bounds(source.read(place))]
     assert all(scan.array.base is None or scan.array.base.nbytes == scan.array.nbytes for scan in scans)
     assert len(reader._held) <= 1  # the first was read before they were held
+
+
+def test_threads_may_read_the_slices_of_a_volume_at_the_same_time(tmp_path: Path) -> None:
+    volume = smooth((8, 12, 9))
+    series(tmp_path, volume)
+    source = open_source(tmp_path, dims=2)
+
+    def read(place: int) -> tuple[int, np.ndarray]:
+        scan = source.read(place % 8)
+        bounds(scan)
+        return place % 8, scan.array
+
+    with ThreadPoolExecutor(8) as pool:
+        for place, array in pool.map(read, range(200)):
+            assert np.array_equal(np.sort(array.reshape(-1)), np.sort(volume[place].reshape(-1)))

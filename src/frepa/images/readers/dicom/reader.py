@@ -237,11 +237,11 @@ def _frame(paths: Sequence[str], plane: Plane, voi: bool, *, keep: bool = False)
         key = file_key(path)
     except FileNotFoundError:
         raise UnreadableScan(str(path), "file not found", kind="empty") from None
-    held = _held.get((key, plane.frame, voi))
+    # In one step each: threads may read slices at the same time
+    held = (_held.get if keep else _held.pop)((key, plane.frame, voi), None)
     if held is not None and keep:
         return held
     if held is not None:
-        del _held[key, plane.frame, voi]
         return held._replace(array=held.array.copy())  # not a view, which would keep its whole volume
     data = _dataset(path, key)
     frame = frame_values(path, data, plane.frame, declared_frames(data), voi=voi)
@@ -260,7 +260,7 @@ def _volume(paths: Sequence[str], stack: Stack, head: DicomHeader, voi: bool, *,
     array: np.ndarray | None = None
     kept: list[int] = []
     frames: dict[tuple[Any, int, bool], tuple[int, Frame]] = {}
-    if readable and not {str(key[0][0]) for key in _held} & set(paths):
+    if readable and not {str(key[0][0]) for key in list(_held)} & set(paths):
         _held.clear()
     units, paddings, notes = set(), set(), list(stack.notes)
     for place, plane in enumerate(stack.planes):
