@@ -361,6 +361,18 @@ def test_a_series_with_a_gap_is_named(solid, tmp_path, capsys) -> None:
     assert "1 slice missing in 1 place" in row["notes"]
 
 
+def test_a_volume_without_voxel_size_is_predicted_and_that_is_said(solid, tmp_path, capsys) -> None:
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans" / "bare.npy", speckles((8, 12, 12)))
+    sitk.WriteImage(sitk.GetImageFromArray(speckles((8, 12, 12))), tmp_path / "scans" / "sized.nii.gz")
+    out = predict(str(solid), [str(tmp_path / "scans")], out=str(tmp_path / "out"), quiet=True)
+    assert "Of 1 of the scans the files say no voxel size" in capsys.readouterr().err
+    bare, sized = read_rows(out / "predictions.csv")
+    assert (bare["notes"], bare["ml_1"]) == ("its file says no voxel size", "")
+    assert sized["notes"] == ""
+    assert float(sized["ml_1"]) == pytest.approx(int(sized["pixels_1"]) / 1000)
+
+
 def test_wrong_input_is_said_in_plain_words(flat, solid, tmp_path) -> None:
     volume = tmp_path / "volume.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(speckles((6, 9, 11))), str(volume))

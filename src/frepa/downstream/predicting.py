@@ -35,6 +35,7 @@ from frepa.machine import device_name, versions
 PREDICTIONS, BOXES = "predictions.csv", "boxes.csv"
 _FOR_VOLUMES = 'Train one on volumes, with a 3D encoder or --encoder "slices:ENCODER".'
 #: What may differ between the command that began a run and the one that continues it.
+_NO_SIZE = "its file says no voxel size"
 _MAY_CHANGE = frozenset({"encoder", "num_workers", "source", "precision"})
 
 
@@ -111,7 +112,8 @@ def predict_all(options: PredictOptions) -> Path:
                     except UnreadableScan as error:  # a format that this scan cannot be written in
                         skipped[item.key[1]] = names.skipped(error.skipped(item.key[1]))
                         continue
-                    row["notes"] = names.said("; ".join(item.scan.notes))
+                    sizeless = head.dims == 3 and head.has_sizes and item.grid.spacing is None
+                    row["notes"] = names.said("; ".join([*item.scan.notes, *[_NO_SIZE] * sizeless]))
                     line = {"key": item.key, "target": target, "row": row, "boxes": getattr(answer, "boxes", None)}
                     append_json_lines(root / DONE, [line])
                 if stop.requested:
@@ -121,6 +123,8 @@ def predict_all(options: PredictOptions) -> Path:
         rows = (line["row"] for line in _lines(root))
         write_page(root / "report.html", head, rows, list(skipped.values()), facts["device"])
         write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
+    if sizeless_count := sum(_NO_SIZE in line["row"]["notes"] for line in _lines(root)):
+        tell(f"Of {sizeless_count:,} of the scans the files say no voxel size: nothing is told of these in mm or ml.")
     tell(
         f"{count:,} scan{'s' * (count != 1)}"
         + (f"; {len(skipped):,} could not be used, see {SKIPPED}." if skipped else ".")

@@ -90,6 +90,8 @@ class TrainedHead(ABC, Generic[Model]):
     task: ClassVar[str]
     #: How it is scored on another set: ``module:class`` of an `Evaluation`, imported when it is.
     evaluation: ClassVar[str]
+    #: Whether what it says of a scan has sizes, which are in mm where the scan says how large a voxel is.
+    has_sizes: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class TrainedClassifier(TrainedHead[Classifier]):
     """The classifiers of a run; their probabilities are averaged."""
 
     task = TASK
+    has_sizes = False
     evaluation = "frepa.downstream.classification.evaluation:ClassificationEvaluation"
 
     @classmethod
