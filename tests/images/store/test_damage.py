@@ -97,8 +97,12 @@ def test_lost_and_short_shards(images: StoreSource) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "store.json lost": (lambda root: (root / "store.json").unlink(), "has lost its store.json"),
-    "store.json cut": (lambda root: (root / "store.json").write_text('{"format": "frepa-st'), "is no JSON"),
-    "store.json empty": (lambda root: (root / "store.json").write_text(""), "is no JSON"),
+    "store.json cut": (
+        lambda root: (root / "store.json").write_text('{"format": "frepa-st'),
+        "holds no names and values in JSON",
+    ),
+    "store.json empty": (lambda root: (root / "store.json").write_text(""), "holds no names and values in JSON"),
+    "store.json a list": (lambda root: (root / "store.json").write_text("[]"), "holds no names and values in JSON"),
     "another program's": (lambda root: (root / "store.json").write_text('{"format": "x"}'), "not made by frepa"),
     "entries lost": (
         lambda root: (root / "store.json").write_text(json.dumps({"format": "frepa-store", "version": 1})),
