@@ -118,12 +118,12 @@ def predict_all(options: PredictOptions) -> Path:
                     append_json_lines(root / DONE, [line])
                 if stop.requested:
                     raise Stopped(f"Stopped on request. {go_on}")
-        count = _write_tables(root, head)
+        count, sizeless_count = _write_tables(root, head)
         write_skipped(root / SKIPPED, skipped.values())
         rows = (line["row"] for line in _lines(root))
         write_page(root / "report.html", head, rows, list(skipped.values()), facts["device"])
         write_json(root / RESULTS, facts | {"scans": count, "left_out": len(skipped), "versions": versions()})
-    if sizeless_count := sum(_NO_SIZE in line["row"]["notes"] for line in _lines(root)):
+    if sizeless_count:
         tell(f"Of {sizeless_count:,} of the scans the files say no voxel size: nothing is told of these in mm or ml.")
     tell(
         f"{count:,} scan{'s' * (count != 1)}"
@@ -235,12 +235,13 @@ def _by_numbers(name: str) -> str:
     return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name)
 
 
-def _write_tables(root: Path, head: TrainedHead[Any]) -> int:
-    """Tables from ``done.jsonl``, whose numbers are written out in full; returns the number of scans."""
-    names, count = dict[str, None](), 0
+def _write_tables(root: Path, head: TrainedHead[Any]) -> tuple[int, int]:
+    """Tables from ``done.jsonl``, whose numbers are written out in full; returns how many scans, and without size."""
+    names, count, sizeless = dict[str, None](), 0, 0
     for line in _lines(root):
         names |= dict.fromkeys(line["row"])
         count += 1
+        sizeless += _NO_SIZE in line["row"]["notes"]
     columns = [*(name for name in names if name not in ("files", "notes")), "notes"]
     write_csv(root / PREDICTIONS, columns, (_exact(line["row"]) for line in _lines(root)))
     if head.task == "detection":
@@ -248,7 +249,7 @@ def _write_tables(root: Path, head: TrainedHead[Any]) -> int:
 
         rows = (_exact({"image": line["row"]["image"], **box}) for line in _lines(root) for box in line["boxes"])
         write_csv(root / BOXES, found_columns(head.dims), rows)
-    return count
+    return count, sizeless
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:

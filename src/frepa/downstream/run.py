@@ -155,7 +155,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
         "guide": reference.guide,
         "train": options.fit.train,
         **({} if tuning is None else {"tuned": tuning.as_dict()}),
-        "source": names.name(_shown(options.data.source)),
+        "source": names.name(", ".join(as_list(options.data.source))),
         **names.tree(own),
         "left_out": len(left_out),
         "warnings": names.tree([*warnings, *own.get("warnings", [])]),
@@ -208,7 +208,3 @@ def _announced(
     yield reference.sentence(device_name(device))
     yield from task.plan_sentences(model, divided[0])
     yield from warnings
-
-
-def _shown(source: str | Sequence[str]) -> str:
-    return ", ".join(as_list(source))
