@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 import tiny_encoders  # noqa: F401 (registers them)
+from frepa.downstream.segmentation.model import Prediction, Segmenter
 from frepa.verbs.classify import classify
 from frepa.verbs.detect import detect
 from frepa.verbs.segment import segment
@@ -91,3 +92,14 @@ def detecting(root: Path, **options: object) -> Path:
     (root / "set" / "boxes.csv").write_text("\n".join(rows) + "\n")
     chosen = {"encoder": ENCODER, **QUICK, "max_steps": 60, "lr": 1e-2, **options}
     return detect(str(root / "set" / "boxes.csv"), out=str(root / "run"), **chosen)
+
+
+def threshold(self: Segmenter, image: np.ndarray) -> Prediction:
+    """Stands for a head that answers what the image shows: bright or not."""
+    found = (image[0] > 0.5).astype(np.uint8)
+    return Prediction(found, np.stack([1.0 - found, found]).astype(np.float32))
+
+
+def speckles(size: tuple[int, ...], seed: int = 3) -> np.ndarray:
+    """100 in a third of the voxels, 0 elsewhere: any exchange or flip of axes shows."""
+    return (100 * (np.random.default_rng(seed).random(size) < 0.3)).astype(np.int16)
