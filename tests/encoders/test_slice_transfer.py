@@ -35,6 +35,17 @@ def test_features_of_a_volume(transfer: SliceTransfer) -> None:
     assert head([features.dense], (5, 20, 33)).shape == (2, 2, 5, 20, 33)
 
 
+def test_frozen_and_trained_part_together_are_the_encoder(transfer: SliceTransfer, encoder2d: Encoder) -> None:
+    for encoder, x in ((transfer, torch.rand(1, 2, 3, 20, 33)), (encoder2d, torch.rand(1, 4, 20, 33))):
+        encoder.eval()
+        parts = encoder.transform(encoder.encode_frozen(x).dense)
+        assert torch.equal(parts.dense, encoder(x).dense)
+    frozen = set(map(id, transfer.frozen_part.parameters()))
+    asks = {id(parameter): parameter.requires_grad for parameter in transfer.freeze().parameters()}
+    assert all(asks[key] == (key not in frozen) for key in asks)
+    assert encoder2d.frozen_part is encoder2d
+
+
 def test_slices_are_what_the_2d_encoder_sees(transfer: SliceTransfer, encoder2d: Encoder) -> None:
     volume = torch.rand(2, 2, 4, 16, 24)
     features = transfer.encode_slices(volume)

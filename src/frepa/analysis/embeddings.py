@@ -30,7 +30,6 @@ from frepa.downstream.run import tell
 from frepa.encoders.contract import Encoder
 from frepa.encoders.framing import encoder_input, framed
 from frepa.encoders.reference import EncoderReference, open_encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, Stopped
 from frepa.files import write_json
 from frepa.images.anonymity import key_check
@@ -127,7 +126,7 @@ def embed_all(options: EmbedOptions) -> Path:
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):
         encoder, reference = open_encoder(options.encoder)
-        if options.dense != "none" and isinstance(encoder, SliceTransfer):
+        if options.dense != "none" and encoder.stacks:
             raise InputError(
                 "--dense: a slice transfer has no map of a volume before its blocks are trained. Leave --dense out, or "
                 "give the 2D encoder alone: volumes are then read slice by slice."
@@ -135,8 +134,7 @@ def embed_all(options: EmbedOptions) -> Path:
         known = open_annotated(options.source, encoder.dims, None)
         source = known.source
         names.learn(source)
-        slices = isinstance(encoder, SliceTransfer)
-        side = options.image_size or common_side(source, np.arange(len(source)), slices=slices)
+        side = options.image_size or common_side(source, np.arange(len(source)), slices=encoder.stacks)
         facts = {
             "task": "embedding",
             "encoder": reference.as_dict(),
@@ -225,7 +223,7 @@ class _Embedder:
     @property
     def at_once(self) -> int:
         """Images that pass at once unless the user says otherwise; of a slice transfer slices are parted anyway."""
-        if isinstance(self.encoder, SliceTransfer):
+        if self.encoder.stacks:
             return 1
         return max(1, min(_AT_ONCE, _POSITIONS // self.side**self.encoder.dims))
 
@@ -234,8 +232,8 @@ class _Embedder:
         """Vectors (n, C) and, where asked for, maps (n, C, *s) of framed images; float32, on the CPU."""
         inputs = [encoder_input(self.encoder, frame, self.device) for frame in frames]
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            if isinstance(self.encoder, SliceTransfer):
-                stacks = [self.encoder.encode_slices(volume[None])[0] for volume in inputs]
+            if self.encoder.stacks:
+                stacks = [self.encoder.encode_frozen(volume[None]).dense[0] for volume in inputs]
                 return torch.stack([stack.float().flatten(1).mean(1) for stack in stacks]).cpu(), None
             features = self.encoder(torch.stack(inputs))
         pooled = features.embedding.float().flatten(2).mean(2).cpu()

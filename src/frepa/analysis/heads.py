@@ -16,7 +16,6 @@ from frepa.downstream.segmentation.data import SegmentationData
 from frepa.downstream.segmentation.probe import fit_probe
 from frepa.downstream.segmentation.trained import TrainedSegmenter
 from frepa.downstream.segmentation.training import build_segmenter, make_cache
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 
 _CROP = {2: 256, 3: 96}
@@ -70,7 +69,7 @@ def classifier_of(subject: Subject, study: Study, data: ClassificationData) -> T
         return subject.head
     check_classes(data)
     options = classification_probe(study.image_size, study.window)
-    side = study.image_size or common_side(data.source, data.records, slices=isinstance(subject.encoder, SliceTransfer))
+    side = study.image_size or common_side(data.source, data.records, slices=subject.encoder.stacks)
     classifier = build_classifier(subject.encoder, data, options, side, study.seed, study.device)
     rows = np.concatenate([data.rows("train"), data.rows("val")])
     features = FixedFeatures(classifier, data.source, data.records[rows], workers=study.num_workers, quiet=study.quiet)

@@ -18,7 +18,6 @@ from frepa.downstream.tuning import Tuning
 from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.reference import trained_names
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 
 #: Names of an encoder's trained tensors in a head file begin with this.
@@ -127,7 +126,7 @@ def open_cache(folder: str | Path | None, encoder: Encoder) -> FeatureCache | No
     """
     if folder is None:
         return None
-    if not isinstance(encoder, SliceTransfer):
+    if not encoder.stacks:
         raise InputError(
             f"--feature-cache keeps what the 2D encoder of a slice transfer makes of each volume; {encoder.name} has "
             "none. Leave the option out, or give slices:ENCODER2D."

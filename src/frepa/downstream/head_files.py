@@ -19,7 +19,6 @@ from frepa.downstream.tuning import mark
 from frepa.encoders.contract import Encoder
 from frepa.encoders.files import WEIGHTS as BUNDLED
 from frepa.encoders.reference import EncoderReference, reopen_encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.files import write_tensors, write_text
 
@@ -154,7 +153,6 @@ def load_weights(path: Path, encoder: Encoder, head: nn.Module) -> None:
     """
     tensors: dict[str, Tensor] = load_file(path)
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    if not isinstance(encoder, SliceTransfer):  # whose blocks ask for a gradient by themselves
-        mark(encoder, {name.removeprefix(PREFIX) for name in own})
+    mark(encoder, {name.removeprefix(PREFIX) for name in own})
     load_trained_state(encoder, own)
     head.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)})

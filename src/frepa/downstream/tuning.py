@@ -14,7 +14,6 @@ from typing import Any
 from frepa.downstream.options import FitOptions
 from frepa.encoders.contract import Encoder
 from frepa.encoders.layers import layers_of
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 
 #: Where nobody says otherwise: the encoder's last layer learns at a tenth of the head's rate, each before it slower.
@@ -89,7 +88,7 @@ def tuning_of(options: FitOptions, encoder: Encoder) -> Tuning | None:
     """
     if not options.tunes:
         return None
-    if isinstance(encoder, SliceTransfer):
+    if encoder.stacks:
         raise InputError(
             f"--train {options.train}: of a slice transfer the 2D encoder is frozen, and its blocks train with the "
             "head in any case. Leave the option out, or give a 3D encoder."

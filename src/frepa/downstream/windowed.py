@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from frepa.downstream.crops import CropPlan
 from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.options import TaskOptions, check_share
-from frepa.encoders.contract import Encoder, pad_to_multiple, per_axis
+from frepa.encoders.contract import Encoder, per_axis
 from frepa.encoders.feature_cache import FeatureCache
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.heads.standardise import Moments, constant_channels
 from frepa.images.geometry import placement
@@ -115,23 +114,18 @@ class WindowedHead(HeadOnFrozen):
 
     def dense(self, inputs: Tensor) -> Tensor:
         """The encoder's map of a batch of inputs, with gradients only for what of the encoder trains."""
-        frozen = self.frozen(inputs)
-        if isinstance(self.encoder, SliceTransfer):
-            before = self.head.before
-            return self.encoder.transform(frozen if before is None else before(frozen)).dense
-        return frozen
+        frozen, before = self.frozen(inputs), self.head.before
+        return self.encoder.transform(frozen if before is None else before(frozen)).dense
 
     def frozen(self, inputs: Tensor) -> Tensor:
-        """What the encoder makes of a batch: the dense map, or of a slice transfer its 2D encoder's maps."""
+        """What the encoder makes of a batch: its dense map, or that of its frozen part."""
         return self.recalled((), [inputs], lambda: [self._frozen(inputs)])[0]
 
     def _frozen(self, inputs: Tensor) -> Tensor:
         with self.through_encoder():
             if self.cache is not None:
                 return torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)
-            if isinstance(self.encoder, SliceTransfer):
-                return self.encoder.encode_slices(pad_to_multiple(inputs, per_axis(self.encoder.size_multiple, 3)))
-            return self.encoder(inputs).dense
+            return self.encoder.encode_frozen(inputs).dense
 
     @torch.no_grad()
     def standardise_by(self, windows: Iterable[Tensor]) -> list[str]:

@@ -76,10 +76,13 @@ class Encoder(nn.Module, ABC):
         uses_guide: False where the trunk has no input for the guide channel, and it is dropped.
         takes_tokens: whether ``tokens`` can be asked for.
         patch_embedding: the layer that turns patches into vectors, or None where there is none to hide places in.
+        stacks: volumes are stacks of any number of slices, each brought to one size: ``frozen_part`` sees them one by
+            one, and blocks that relate them (``transform``) train with every head (Frepa section 3.3.2).
     """
 
     uses_guide = True
     takes_tokens = False
+    stacks = False
 
     def __init__(
         self,
@@ -243,11 +246,26 @@ class Encoder(nn.Module, ABC):
         """
         return hessian_guide(image, kind=self.guide)
 
-    def freeze(self) -> Encoder:
-        """Evaluation mode, and no gradient for what a head on a frozen encoder must not change; returns itself.
+    @property
+    def frozen_part(self) -> Encoder:
+        """What a head on a frozen encoder leaves as it is: all of it, or of ``stacks`` the encoder of one slice."""
+        return self
 
-        That is every parameter, except in a slice transfer, whose blocks train with the head: parameters that still
-        ask for a gradient afterwards belong into the head's optimizer.
+    def encode_frozen(self, x: Tensor) -> Features:
+        """What ``frozen_part`` makes of (B, in_channels, *S); of ``stacks`` its maps, slice by slice."""
+        return self(x)
+
+    def transform(self, features: Tensor, mask: Tensor | None = None) -> Features:
+        """What trains with every head makes of the frozen part's dense map: nothing, unless of ``stacks``.
+
+        ``mask`` (B, D) bool is False at slices that pad a shorter stack.
+        """
+        return Features(features, features)
+
+    def freeze(self) -> Encoder:
+        """Evaluation mode, and no gradient for ``frozen_part``, which is nearly always all of it; returns itself.
+
+        Parameters that still ask for a gradient afterwards belong into the head's optimizer.
         """
         return self.eval().requires_grad_(False)
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, nearest
 from frepa.files import clean_temporaries, write_tensors
 
@@ -22,34 +21,38 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class FeatureCache:
-    """``cache.features(volume)`` computes once what ``transfer.encode_slices`` gives, and reads it afterwards.
+    """``cache.features(volume)`` computes once what ``encoder.encode_frozen`` gives, and reads it afterwards.
 
-    A file is named by the weights and options of the 2D encoder and by the content of the volume, so another encoder,
+    A file is named by the weights and options of its frozen part and by the content of the volume, so another encoder,
     another scaling or another guide never meets an old file. Names hold no patient's data, only digests. Several
     processes may share a folder: files are written under a temporary name and renamed.
 
     Args:
         folder: made when it is missing.
-        transfer: the slice transfer whose 2D encoder is used, on the device it is on.
+        encoder: one of which something trains with every head (a slice transfer), on the device it is on.
         dtype: "float32" keeps features exactly; "float16" and "bfloat16" need half the disk.
     """
 
-    def __init__(self, folder: str | Path, transfer: SliceTransfer, *, dtype: str = "float32") -> None:
+    def __init__(self, folder: str | Path, encoder: Encoder, *, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} of a feature cache is not known. {nearest(dtype, DTYPES)}")
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         clean_temporaries(self.folder, older_than=_DAY)  # of killed processes; others may be at work
-        self.transfer = transfer
+        self.encoder = encoder
         self.dtype = dtype
-        self._encoder = fingerprint(transfer.encoder2d)
+        self._frozen = fingerprint(encoder.frozen_part)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
 
     def path(self, volume: Tensor) -> Path:
         """Where the features of this volume are, or will be."""
         # Reduced precision changes what the encoder gives, so a run in bf16 must not feed one in fp32.
-        kind = self.transfer.project.weight.device.type
+        kind = self._device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
-        key = f"{self._encoder} {self.dtype} {precision} {volume.dtype} {tuple(volume.shape)}"
+        key = f"{self._frozen} {self.dtype} {precision} {volume.dtype} {tuple(volume.shape)}"
         digest = hashlib.sha256(key.encode())
         digest.update(_raw_bytes(volume))
         return self.folder / f"{digest.hexdigest()[:40]}.safetensors"
@@ -62,8 +65,8 @@ class FeatureCache:
                 return load_file(path)["features"]
             except (SafetensorError, KeyError, OSError):
                 path.unlink(missing_ok=True)  # cut short by a full disk: made again below
-        device = self.transfer.project.weight.device
-        features = self.transfer.encode_slices(volume[None].to(device))[0].to("cpu", DTYPES[self.dtype]).contiguous()
+        features = self.encoder.encode_frozen(volume[None].to(self._device)).dense[0]
+        features = features.to("cpu", DTYPES[self.dtype]).contiguous()
         write_tensors(path, {"features": features}, {}, sync=False)
         return features
 

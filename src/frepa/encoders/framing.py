@@ -7,17 +7,15 @@ import torch
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.images.geometry import placement, resize, resize_pad
 
 
 def framed(encoder: Encoder, image: np.ndarray, side: int) -> np.ndarray:
     """An image ``(C, *S)`` float32 in [0, 1] at the size the encoder is fed, aspect kept, zeros around.
 
-    Type and range stay. ``side`` is that of the square (cube); of a slice transfer that of each slice, while the number
-    of slices stays.
+    Type and range stay. ``side`` is that of the square (cube); of stacks that of each slice, while their number stays.
     """
-    if not isinstance(encoder, SliceTransfer):
+    if not encoder.stacks:
         return resize_pad(image, (side,) * encoder.dims)
     place = placement(image.shape[2:], (side, side))
     frame = np.zeros((*image.shape[:2], side, side), np.float32)

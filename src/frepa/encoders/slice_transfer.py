@@ -38,6 +38,8 @@ class SliceTransfer(Encoder):
         chunk: slices that go through the 2D encoder at once.
     """
 
+    stacks = True
+
     def __init__(
         self,
         encoder2d: Encoder,
@@ -71,6 +73,11 @@ class SliceTransfer(Encoder):
         self.intra = nn.ModuleList(TransformerBlock(width, heads) for _ in range(rounds))
         self.inter = nn.ModuleList(TransformerBlock(width, heads) for _ in range(rounds))
         self.norm = nn.LayerNorm(width)
+
+    @property
+    def frozen_part(self) -> Encoder:
+        """The 2D encoder."""
+        return self.encoder2d
 
     @property
     def title(self) -> str:
@@ -115,6 +122,11 @@ class SliceTransfer(Encoder):
             x = self.encoder2d.prepare_input(part[:, :-1], part[:, -1:])
             maps.append(self.encoder2d(x).dense)
         return torch.cat(maps).unflatten(0, (volume.shape[0], volume.shape[2])).transpose(1, 2)
+
+    def encode_frozen(self, x: Tensor) -> Features:
+        """``encode_slices``, as dense map and embedding."""
+        maps = self.encode_slices(x)
+        return Features(maps, maps)
 
     def transform(self, features: Tensor, mask: Tensor | None = None) -> Features:
         """Relate the slices of each volume.

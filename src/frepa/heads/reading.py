@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frepa.encoders.contract import Encoder, StageShape, pad_to_multiple, per_axis
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, nearest
 
 #: ``last`` is the encoder's dense map alone, for comparisons of encoders; the others are for the best result.
@@ -33,9 +32,12 @@ def map_shapes(encoder: Encoder, features: str) -> tuple[StageShape, ...]:
 
 
 def read_maps(encoder: Encoder, inputs: Tensor, features: str) -> list[Tensor]:
-    """Maps of inputs (B, in_channels, *S) as ``encoder.prepare_input`` makes them; all cover the padded input."""
+    """Maps of inputs (B, in_channels, *S) as ``encoder.prepare_input`` makes them; all cover the padded input.
+
+    Of stacks the one map is what the frozen part makes of every slice.
+    """
     if features == "last":
-        return [encoder(inputs).dense]
+        return [encoder.encode_frozen(inputs).dense]
     maps = encoder.stages(inputs)
     if features == "pyramid+image":
         maps = [pad_to_multiple(inputs, per_axis(encoder.size_multiple, encoder.dims)), *maps]
@@ -48,7 +50,7 @@ def default_features(encoder: Encoder) -> str:
     A map of full resolution comes from a U-shaped trunk, which has joined its stages in it already.
     """
     coarse = max(encoder.stage_shapes[-1].stride) > 1
-    return "pyramid+image" if coarse and not isinstance(encoder, SliceTransfer) else "last"
+    return "pyramid+image" if coarse and not encoder.stacks else "last"
 
 
 def fitting(shapes: Sequence[StageShape], most: int) -> tuple[int, ...]:

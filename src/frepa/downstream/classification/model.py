@@ -17,7 +17,7 @@ from frepa.encoders.contract import Encoder
 from frepa.encoders.feature_cache import FeatureCache
 from frepa.encoders.framing import encoder_input, framed
 from frepa.encoders.reference import EncoderReference
-from frepa.encoders.slice_transfer import SliceTransfer, pad_stacks
+from frepa.encoders.slice_transfer import pad_stacks
 from frepa.heads.classifier import ClassificationHead
 from frepa.images.intensity import Window
 
@@ -70,7 +70,7 @@ class Classifier(HeadOnFrozen):
     ) -> None:
         super().__init__()
         self.encoder = encoder.freeze()
-        inner = encoder.encoder2d.channels if isinstance(encoder, SliceTransfer) else None
+        inner = encoder.frozen_part.channels if encoder.stacks else None
         linear = settings.head == "linear"
         self.head = ClassificationHead(
             inner if inner is not None and linear else encoder.embedding_channels,
@@ -88,19 +88,19 @@ class Classifier(HeadOnFrozen):
         self.eval()
 
     @property
-    def transfer(self) -> SliceTransfer | None:
-        """The encoder where it is a slice transfer whose blocks train with the head; else None.
+    def trains_blocks(self) -> bool:
+        """Whether blocks of the encoder train with the head.
 
-        Under a linear head they do not: it reads the mean of what the 2D encoder makes of all slices.
+        Under a linear head they do not: it reads the mean of what the frozen part makes of all slices.
         """
-        return self.encoder if isinstance(self.encoder, SliceTransfer) and self.head.before is not None else None
+        return self.head.before is not None
 
     @property
     def encoded_by(self) -> tuple:
         """What of the head decides how an image is encoded."""
         own = self.settings
         network = self.head.network is not None
-        return own.image_size, own.window, own.pooling, network, self.transfer is not None, str(self.autocast)
+        return own.image_size, own.window, own.pooling, network, self.trains_blocks, str(self.autocast)
 
     def frame(self, image: np.ndarray) -> np.ndarray:
         """Bring an image ``(C, *S)`` float32 in [0, 1] to the size the encoder is fed; same type and range."""
@@ -119,10 +119,10 @@ class Classifier(HeadOnFrozen):
         """
         self.encoder.eval()
         with self.through_encoder(), self._autocast():
-            if isinstance(self.encoder, SliceTransfer):
+            if self.encoder.stacks:
                 encoded = self.cache.features if self.cache is not None else self._slices
                 stacks = [encoded(volume) for volume in inputs]
-                if self.transfer is None:
+                if not self.trains_blocks:
                     return torch.stack([stack.flatten(1).mean(1) for stack in stacks]).float().to(self.device), None
                 stack, mask = pad_stacks(stacks)
                 return stack.to(self.device), mask.to(self.device)
@@ -132,14 +132,13 @@ class Classifier(HeadOnFrozen):
             return (self.head.pool(embedding) if pooled else embedding).float(), None
 
     def _slices(self, volume: Tensor) -> Tensor:
-        assert isinstance(self.encoder, SliceTransfer)
-        return self.encoder.encode_slices(volume[None])[0]
+        return self.encoder.encode_frozen(volume[None]).dense[0]
 
     def forward(self, encoded: Tensor, mask: Tensor | None = None) -> Tensor:
         """What ``encode`` gives, to logits (B, K)."""
         with self._autocast():
-            if self.transfer is not None and self.head.before is not None:
-                encoded = self.transfer.transform(self.head.before(encoded), mask).embedding
+            if self.head.before is not None:
+                encoded = self.encoder.transform(self.head.before(encoded), mask).embedding
             return self.head(encoded, mask)
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from frepa.downstream.classification.training import (
 from frepa.downstream.contract import Place, Prepared, Progress, Round, Table, Task
 from frepa.downstream.page import RunPage
 from frepa.encoders.contract import Encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 
 
 class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
@@ -59,7 +58,7 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
     def build(self, encoder: Encoder, data: ClassificationData, seed: int, device: torch.device) -> Classifier:
         """A classifier for images of one size, by default the largest that is found."""
         if self._side is None:
-            self._side = common_side(data.source, data.records, slices=isinstance(encoder, SliceTransfer))
+            self._side = common_side(data.source, data.records, slices=encoder.stacks)
         return build_classifier(encoder, data, self.options, self._side, seed, device)
 
     def prepare(self, models: Sequence[Classifier], data: ClassificationData) -> Prepared:
@@ -67,7 +66,7 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
         since = time.perf_counter()
         workers, quiet = self.options.run.num_workers, self.options.run.quiet
         augment = self.options.fit.augment
-        if models[0].transfer is None and not augment and models[0].tuning is None:
+        if not models[0].trains_blocks and not augment and models[0].tuning is None:
             self._features = FixedFeatures(models[0], data.source, data.records, workers=workers, quiet=quiet)
         else:
             self._features = LiveFeatures(
@@ -96,7 +95,7 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
 
     def plan_sentences(self, model: Classifier, data: ClassificationData) -> Iterable[str]:
         """To which size images are brought."""
-        what = "Slices" if isinstance(model.encoder, SliceTransfer) else "Images"
+        what = "Slices" if model.encoder.stacks else "Images"
         yield f"{what} are brought to {model.settings.image_size} px a side, aspect kept, zeros around."
 
     def train_and_test(

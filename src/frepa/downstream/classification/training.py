@@ -23,7 +23,6 @@ from frepa.downstream.resuming import HeadState, digest
 from frepa.downstream.sharing import shared
 from frepa.draws import sample_keys
 from frepa.encoders.contract import Encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, nearest
 from frepa.heads.classifier import HEADS, POOLINGS
 from frepa.heads.logistic import choose_logistic
@@ -239,7 +238,7 @@ def build_classifier(
     settings = ClassificationSettings(
         image_size=side,
         window=options.data.window,
-        head=chosen_head(options, blocks=isinstance(encoder, SliceTransfer)),
+        head=chosen_head(options, blocks=encoder.stacks),
         hidden=options.hidden,
         pooling=options.pooling,
     )
@@ -253,7 +252,7 @@ def plan_training(
     classifier: Classifier, data: ClassificationData, options: ClassificationOptions, seed: int
 ) -> ClassifierPlan:
     """Batch size, learning rates and validations. An epoch is as many images as the training part has."""
-    stacks = isinstance(classifier.encoder, SliceTransfer)
+    stacks = classifier.encoder.stacks
     size = options.fit.batch_size or (_BATCH_OF_STACKS if stacks else _BATCH_TUNED if options.fit.tunes else _BATCH)
     encoder = classifier.encoder
     whole = stacks or options.fit.augment or options.fit.tunes  # images are encoded anew for every batch

@@ -25,7 +25,6 @@ from frepa.downstream.resuming import HeadState
 from frepa.downstream.scores import summarise
 from frepa.downstream.windowed import WindowOptions, fitted_crop
 from frepa.encoders.contract import Encoder
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError, nearest
 from frepa.heads.detector import DetectionHead, grid_step
 from frepa.images.boxes import Boxes, extents
@@ -248,7 +247,7 @@ def build_detector(
             dims,
             step=step,
             extent=np.exp(np.log(np.maximum(found, 1e-3)).mean(0)).tolist(),
-            before=encoder.encoder2d.channels if isinstance(encoder, SliceTransfer) else None,
+            before=encoder.frozen_part.channels if encoder.stacks else None,
         )
     autocast = autocast_dtype(options.run.precision, device)
     return Detector(encoder, head, settings, data.classes, autocast=autocast).to(device)

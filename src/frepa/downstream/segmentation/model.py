@@ -16,9 +16,8 @@ from torch import Tensor
 from frepa.datasets.labels import LabelMap
 from frepa.downstream.head_files import load_weights, open_head, save_head
 from frepa.downstream.windowed import WindowedHead, WindowSettings, read_settings
-from frepa.encoders.contract import Encoder, StageShape, pad_to_multiple, per_axis
+from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference
-from frepa.encoders.slice_transfer import SliceTransfer
 from frepa.errors import InputError
 from frepa.heads.reading import map_shapes, read_maps
 from frepa.heads.segmenter import SegmentationHead
@@ -58,16 +57,8 @@ class Segmenter(WindowedHead):
         self.labels = labels
         self.features = features
 
-    @property
-    def transfer(self) -> SliceTransfer | None:
-        """The encoder where it is a slice transfer whose blocks train with the head; else None."""
-        return self.encoder if isinstance(self.encoder, SliceTransfer) and self.head.before is not None else None
-
     def read(self, inputs: Tensor) -> list[Tensor]:
-        """The encoder's maps of a batch (B, in_channels, *S) as ``encoder.prepare_input`` makes it.
-
-        Of a slice transfer the one map is what its 2D encoder makes of every slice.
-        """
+        """The encoder's maps of a batch (B, in_channels, *S), see ``heads.reading.read_maps``."""
         return self.recalled((self.features,), [inputs], lambda: self._read(inputs))
 
     def _read(self, inputs: Tensor) -> list[Tensor]:
@@ -75,16 +66,13 @@ class Segmenter(WindowedHead):
         with self.through_encoder(), self._autocast(inputs.device):
             if self.cache is not None:
                 return [torch.stack([self.cache.features(window) for window in inputs]).to(inputs.device)]
-            if isinstance(self.encoder, SliceTransfer):
-                padded = pad_to_multiple(inputs, per_axis(self.encoder.size_multiple, 3))
-                return [self.encoder.encode_slices(padded)]
             return read_maps(self.encoder, inputs, self.features)
 
     def answer(self, maps: list[Tensor], size: tuple[int, ...]) -> Tensor:
         """Logits (B, K, *size) of what ``read`` gives."""
         with self._autocast(maps[-1].device):
-            if self.transfer is not None and self.head.before is not None:
-                maps = [self.transfer.transform(self.head.before(maps[0])).dense]
+            if self.head.before is not None:
+                maps = [self.encoder.transform(self.head.before(maps[0])).dense]
             return self.head(maps, size)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -154,14 +142,14 @@ def build_head(encoder: Encoder, classes: int, *, kind: str, features: str, reac
     Raises:
         InputError: a slice transfer shows one map only.
     """
-    if not isinstance(encoder, SliceTransfer):
+    if not encoder.stacks:
         return SegmentationHead(map_shapes(encoder, features), classes, kind=kind, reach=reach)
     if features != "last":
         raise InputError(f"--features {features}: a slice transfer shows its last map only. Leave the option out.")
-    stride, inner = per_axis(encoder.stride, 3), encoder.encoder2d.channels
+    last, inner = encoder.stage_shapes[-1], encoder.frozen_part.channels
     if kind == "linear":
-        return SegmentationHead([StageShape(inner, stride)], classes, kind=kind, reach=reach)
-    return SegmentationHead([StageShape(encoder.channels, stride)], classes, kind=kind, before=inner)
+        return SegmentationHead([last._replace(channels=inner)], classes, kind=kind, reach=reach)
+    return SegmentationHead([last], classes, kind=kind, before=inner)
 
 
 def load_segmenter(

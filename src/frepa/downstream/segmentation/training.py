@@ -144,7 +144,7 @@ def train_head(
     """
     places = range(len(train)), range(len(train), len(train) + len(val))
     with contextlib.closing(make_cache(segmenter, [*train, *val], workers)) as cache:
-        if segmenter.transfer is not None:
+        if segmenter.head.before is not None:
             probe, notes = None, tuple(fit_statistics(segmenter, cache, places[0], quiet=quiet))
         else:
             probe = _closed_form(segmenter, cache, train, val, augment=plan.crops.augment, quiet=quiet)
