@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -75,6 +76,9 @@ def test_maps_that_do_not_fit_are_left_out_but_never_the_last() -> None:
         ([StageShape(8, (14, 14))], (28, 42)),
         ([StageShape(3, (1, 1, 1)), StageShape(8, (1, 4, 4))], (3, 8, 12)),
         ([StageShape(6, (4, 4, 4)), StageShape(4, (2, 2, 2)), StageShape(3, (1, 1, 1))], (8, 8, 8)),
+        ([StageShape(3, (1, 1, 1)), StageShape(4, (2, 2, 2)), StageShape(6, (4, 4, 4))], (8, 8, 8)),
+        ([StageShape(4, (2, 7, 7)), StageShape(6, (6, 14, 14))], (6, 28, 42)),
+        ([StageShape(4, (1, 4, 4)), StageShape(6, (2, 8, 8))], (6, 16, 24)),
     ],
 )
 def test_shapes(kind: str, shapes: list[StageShape], size: tuple[int, ...]) -> None:
@@ -86,6 +90,24 @@ def test_shapes(kind: str, shapes: list[StageShape], size: tuple[int, ...]) -> N
     assert copy.config == head.config
     with pytest.raises(InputError, match="is asked for"):
         head(maps_of(shapes, size), tuple(n + 1 for n in size))
+
+
+def test_what_has_every_pixel_joins_the_body_as_it_is() -> None:
+    # The image of a volume comes in cells of two voxels a side: what the U-Net is shown are its own values.
+    shapes = [StageShape(2, (1, 1, 1)), StageShape(5, (4, 4, 4))]
+    head = SegmentationHead(shapes, 2)
+    seen: list[Tensor] = []
+    assert head.body is not None
+    head.body.network.register_forward_pre_hook(lambda _, given: seen.extend(given[0]))
+    maps = maps_of(shapes, (8, 12, 16), batch=1)
+    head(maps, (8, 12, 16))
+    scores, image, lifted = seen
+    assert scores.shape == (1, 2 * 8, 4, 6, 8)
+    for place, (z, y, x) in enumerate(np.ndindex(2, 2, 2)):
+        assert torch.equal(image[:, place::8], maps[0][..., z::2, y::2, x::2])
+    assert lifted.shape == (1, 8, 4, 6, 8)
+    # Lifted from features of variance 1, planes have about that too.
+    assert 0.5 < float(lifted.detach().var()) < 2
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +13,18 @@ from torch import Tensor, nn
 from frepa.encoders.contract import StageShape
 from frepa.errors import InputError
 from frepa.heads.networks import UNetBody
-from frepa.heads.reading import fitting, from_depth, grid_channels, on_last_grid
+from frepa.heads.reading import fitting, from_depth, grid_channels, on_last_grid, to_depth
 from frepa.heads.ridge import Ridge
 from frepa.heads.standardise import Standardise
 
-#: ``linear`` is the closed-form probe; ``conv`` adds trained convolutions to it, and ``unet`` a whole network.
+#: ``linear`` is the closed-form probe; ``conv`` adds trained convolutions to it, and ``unet`` a network on the pixels.
 HEADS = ("conv", "linear", "unet")
 #: Features of a position that the linear part reads at most: the sums of its regression are this number squared.
 MOST_FEATURES = 4096
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
-_MAX_WIDTH = 256
-# Statistics are taken over at least this many channels: with fewer, the norm would wash out the image's brightness.
-_CHANNELS_PER_NORM_GROUP = 8
+# Channels of the first level of the body's U-Net.
+_WIDTH = 16
 
 
 class BlockMap(nn.Module):
@@ -68,9 +66,8 @@ class SegmentationHead(nn.Module):
 
     Maps are standardised by the training part's statistics. ``direct`` reads every position linearly, from as many maps
     as give at most ``MOST_FEATURES`` features together (see ``reading.fitting``); ``conv`` adds
-    to it a body of 3 x 3 convolutions that goes up from the last map to the pixels, and takes in the finer maps on its
-    way; ``unet`` adds a U-Net on maps of full resolution. Either starts at zero, so that the head starts as the linear
-    one.
+    to it a U-Net on planes lifted from all maps (see ``Body``); ``unet`` a U-Net on maps of full resolution. Either
+    starts at zero, so that the head starts as the linear one.
 
     Args:
         shapes: of the maps, the last map last (see ``reading.map_shapes``).
@@ -79,7 +76,8 @@ class SegmentationHead(nn.Module):
         reach: positions per axis the linear map looks at.
         before: channels of what is standardised before blocks that train with the head make the map (``before``); the
             map itself is then taken as it is.
-        width: channels of the body at full resolution; None is 16, or 8 for volumes that must be upsampled.
+        width: channels of the first level of the U-Net; None is 16, or 8 for the volumes of ``unet``.
+        planes: that ``conv`` lifts each coarse map to.
     """
 
     def __init__(
@@ -91,18 +89,19 @@ class SegmentationHead(nn.Module):
         reach: int = 1,
         before: int | None = None,
         width: int | None = None,
+        planes: int = 8,
     ) -> None:
         super().__init__()
         self.before = None if before is None else Standardise(before)
         self.shapes = tuple(StageShape(int(n), tuple(int(step) for step in stride)) for n, stride in shapes)
-        self.classes, self.kind, self.reach, self.width = classes, kind, reach, width
+        self.classes, self.kind, self.reach, self.width, self.planes = classes, kind, reach, width, planes
         self.stride = self.shapes[-1].stride
         self.standardise = nn.ModuleList([Standardise(shape.channels) for shape in self.shapes])
         self.read = fitting(self.shapes, MOST_FEATURES // reach ** len(self.stride))
         self.direct = BlockMap(grid_channels(self.read_shapes), self.stride, classes, reach=reach)
-        self.body: nn.Module | None = None
+        self.body: Body | UNetBody | None = None
         if kind == "conv":
-            self.body = Body(self.shapes, classes, width=width)
+            self.body = Body(self.shapes, classes, planes=planes, width=width)
         elif kind == "unet":
             if any(max(shape.stride) > 1 for shape in self.shapes):
                 raise InputError(
@@ -119,7 +118,7 @@ class SegmentationHead(nn.Module):
         shapes = [[shape.channels, list(shape.stride)] for shape in self.shapes]
         return {
             "shapes": shapes, "classes": self.classes, "kind": self.kind, "reach": self.reach, "before": before,
-            "width": self.width,
+            "width": self.width, "planes": self.planes,
         }  # fmt: skip
 
     @property
@@ -150,7 +149,9 @@ class SegmentationHead(nn.Module):
             )
         own = self.standardised(maps)
         scores = self.direct(self.grid(own))
-        if self.body is not None:
+        if isinstance(self.body, Body):
+            scores = scores + self.body(own, scores)
+        elif self.body is not None:
             scores = scores + self.body(own)
         return scores[(..., *(slice(0, length) for length in size))]
 
@@ -180,71 +181,59 @@ class SegmentationHead(nn.Module):
 
 
 class Body(nn.Module):
-    """Convolutions from standardised maps to full resolution; the last one starts at zero.
+    """A U-Net on planes lifted from standardised maps: (B, classes, *S), nothing at first.
 
-    The last map, and those no finer, are projected together; one upsampling per factor 2 of the stride, a 3 x 3
-    convolution in each; a finer map joins where the resolution is its own. A stride that is no power of two ends with a
-    linear interpolation.
+    A coarse map is lifted by one linear map from a position to its block of each plane; what has every pixel already
+    joins as it is, and so do the scores of the linear part. A U-Net on these learns within hundreds of steps what
+    convolutions that go up from the map stage by stage had not after ten thousand (docs/results/heads.md): those have
+    to learn first where inside a position a detail lies.
+
+    In volumes the planes have half the resolution along every axis whose strides allow it, and the voxels of a cell are
+    channels: at full resolution the U-Net would cost eight times as much.
     """
 
-    def __init__(self, shapes: Sequence[StageShape], classes: int, *, width: int | None = None) -> None:
+    def __init__(self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None) -> None:
         super().__init__()
-        stride = shapes[-1].stride
-        self.stride, dims = stride, len(stride)
-        halvings = [step.bit_length() - 1 for step in stride]
-        count = max(halvings)
-        if width is None:
-            width = 8 if dims == 3 and count else 16
-        widths = [min(_MAX_WIDTH, width * 2**level) for level in range(count, -1, -1)]
-        # An axis with fewer factors of two joins in the last stages, where the map is finest.
-        self.factors = [tuple(2 if count - index <= steps else 1 for steps in halvings) for index in range(count)]
-        self.joins = _joins([shape.stride for shape in shapes], stride, self.factors)
-        self.lateral = nn.ModuleList(
-            _CONV[dims](shape.channels, widths[at], 1) for shape, at in zip(shapes, self.joins)
-        )
-        # Of a volume the convolutions end a step short of full resolution, where nothing joins: they would cost there
-        # more than all others together.
-        short = dims == 3 and count > 0 and count not in self.joins
-        self.refine = nn.ModuleList(
-            nn.Identity() if short and level == count else _refine(dims, one) for level, one in enumerate(widths)
-        )
-        self.up = nn.ModuleList(_CONV[dims](wide, narrow, 1) for wide, narrow in itertools.pairwise(widths))
-        self.output = _CONV[dims](widths[-1], classes, 3, padding=1)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.shapes = tuple(shapes)
+        dims, last = len(shapes[-1].stride), shapes[-1].stride
+        coarse = [shape.stride for shape in shapes if max(shape.stride) > 1]
+        halve = dims == 3 and max(last) > 1
+        self.cell = tuple(2 if halve and all(step % 2 == 0 for step in along) else 1 for along in zip(last, *coarse))
+        self.lift = nn.ModuleList()
+        channels = classes * math.prod(self.cell)
+        for shape in shapes:
+            if all(own <= to for own, to in zip(shape.stride, self.cell)):
+                self.lift.append(nn.Identity())
+                channels += shape.channels * math.prod(to // own for own, to in zip(shape.stride, self.cell))
+                continue
+            lift = BlockMap(shape.channels, [own // to for own, to in zip(shape.stride, self.cell)], planes)
+            # Planes of variance 1, of features of variance 1.
+            nn.init.normal_(lift.weight, std=shape.channels**-0.5)
+            self.lift.append(lift)
+            channels += planes
+        self.network = UNetBody(channels, classes * math.prod(self.cell), dims, width=width or _WIDTH)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Standardised maps to (B, classes, *(last map's size * stride))."""
-        mode = _LINEAR_MODE[len(self.stride)]
-        size, x = tuple(maps[-1].shape[2:]), torch.zeros((), device=maps[-1].device)
-        for level, refine in enumerate(self.refine):
-            if level:
-                size = tuple(n * factor for n, factor in zip(size, self.factors[level - 1]))
-                x = F.interpolate(self.up[level - 1](x), size=size, mode="nearest")
-            for item, lateral, at in zip(maps, self.lateral, self.joins):
-                if at == level:
-                    own = lateral(item)
-                    if own.shape[2:] != size:
-                        own = F.interpolate(own, size=size, mode=mode, align_corners=False)
-                    x = x + own
-            x = refine(x)
-        full = tuple(n * step for n, step in zip(maps[-1].shape[2:], self.stride))
-        if size != full:
-            x = F.interpolate(x, size=full, mode=mode, align_corners=False)
-        return self.output(x)
+    def forward(self, maps: Sequence[Tensor], scores: Tensor) -> Tensor:
+        """Standardised maps and the linear part's scores (B, classes, *S) to what is added to these."""
+        planes = [to_depth(scores, self.cell)]
+        grid = tuple(planes[0].shape[2:])
+        for shape, item, lift in zip(self.shapes, maps, self.lift):
+            own: Tensor
+            if isinstance(lift, BlockMap):
+                own = lift(item)
+            else:
+                parts = [to // step for step, to in zip(shape.stride, self.cell)]
+                # A map that a trunk rounded up may be larger than the last one's blocks together.
+                own = to_depth(_cut(item, [n * part for n, part in zip(grid, parts)]), parts)
+            own = _cut(own, grid)
+            if own.shape[2:] != grid:
+                own = F.interpolate(own, size=grid, mode=_LINEAR_MODE[len(grid)], align_corners=False)
+            planes.append(own)
+        return from_depth(self.network(planes), self.cell)
 
 
-def _joins(strides: Sequence[tuple[int, ...]], last: tuple[int, ...], factors: Sequence[tuple[int, ...]]) -> list[int]:
-    """Level of the body at which each map joins: the first whose positions are no larger than the map's."""
-    levels = [tuple(float(step) for step in last)]
-    for factor in factors:
-        levels.append(tuple(step / part for step, part in zip(levels[-1], factor)))
-    return [
-        next((at for at, level in enumerate(levels) if max(a / b for a, b in zip(level, own)) <= 1), len(factors))
-        for own in strides
-    ]
-
-
-def _refine(dims: int, width: int) -> nn.Sequential:
-    norm = nn.GroupNorm(max(1, width // _CHANNELS_PER_NORM_GROUP), width)
-    return nn.Sequential(nn.GELU(), _CONV[dims](width, width, 3, padding=1), norm, nn.GELU())
+def _cut(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first ``size`` positions of (B, C, *s), or all where there are fewer."""
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, min(length, x.shape[axis]))
+    return x

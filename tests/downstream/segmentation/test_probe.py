@@ -156,6 +156,14 @@ def test_an_old_head_is_refused_with_what_to_do(run: tuple[Path, Path], tmp_path
     save_file(load_file(path), tmp_path / "head.safetensors", {"frepa": json.dumps(text | {"format": 1})})
     with pytest.raises(InputError, match=r"older frepa.*Train it again"):
         load_segmenter(tmp_path)
+    # A linear head from before the convolutions were others is read; one with those convolutions is not.
+    head = {name: value for name, value in text["head"].items() if name != "planes"}
+    save_file(load_file(path), tmp_path / "head.safetensors", {"frepa": json.dumps(text | {"head": head})})
+    load_segmenter(tmp_path)
+    head["kind"] = "conv"
+    save_file(load_file(path), tmp_path / "head.safetensors", {"frepa": json.dumps(text | {"head": head})})
+    with pytest.raises(InputError, match=r"older frepa.*Train it again"):
+        load_segmenter(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,11 @@ def load_segmenter(
         InputError: no segmentation head there, or the encoder is gone or another one.
     """
     path, description, frozen = open_head(run, TASK, encoder)
+    if description["head"]["kind"] == "conv" and "planes" not in description["head"]:
+        raise InputError(
+            f"{path}: made by an older frepa, whose convolutions learnt far more slowly and are no part of this one. "
+            "Train it again with the same command (its config.yaml is beside it), or install the frepa that made it."
+        )
     with torch.random.fork_rng(devices=[]):
         head = SegmentationHead(**description["head"])
     load_weights(path, frozen, head)
