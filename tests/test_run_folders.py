@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,6 +84,7 @@ def test_a_file_of_the_user_is_not_written_over(tmp_path):
         (lambda root: (root / MARK).write_text(""), "is damaged"),
         (lambda root: _write_run(root, "classify"), "holds a run of frepa classify"),
         (lambda root: (root / MARK).write_text('{"format":"frepa-run","version":9,"kind":"segment"}\n'), "newer frepa"),
+        (lambda root: (root / MARK).write_text('{"format":"frepa-run","version":-1,"kind":"segment"}\n'), "is damaged"),
     ],
 )
 def test_what_is_no_run_of_this_verb_is_left_alone(tmp_path, make, said):
@@ -185,11 +189,35 @@ def test_a_run_without_a_mark_is_continued_but_never_replaced(tmp_path):
 
 def test_a_full_disk_is_one_sentence(tmp_path):
     root = tmp_path / "run"
-    with pytest.raises(RunEnded, match=r"The disk of .* is full .*Make room") as caught, out_folder(root, "x"):
+    with pytest.raises(RunEnded, match=r"The disk of .* is full\b.*Make room") as caught, out_folder(root, "x"):
         raise OSError(28, "No space left on device")
     assert caught.value.code == 1
     with pytest.raises(OSError, match="something else"), out_folder(root, "x"):
         raise OSError(5, "something else")
+
+
+@pytest.mark.parametrize(
+    ("number", "free", "said"),
+    [
+        (errno.ENOSPC, 3000, r"The disk of .*run is full \(3\.0 kB left\)\. .*Make room and give"),
+        (errno.ENOSPC, 5 * 10**9, r"did not fit, though 5\.0 GB are free without it \(a quota may end before"),
+        (errno.EDQUOT, 5 * 10**9, r"Your quota on the disk of .*run is full, though the disk has 5\.0 GB left\."),
+        (errno.EFBIG, 5 * 10**9, r"A file in .*run has grown as large as files may here.*Allow larger ones and give"),
+    ],
+)
+@pytest.mark.parametrize("can_resume", [True, False])
+def test_what_is_full_is_named_as_what_it_is(tmp_path, monkeypatch, number, free, said, can_resume):
+    root, usage = tmp_path / "run", shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with pytest.raises(RunEnded, match=said) as caught, out_folder(root, "x", can_resume=can_resume):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).endswith("with --resume." if can_resume else "give the same command again.")
+
+
+def test_a_full_disk_elsewhere_is_not_laid_on_this_one(tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RunEnded, match=r"The disk of .*other is full"), out_folder(tmp_path / "run", "x"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "other" / "part"))
 
 
 def test_changed_options_are_named(tmp_path):

@@ -15,14 +15,16 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from frepa.names import cell
+from frepa.names import cell, size_words
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LITTLE, _FEW = 2**20, 8  # bytes, and files, left of a disk that is full: a lock, say, was removed meanwhile
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.tmp$")
 _BLOCK = 2**22
 
@@ -186,6 +188,35 @@ def file_digest(path: Path) -> str:
 def full_disk(error: BaseException) -> bool:
     """Whether an error says that nothing more can be written there: no space, a quota, a limit on a file's size."""
     return isinstance(error, OSError) and error.errno in _FULL
+
+
+def full_words(error: OSError, folder: Path) -> tuple[str, str]:
+    """What takes no more of a file in ``folder``, as a sentence without its end, and what to do, in two words or more.
+
+    The room that is free is what the system says of the disk. It is no answer where a quota or a limit has ended, and
+    is named as what it is: a file that did not fit may also have been larger than all that is free without it.
+
+    Args:
+        error: of which `full_disk` says that it is one.
+        folder: that exists.
+    """
+    free = shutil.disk_usage(folder).free
+    if error.errno == errno.EFBIG:
+        return f"A file in {folder} has grown as large as files may here (see ulimit -f)", "Allow larger ones"
+    if error.errno == errno.EDQUOT:
+        words = f"Your quota on the disk of {folder} is full, though the disk has {size_words(free)} left"
+        return words, "Make room in it, or have it raised,"
+    if free < _LITTLE:
+        return f"The disk of {folder} is full ({size_words(free)} left)", "Make room"
+    if hasattr(os, "statvfs"):
+        room = os.statvfs(folder)
+        if room.f_files and room.f_favail < _FEW:
+            return f"The disk of {folder} is full: it holds as many files as it can", "Remove some"
+    words = (
+        f"The disk of {folder} is full: what was written last did not fit, though {size_words(free)} are free without "
+        "it (a quota may end before the disk does)"
+    )
+    return words, "Make room"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, sync: bool = True) -> None:

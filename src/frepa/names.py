@@ -36,6 +36,15 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONG else f"{name[:_END]}...{name[-_END:]}"
 
 
+def size_words(nbytes: float) -> str:
+    """``"3.2 GB"``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
 def _written(one: str) -> str:
     if one in _SHORT:
         return _SHORT[one]

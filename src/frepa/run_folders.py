@@ -11,7 +11,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +20,7 @@ from typing import Any
 import yaml
 
 from frepa.errors import InputError, RunEnded
-from frepa.files import announce, clean_temporaries, full_disk, listening, write_text
+from frepa.files import announce, clean_temporaries, full_disk, full_words, listening, write_text
 from frepa.locks import Lock
 from frepa.user_paths import inputs_near, named_folder
 
@@ -95,7 +94,6 @@ def out_folder(
     resume: bool = False,
     can_resume: bool = False,
     inputs: Mapping[str, Any] | None = None,
-    go_on: str = "Make room and give the same command again.",
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[OutFolder]:
     """The folder ``out`` names, checked and locked; nothing in it changes before :meth:`OutFolder.start`.
@@ -107,7 +105,6 @@ def out_folder(
         resume: an earlier run may be continued; there need not be one.
         can_resume: the verb has ``--resume``, to be named in messages.
         inputs: what the run reads, by the option that names it: texts as the user gave them, or lists of such.
-        go_on: what to do after a full disk.
         tell: called with sentences for the user; by default they go to the standard error output.
 
     Raises:
@@ -118,7 +115,7 @@ def out_folder(
     mark = check_out(root, kind, overwrite=overwrite, resume=resume, can_resume=can_resume, inputs=inputs)
     made = _make(root)
     try:
-        with _plain_words(root, go_on), Lock(root / LOCK, f"--out {root}"):
+        with _plain_words(root, can_resume), Lock(root / LOCK, f"--out {root}"):
             # Looked at again under the lock: another process may just have begun here.
             mark = check_out(root, kind, overwrite=overwrite, resume=resume, can_resume=can_resume, inputs=inputs)
             resumed = resume and (mark is not None or (root / CONFIG).is_file())
@@ -235,6 +232,8 @@ class Mark:
             if head["format"] != FORMAT or not all(isinstance(name, str) for name in names):
                 raise ValueError("not a mark")
             version, kind = int(head["version"]), str(head["kind"])
+            if version < 1:
+                raise ValueError("no version of a mark")
         except (ValueError, KeyError, TypeError, IndexError):
             raise InputError(
                 f"--out {root}: {MARK} in it is damaged, so nobody knows what a run wrote there, and nothing in it "
@@ -355,16 +354,18 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _plain_words(root: Path, go_on: str) -> Iterator[None]:
+def _plain_words(root: Path, can_resume: bool) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if full_disk(error):
             with contextlib.suppress(OSError):
-                free = shutil.disk_usage(root).free / 1e6
+                elsewhere = error.filename and not _is_inside(error.filename, root)
+                place = Path(os.path.dirname(os.path.abspath(error.filename))) if elsewhere else root
+                what, remedy = full_words(error, place)
                 raise RunEnded(
-                    f"The disk of {root} is full ({free:.1f} MB left): {error.strerror}. What was saved before is as "
-                    f"it was. {go_on}"
+                    f"{what}. What was saved before is as it was. {remedy} and give the same command "
+                    f"{'with --resume' if can_resume else 'again'}."
                 ) from None
         if not _is_inside(error.filename, root):
             raise

@@ -129,6 +129,18 @@ def test_newer_format_is_refused(folder: Path, tmp_path: Path) -> None:
         load_encoder(path)
 
 
+@pytest.mark.parametrize("found", [-1, 0, True, None])
+def test_a_format_that_there_never_was_is_refused(folder: Path, tmp_path: Path, found: object) -> None:
+    description = {**read_description(folder / "encoder.safetensors"), "format": found}
+    if found is None:
+        del description["format"]
+    path = tmp_path / "encoder.safetensors"
+    save_file(load_file(folder / "encoder.safetensors"), path, metadata={"frepa": json.dumps(description)})
+    with pytest.raises(InputError, match=r"damaged.*Save the encoder again") as caught:
+        load_encoder(path)
+    assert str(path) in str(caught.value)
+
+
 def test_weights_of_another_size_are_refused(folder: Path, tmp_path: Path) -> None:
     description = read_description(folder / "encoder.safetensors")
     description["encoder"]["image_channels"] = 3

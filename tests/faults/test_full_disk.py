@@ -63,10 +63,18 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk_too(scans, whole, tmp_path,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
-    assert "is full" in done.stderr
+    assert "has grown as large as files may here" in done.stderr
+    assert "Allow larger ones and give the same command with --resume." in done.stderr
     assert "Traceback" not in done.stderr
     assert main(words) == 0
     assert contents(run, *_TIMES) == whole[0]
+
+
+def test_a_disk_that_can_hold_no_more_files_says_so(scans, tmp_path, capsys):
+    with small_disk(tmp_path / "disk", 2**22, most_files=8) as disk:
+        words = ["pretrain", str(scans), f"--out={disk.folder / 'run'}", *PRETRAIN, *_STEPS, "--resume"]
+        assert main(words) == 1
+        assert "is full: it holds as many files as it can." in capsys.readouterr().err
 
 
 def test_a_disk_with_room_for_weights_but_not_for_what_is_said_of_them(tmp_path):

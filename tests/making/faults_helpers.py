@@ -114,12 +114,14 @@ class SmallDisk:
 
 
 @contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
-    """A tmpfs of ``size`` bytes at ``folder``; the test is skipped where none can be mounted."""
+def small_disk(folder: Path, size: int, most_files: int = 0) -> Iterator[SmallDisk]:
+    """A tmpfs of ``size`` bytes at ``folder``, for any number of files; skips where none can be mounted."""
     folder.mkdir()
     try:
         subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True, capture_output=True
+            ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={most_files}", "tmpfs", str(folder)],
+            check=True,
+            capture_output=True,
         )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("a small disk cannot be mounted here")

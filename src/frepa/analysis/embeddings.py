@@ -121,7 +121,6 @@ def embed_all(options: EmbedOptions) -> Path:
             resume=options.resume,
             can_resume=True,
             inputs={"the source": options.source, "--encoder": options.encoder},
-            go_on="Make room and give the same command with --resume.",
         ) as out,
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):

@@ -100,7 +100,6 @@ def applying(verb: str, options: ApplyOptions, heads: list[str], may_change: fro
             resume=options.resume,
             can_resume=True,
             inputs={"the source": options.source, "the run": options.run, "--encoder": options.encoder},
-            go_on="Make room and give the same command with --resume.",
         ) as out,
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):

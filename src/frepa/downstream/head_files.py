@@ -128,18 +128,19 @@ def read_head(run: str | Path, task: str | None) -> tuple[Path, dict[str, Any]]:
             description = json.loads((file.metadata() or {}).get("frepa", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable head file ({error}).") from None
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+    found = description.get("format") if isinstance(description, dict) else None
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise InputError(f"{path}: its header describes no head of this program.")
     if "task" not in description or task not in (None, description["task"]):
         raise InputError(f"{path}: holds no {task or 'trained'} head of this program.")
-    if description["format"] < FORMAT:
+    if found < FORMAT:
         raise InputError(
             f"{path}: made by an older frepa, whose heads saw the encoder's features as they came. Heads now see them "
             f"standardised, and this one does not fit. Train it again with the same command (its config.yaml is "
             "beside it), or install the frepa that made it."
         )
-    if description["format"] > FORMAT:
-        raise InputError(f"{path}: written by a newer frepa (format {description['format']}). Install that one.")
+    if found > FORMAT:
+        raise InputError(f"{path}: written by a newer frepa (format {found}). Install that one.")
     return path, description
 
 

@@ -58,7 +58,6 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
             resume=options.run.resume,
             can_resume=True,
             inputs=inputs,
-            go_on="Make room and give the same command with --resume.",
         ) as out,
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):

@@ -142,10 +142,16 @@ def read_description(path: Path) -> dict[str, Any]:
             f"Give weights trained elsewhere as timm:NAME@{path}."
         )
     description = _parsed(path, metadata["frepa"])
-    if description.get("format", 0) > FORMAT:
+    found = description["format"]
+    if found > FORMAT:
         raise InputError(
-            f"{path} is in encoder format {description['format']}, and this version of frepa reads up to {FORMAT}. "
-            "Install a newer frepa."
+            f"{path} is in encoder format {found}, and this version of frepa reads up to {FORMAT}. Install a newer "
+            "frepa."
+        )
+    if found < 1:
+        raise InputError(
+            f"{path} says that it is in encoder format {found}, and there is none below 1: its header was damaged or "
+            "altered. Save the encoder again with save_encoder."
         )
     return description
 
@@ -157,6 +163,8 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         kinds = {"format": int, "encoder": dict, "extra": dict}
         if not all(isinstance(description.get(key, kind()), kind) for key, kind in kinds.items()):
             raise ValueError("its entries are of other kinds")
+        if isinstance(description["format"], bool):
+            raise ValueError("its format is no number")
         if not isinstance(description["encoder"]["name"], str):
             raise ValueError("its name is no text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

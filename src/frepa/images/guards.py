@@ -15,6 +15,7 @@ from pathlib import Path
 
 from frepa.errors import InputError
 from frepa.images.scan import Trouble, UnreadableScan
+from frepa.names import size_words
 
 #: Set this variable to the memory one file may take while it is read, e.g. ``16G``, where files are refused that are
 #: genuine. Without it the limit is half of what this machine, container or process may use.
@@ -156,12 +157,3 @@ def check_parts(path: Path, count: int, what: str) -> None:
         raise UnreadableScan(
             str(path), f"the header claims {count:,} {what}, more than the limit of {MOST_PARTS:,}", kind="too large"
         )
-
-
-def size_words(nbytes: float) -> str:
-    """``"3.2 GB"``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"

@@ -84,7 +84,6 @@ class RunFolder:
                 resume=resume,
                 can_resume=True,
                 inputs={"the source": source},
-                go_on="Make room and give the same command with --resume.",
             )
         )
         self.resumed = folder.resumed

@@ -164,6 +164,10 @@ def test_an_old_head_is_refused_with_what_to_do(run: tuple[Path, Path], tmp_path
     save_file(load_file(path), tmp_path / "head.safetensors", {"frepa": json.dumps(text | {"head": head})})
     with pytest.raises(InputError, match=r"older frepa.*Train it again"):
         load_segmenter(tmp_path)
+    for found in (-1, 0, True, None, "2"):
+        save_file(load_file(path), tmp_path / "head.safetensors", {"frepa": json.dumps(text | {"format": found})})
+        with pytest.raises(InputError, match="describes no head"):
+            load_segmenter(tmp_path)
 
 
 @pytest.mark.parametrize(

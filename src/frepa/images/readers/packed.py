@@ -20,8 +20,9 @@ from collections import OrderedDict
 from multiprocessing import util
 from pathlib import Path
 
-from frepa.images.guards import VARIABLE, file_status, memory_limit, size_words, why
+from frepa.images.guards import VARIABLE, file_status, memory_limit, why
 from frepa.images.scan import UnreadableScan
+from frepa.names import size_words
 
 _PREFIX = "frepa-unpacked-"
 _KEPT = 4

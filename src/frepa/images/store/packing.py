@@ -18,18 +18,17 @@ import numpy as np
 from tqdm import tqdm
 
 from frepa.errors import InputError, RunEnded
-from frepa.files import write_text
+from frepa.files import full_disk, full_words, write_text
 from frepa.images.anonymity import SECRET, key_check, key_file
-from frepa.images.guards import size_words
 from frepa.images.hidden_names import Names
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
 from frepa.images.store.labels import Labels
 from frepa.images.store.layout import StoreFolder, dump, read_facts
 from frepa.images.store.records import pack_scan
-from frepa.images.store.shards import RESERVE_BYTES, DiskFull, Shard, Stopped, full_disk, write_shard
+from frepa.images.store.shards import RESERVE_BYTES, DiskFull, Shard, Stopped, write_shard
 from frepa.locks import Lock
-from frepa.names import shown
+from frepa.names import shown, size_words
 from frepa.run_folders import check_inputs
 from frepa.stopping import Parent, end_with_parent
 from frepa.user_paths import named_folder
@@ -42,6 +41,7 @@ _OUT_OF_MEMORY = (
     "{}. What is packed so far is kept: give the same command with fewer than {} --num-workers, and it continues "
     "where it stopped."
 )
+_RESERVED = f", of which {size_words(RESERVE_BYTES)} are kept free for the index and for others"
 _PATIENCE = 20.0  # seconds to wait for another process to let go of the store
 _INDEX_BYTES = 500  # of one record, generously
 
@@ -128,13 +128,16 @@ def pack_source(
                 f"--out {folder.root}: the folder was removed or renamed while it was written. What was packed in it "
                 "is gone; give the command again."
             ) from None
-        if not full_disk(error):
+        if isinstance(error, DiskFull):
+            free = shutil.disk_usage(folder.root).free
+            what, remedy = f"The disk of {folder.root} is full ({size_words(free)} left{_RESERVED})", "Make room"
+        elif full_disk(error):
+            what, remedy = full_words(error, folder.root)
+        else:
             raise
-        free = shutil.disk_usage(folder.root).free
         raise RunEnded(
-            f"The disk of {folder.root} is full ({size_words(free)} left, of which {size_words(RESERVE_BYTES)} are "
-            "kept free for the index and for others). What is packed so far is kept: make room, give the same command "
-            "again, and it continues where it stopped."
+            f"{what}. What is packed so far is kept. {remedy} and give the same command again: it continues where it "
+            "stopped."
         ) from None
     _clean(folder)
     if facts["skipped"]:

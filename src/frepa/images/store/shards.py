@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frepa import files
 from frepa.files import sync_to_disk
 from frepa.images.scan import UnreadableScan
 from frepa.images.source import Source
@@ -25,7 +24,7 @@ RESERVE_BYTES = 2**26
 
 
 class DiskFull(Exception):
-    """There is no room for the next record. What was written so far stays and is continued from."""
+    """The next record would leave too little room. What was written so far stays and is continued from."""
 
 
 class Stopped(Exception):
@@ -63,7 +62,8 @@ def write_shard(
         labels: whose masks are written behind each image.
 
     Raises:
-        DiskFull: the file system has no room, or would have none left for anything else.
+        DiskFull: the file system would have no room left for anything else.
+        OSError: it has none.
         Stopped: ``go_on`` said no.
     """
     with _locked(folder.journal(shard.number)) as journal:
@@ -99,11 +99,6 @@ def journal_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(text)
     except FileNotFoundError:
         return
-
-
-def full_disk(error: BaseException) -> bool:
-    """Whether an error says that nothing more can be written there."""
-    return isinstance(error, DiskFull) or files.full_disk(error)
 
 
 def _record(source: Source, index: int, quantize: bool, labels: Labels | None) -> tuple[bytes, dict[str, Any]]:
@@ -164,13 +159,8 @@ def _check_space(root: Path, needed: int) -> None:
 def _write(handle: int, data: bytes) -> None:
     """Write all of ``data``; a file opened for appending or positioned at its end."""
     view = memoryview(data)
-    try:
-        while len(view):
-            view = view[os.write(handle, view) :]
-    except OSError as error:
-        if full_disk(error):
-            raise DiskFull("no space left on the disk") from None
-        raise
+    while len(view):
+        view = view[os.write(handle, view) :]
 
 
 @contextmanager
