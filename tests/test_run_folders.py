@@ -187,6 +187,23 @@ def test_a_run_without_a_mark_is_continued_but_never_replaced(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_run_keeps_what_tells_its_key(tmp_path):
+    asked = []
+
+    def key(found: str | None) -> str:
+        asked.append(found)
+        return "one" if len(asked) < 3 else "two"
+
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
+        with out_folder(tmp_path, "x", resume=resume, overwrite=overwrite, key=key) as out:
+            out.start()
+        assert Mark.read(tmp_path).key == ("two" if overwrite else "one")
+    assert asked == [None, "one", None]
+    with out_folder(tmp_path, "x", overwrite=True) as out:
+        out.start()
+    assert "key" not in (tmp_path / MARK).read_text()
+
+
 def test_a_full_disk_is_one_sentence(tmp_path):
     root = tmp_path / "run"
     with pytest.raises(RunEnded, match=r"The disk of .* is full\b.*Make room") as caught, out_folder(root, "x"):

@@ -38,9 +38,11 @@ class OutFolder:
         resumed: the folder held a run, and it is continued.
     """
 
-    def __init__(self, root: Path, kind: str, mark: Mark | None, *, resumed: bool, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, root: Path, kind: str, mark: Mark | None, *, resumed: bool, key: str | None, tell: Callable[[str], None]
+    ) -> None:
         self.root, self.kind, self.resumed = root, kind, resumed
-        self._mark, self._tell = mark, tell
+        self._mark, self._key, self._tell = mark, key, tell
         self._lock = threading.Lock()
         self.started = resumed and mark is not None
 
@@ -49,7 +51,7 @@ class OutFolder:
         if not self.resumed:
             if self._mark is not None:
                 self._replace(self._mark)
-            self._mark = Mark(self.kind)
+            self._mark = Mark(self.kind, key=self._key)
             self._mark.write(self.root)
         elif self._mark is None:  # from before there were marks
             self._mark = Mark(self.kind, adopted=True)
@@ -94,6 +96,7 @@ def out_folder(
     resume: bool = False,
     can_resume: bool = False,
     inputs: Mapping[str, Any] | None = None,
+    key: Callable[[str | None], str | None] = lambda _: None,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[OutFolder]:
     """The folder ``out`` names, checked and locked; nothing in it changes before :meth:`OutFolder.start`.
@@ -105,6 +108,8 @@ def out_folder(
         resume: an earlier run may be continued; there need not be one.
         can_resume: the verb has ``--resume``, to be named in messages.
         inputs: what the run reads, by the option that names it: texts as the user gave them, or lists of such.
+        key: what names in the run are hashed under, as the mark says it. Given what a run says that is continued, it
+            raises InputError where that is another.
         tell: called with sentences for the user; by default they go to the standard error output.
 
     Raises:
@@ -119,7 +124,8 @@ def out_folder(
             # Looked at again under the lock: another process may just have begun here.
             mark = check_out(root, kind, overwrite=overwrite, resume=resume, can_resume=can_resume, inputs=inputs)
             resumed = resume and (mark is not None or (root / CONFIG).is_file())
-            folder = OutFolder(root, kind, mark, resumed=resumed, tell=tell or _tell)
+            known = key(mark.key if resumed and mark is not None else None)
+            folder = OutFolder(root, kind, mark, resumed=resumed, key=known, tell=tell or _tell)
             announce(root)  # to a run around this one
             with listening(root, folder.note):
                 yield folder
@@ -205,11 +211,11 @@ class Mark:
     """What ``.frepa-run.jsonl`` says: the kind of run, and the files it wrote, relative to the folder.
 
     A name that ends with a slash is a folder with a mark of its own. ``adopted`` runs were begun before there were
-    marks, and the list is not whole.
+    marks, and the list is not whole. ``key`` tells apart the keys that names of files are hashed under, where they are.
     """
 
-    def __init__(self, kind: str, names: Iterable[str] = (), *, adopted: bool = False) -> None:
-        self.kind, self.adopted = kind, adopted
+    def __init__(self, kind: str, names: Iterable[str] = (), *, adopted: bool = False, key: str | None = None) -> None:
+        self.kind, self.adopted, self.key = kind, adopted, key
         self.names = set(names)
 
     @classmethod
@@ -244,13 +250,16 @@ class Mark:
                 f"--out {root}: the run there was written by a newer frepa (version {version} of its mark, and this "
                 f"one reads {VERSION}). Install that one, or name another folder."
             )
-        return cls(kind, names, adopted=bool(head.get("adopted")))
+        key = head.get("key")
+        return cls(kind, names, adopted=bool(head.get("adopted")), key=key if isinstance(key, str) else None)
 
     def write(self, root: Path) -> None:
         """Write the mark anew."""
         head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "kind": self.kind}
         if self.adopted:
             head["adopted"] = True
+        if self.key is not None:
+            head["key"] = self.key
         write_text(root / MARK, "".join(json.dumps(line) + "\n" for line in [head, *sorted(self.names)]))
 
     def add(self, root: Path, name: str) -> None:

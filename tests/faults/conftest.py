@@ -48,6 +48,18 @@ def told(capsys) -> Callable[..., str]:
 
 
 @pytest.fixture
+def not_under_another_key(told, monkeypatch) -> Callable[..., None]:
+    """Going on with a run under another key is refused: a file would go by two names in it."""
+
+    def refused(*words: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("FREPA_SECRET", "another")
+            assert "--resume: the run was begun under another secret key" in told(*words, "--resume", code=2)
+
+    return refused
+
+
+@pytest.fixture
 def said(capsys) -> Callable[..., str]:
     """Run a command that is to be refused; what it said, without a traceback and on no line of its own making."""
 

@@ -18,7 +18,7 @@ _STEP = ["--max-steps=2", "--num-workers=0", "--quiet"]
 
 
 @pytest.mark.parametrize("verb", ["segment", "classify", "detect"])
-def test_heads_name_nothing_and_score_the_same(clinic, tmp_path, told, verb):
+def test_heads_name_nothing_and_score_the_same(clinic, tmp_path, told, not_under_another_key, verb):
     source = clinic / ("classes" if verb == "classify" else "labelled")
     runs = [tmp_path / "named", tmp_path / "hidden"]
     more = ["--folds=2", "--features=last", "--crop-size=32"] if verb == "segment" else []
@@ -41,13 +41,14 @@ def test_heads_name_nothing_and_score_the_same(clinic, tmp_path, told, verb):
     assert {line.split(",")[verb == "segment"] for line in lines[1][1:]} <= {pseudonym(name) for name in first}
     scores = 4 + (verb == "segment")
     assert [line.split(",")[scores:] for line in lines[0]] == [line.split(",")[scores:] for line in lines[1]]
+    not_under_another_key(verb, source, f"--config={runs[1] / 'config.yaml'}")
     # The file can be given as --config: it says everything but the source.
     again = told(verb, source, f"--config={runs[1] / 'config.yaml'}", "--resume", "--quiet")
     assert "is complete" in again
 
 
 @pytest.mark.parametrize("verb", ["segment", "classify", "detect"])
-def test_predictions_are_named_after_hashes(clinic, tmp_path, told, verb):
+def test_predictions_are_named_after_hashes(clinic, tmp_path, told, not_under_another_key, verb):
     source = clinic / ("classes" if verb == "classify" else "labelled")
     more = ["--features=last", "--crop-size=32"] if verb == "segment" else []
     told(verb, source, f"--out={tmp_path / 'head'}", f"--encoder={ENCODER}", *_STEP, *more, "--anonymous-names")
@@ -61,6 +62,7 @@ def test_predictions_are_named_after_hashes(clinic, tmp_path, told, verb):
     done = (tmp_path / "hidden" / "done.jsonl").read_text()
     told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume")
     assert (tmp_path / "hidden" / "done.jsonl").read_text() == done  # nothing was done twice
+    not_under_another_key(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names")
     # Scored on a labelled set: by the same numbers, and naming nothing either
     scored = ["evaluate", tmp_path / "head", source, "--num-workers=0", "--quiet", "--part=all"]
     said = told(*scored, f"--out={tmp_path / 'unseen'}", "--anonymous-names")
@@ -76,7 +78,7 @@ def test_predictions_are_named_after_hashes(clinic, tmp_path, told, verb):
         assert "names the patient" in told(*words, *seg, code=2)
 
 
-def test_embeddings_name_nothing_and_are_the_same(clinic, tmp_path, told):
+def test_embeddings_name_nothing_and_are_the_same(clinic, tmp_path, told, not_under_another_key):
     words = ["embed", clinic / "classes", f"--encoder={ENCODER}", "--image-size=32", "--num-workers=0", "--quiet"]
     for name, option in (("named", []), ("hidden", ["--anonymous-names"])):
         said = told(*words, f"--out={tmp_path / name}", *option)
@@ -89,9 +91,10 @@ def test_embeddings_name_nothing_and_are_the_same(clinic, tmp_path, told):
     assert tables[0].drop_columns(["name", "label"]) == tables[1].drop_columns(["name", "label"])
     said = told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume")
     assert "done already" in said
+    not_under_another_key(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names")
 
 
-def test_pretraining_names_nothing_and_learns_the_same(clinic, tmp_path, told):
+def test_pretraining_names_nothing_and_learns_the_same(clinic, tmp_path, told, not_under_another_key):
     words = ["pretrain", clinic / "scans", *PRETRAIN, "--max-steps=4", "--num-workers=0"]
     for name, option in (("named", []), ("hidden", ["--anonymous-names"])):
         said = told(*words, f"--out={tmp_path / name}", *option)
@@ -100,6 +103,7 @@ def test_pretraining_names_nothing_and_learns_the_same(clinic, tmp_path, told):
     assert pseudonym(f"{PATIENT} broken=1970.png") in (tmp_path / "hidden" / "skipped.csv").read_text()
     for file in ("metrics.jsonl", "encoder.safetensors"):
         assert (tmp_path / "named" / file).read_bytes() == (tmp_path / "hidden" / file).read_bytes()
+    not_under_another_key(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names")
     changed = tmp_path / "clinic of dr kim"
     shutil.copytree(clinic / "scans", changed)
     (changed / f"{PATIENT} new=1970.png").write_bytes(next(changed.glob("*0000=*")).read_bytes())

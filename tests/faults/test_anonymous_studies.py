@@ -35,7 +35,7 @@ def study_of(clinic: Path, folder: Path, **more: Any) -> Path:
     return folder / "study.yaml"
 
 
-def test_comparisons_name_nothing_and_say_the_same(clinic, tmp_path, told):
+def test_comparisons_name_nothing_and_say_the_same(clinic, tmp_path, told, not_under_another_key):
     words = ["compare", study_of(clinic, tmp_path), "--quiet", "--threads=1"]
     told(*words, f"--out={tmp_path / 'named'}")
     said = told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names")
@@ -53,6 +53,7 @@ def test_comparisons_name_nothing_and_say_the_same(clinic, tmp_path, told):
     cells = sorted((tmp_path / "hidden/cells").glob("*.json"))
     before = [path.stat().st_mtime_ns for path in cells]
     told(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names", "--resume")
+    not_under_another_key(*words, f"--out={tmp_path / 'hidden'}", "--anonymous-names")
     assert [path.stat().st_mtime_ns for path in cells] == before
     # What does not fit is told without names, and only the study itself decides
     said = told("compare", study_of(clinic, tmp_path, tasks={"vessels": {"segment": str(clinic / "scans")}}),
@@ -76,7 +77,7 @@ def test_ablations_name_nothing(clinic, tmp_path, told):
 
 
 @pytest.mark.parametrize("kind", ["histograms", "structures"])
-def test_analyses_name_nothing_and_find_the_same(clinic, tmp_path, told, monkeypatch, kind):
+def test_analyses_name_nothing_and_find_the_same(clinic, tmp_path, told, not_under_another_key, monkeypatch, kind):
     """The folder is named as one does who stands beside it: a word like any other."""
     shutil.copytree(clinic / ("scans" if kind == "histograms" else "labelled"), tmp_path / TELLING[-1])
     monkeypatch.chdir(tmp_path)
@@ -88,6 +89,7 @@ def test_analyses_name_nothing_and_find_the_same(clinic, tmp_path, told, monkeyp
     assert names_in(Path("hidden"), said) == []
     named, hidden = (json.loads(Path(name, "results.json").read_text()) for name in ("named", "hidden"))
     assert named["numbers"] == hidden["numbers"]
+    not_under_another_key(*words, "--out=hidden", "--anonymous-names")
     again = told(*words[:2], TELLING[-1], "--config=hidden/config.yaml", "--out=again", "--quiet")
     assert "again" in again
     said = told("analyze", kind, TELLING[-1], "--dims=3", *words[3:], "--out=none", "--anonymous-names", code=2)

@@ -115,6 +115,27 @@ def test_a_store_is_not_continued_under_another_key(
     assert len(open_source(store)) == 2
 
 
+def test_a_finished_store_is_read_under_any_key_and_says_whose_names_it_has(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, store = open_source(scans(tmp_path / "scans", ["1", "2", "1"])), tmp_path / "store"
+    monkeypatch.setenv("FREPA_SECRET", "one")
+    pack_source(source, store)
+    assert json.loads((store / "store.json").read_text())["key"] == key_check()
+    pack_source(source, store)
+    assert capsys.readouterr().err.endswith("is complete; nothing is left to do.\n")
+    groups = [open_source(store).read(index).group for index in range(3)]
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    for secret in ("another", ""):  # the second stands for the kept key
+        monkeypatch.setenv("FREPA_SECRET", secret)
+        pack_source(source, store)
+        said = capsys.readouterr().err
+        assert "nothing is left to do. It was packed under another secret key than today's" in said
+        assert "Add --overwrite to pack it under this one." in said
+        assert [open_source(store).read(index).group for index in range(3)] == groups
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
 def test_a_key_that_cannot_be_kept_is_told_of(home: Path) -> None:
     home.write_text("a file where the folder should be")
     with pytest.raises(InputError, match="FREPA_SECRET"):

@@ -121,6 +121,7 @@ def embed_all(options: EmbedOptions) -> Path:
             resume=options.resume,
             can_resume=True,
             inputs={"the source": options.source, "--encoder": options.encoder},
+            key=names.key,
         ) as out,
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):

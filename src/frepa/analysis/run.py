@@ -102,6 +102,7 @@ def run_analysis(options: AnalyzeOptions) -> Path:
         naming(options.anonymous_names, [options.source], keep=[options.out, *encoders]) as names,
         out_folder(
             options.out, "analyze", overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
+            key=names.key,
         ) as out,
         StopRequest(at_once=f"Stopped on request. What is finished is kept. {go_on}"),
     ):  # fmt: skip

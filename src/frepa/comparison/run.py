@@ -91,6 +91,7 @@ def run_study(
         naming(options.anonymous_names, inputs["a source"], keep=[options.out, *inputs["an encoder"]]) as names,
         out_folder(
             root, "compare", overwrite=options.overwrite, resume=options.resume, can_resume=True, inputs=inputs,
+            key=names.key,
         ) as out,
     ):  # fmt: skip
         run_in(out, content, study, options, verbs, baselines, names)

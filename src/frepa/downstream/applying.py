@@ -100,6 +100,7 @@ def applying(verb: str, options: ApplyOptions, heads: list[str], may_change: fro
             resume=options.resume,
             can_resume=True,
             inputs={"the source": options.source, "the run": options.run, "--encoder": options.encoder},
+            key=names.key,
         ) as out,
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):

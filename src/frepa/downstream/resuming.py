@@ -170,8 +170,9 @@ class HeadState:
     def _check(self, kept: Mapping[str, Any]) -> None:
         if kept["belongs"] != self.belongs:
             raise InputError(
-                f"--resume: {self.states.folder} was begun with another encoder, or with data that have changed since, "
-                "and its result would fit neither. Put them back as they were, or start again with --overwrite."
+                f"--resume: {self.states.folder} was begun with another encoder, with data that have changed since, "
+                "or under another secret key for patients, and its result would fit neither. Put them back as they "
+                "were, or start again with --overwrite."
             )
 
 

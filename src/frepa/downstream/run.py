@@ -58,6 +58,7 @@ def run_task(task: Task[Data, Model, Result]) -> Path:
             resume=options.run.resume,
             can_resume=True,
             inputs=inputs,
+            key=names.key,
         ) as out,
         StopRequest(at_once=f"Stopped on request. {go_on}") as stop,
     ):

@@ -46,6 +46,11 @@ def key_check() -> str:
     return pseudonym("which key is this?")[:8]
 
 
+def use_the_key() -> str:
+    """What to do where work is continued under another key: a sentence without its end."""
+    return f"Use the key it was begun with ({SECRET}, or {key_file()})"
+
+
 def key_file() -> Path:
     """Where the key is kept: ``frepa/anonymity.key`` in the user's configuration folder."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "frepa" / "anonymity.key"

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
+from frepa.errors import InputError
+from frepa.images.anonymity import key_check, use_the_key
 from frepa.images.places import split_place
 from frepa.images.scan import Skipped
 from frepa.images.source import Renamed, Source
@@ -60,6 +62,17 @@ class Names:
         """The same records under other names."""
         return source
 
+    def key(self, found: str | None) -> str | None:
+        """What tells the key that names are hashed under from others; None where they are not.
+
+        Args:
+            found: what a run says that is to be continued; None where it says nothing.
+
+        Raises:
+            InputError: that is another.
+        """
+        return None
+
     def learn(self, source: Source) -> None:
         """Know the names of a source that was opened."""
 
@@ -98,6 +111,15 @@ class HiddenNames(Names):
     def source(self, source: Source) -> Source:
         """Its records by their hashes; what an error calls it is `SOURCE`."""
         return Renamed(source, self.name, SOURCE)
+
+    def key(self, found: str | None) -> str | None:
+        """8 hexadecimal digits."""
+        if found not in (None, key_check()):
+            raise InputError(
+                "--resume: the run was begun under another secret key, so that the same file would go by two names in "
+                f"it. {use_the_key()}, or start again with --overwrite."
+            )
+        return key_check()
 
     def learn(self, source: Source) -> None:
         """Read its names when the first sentence needs them."""

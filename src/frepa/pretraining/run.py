@@ -100,7 +100,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments, name
         resized=data.fit == "resize",
         window=None if data.window == "any" else data.window,
     )
-    _on_first_rank(fabric, lambda: _begin(run, settings, source))
+    _on_first_rank(fabric, lambda: _begin(run, settings, source, names))
 
     share = plan.batch_size // (fabric.world_size * plan.accumulate)
 
@@ -208,10 +208,11 @@ def _step_memory(method: Method, channels: int, side: int) -> StepMemory:
         method.train()
 
 
-def _begin(run: RunFolder, settings: Settings, source: Source) -> None:
+def _begin(run: RunFolder, settings: Settings, source: Source, names: Names) -> None:
     """Open the folder, and see that a run that is continued has the source it was begun on."""
     execution = settings.execution
-    run.open(settings.config, settings.source, resume=execution.resume, overwrite=execution.overwrite)
+    resume, overwrite = execution.resume, execution.overwrite
+    run.open(settings.config, settings.source, resume=resume, overwrite=overwrite, key=names.key)
     newest = run.checkpoints.folder / DESCRIPTION
     fingerprint = None
     if run.resumed and newest.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,15 @@ class RunFolder:
         """Give the folder back, to be called on every rank; says in plain words that the disk is full."""
         self._opened.__exit__(kind, error, trace)
 
-    def open(self, config: Mapping[str, Any], source: str, *, resume: bool, overwrite: bool) -> None:
+    def open(
+        self,
+        config: Mapping[str, Any],
+        source: str,
+        *,
+        resume: bool,
+        overwrite: bool,
+        key: Callable[[str | None], str | None] = lambda _: None,
+    ) -> None:
         """Create the folder, or check that it may be continued or replaced; hold it until the end of the context.
 
         Raises:
@@ -84,6 +92,7 @@ class RunFolder:
                 resume=resume,
                 can_resume=True,
                 inputs={"the source": source},
+                key=key,
             )
         )
         self.resumed = folder.resumed

@@ -51,7 +51,7 @@ def run_ablation(content: Mapping[str, Any], name: str, options: CompareOptions)
         ) as names,
         out_folder(
             root, "ablate", overwrite=options.overwrite, resume=options.resume, can_resume=True,
-            inputs={"the source": source},
+            inputs={"the source": source}, key=names.key,
         ) as out,
     ):  # fmt: skip
         for task in study.tasks:

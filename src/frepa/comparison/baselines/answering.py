@@ -49,7 +49,7 @@ def answer_cases(
     options = task.options
     with (
         naming(task.anonymous, task.sources, keep=[out]) as names,
-        out_folder(out, "compare", overwrite=overwrite, resume=resume) as folder,
+        out_folder(out, "compare", overwrite=overwrite, resume=resume, key=names.key) as folder,
     ):
         data = check_sets(task_sets(task, dims, seed), dims=dims, threshold=options.get("mask_threshold"), workers=0)
         folds = options.get("folds")

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from frepa.errors import InputError
 from frepa.files import clean_temporaries, file_digest, sync_to_disk, write_csv, write_text
+from frepa.images.anonymity import key_check
 from frepa.images.hidden_names import Names
 from frepa.images.sampling import sorted_by_code
 from frepa.images.source import Source
@@ -97,6 +98,7 @@ def write_index(
         "shards": len(shards),
         "shard_bytes": survey.bytes,
         "source": source.fingerprint,
+        "key": key_check(),
         "options": options,
         "files": files,
     }

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from frepa.errors import InputError, RunEnded
 from frepa.files import full_disk, full_words, write_text
-from frepa.images.anonymity import SECRET, key_check, key_file
+from frepa.images.anonymity import key_check, use_the_key
 from frepa.images.hidden_names import Names
 from frepa.images.source import Source
 from frepa.images.store.index import write_index
@@ -42,6 +42,10 @@ _OUT_OF_MEMORY = (
     "where it stopped."
 )
 _RESERVED = f", of which {size_words(RESERVE_BYTES)} are kept free for the index and for others"
+_OTHER_KEY = (
+    " It was packed under another secret key than today's: its patients and records go by other names here. Add "
+    "--overwrite to pack it under this one."
+)
 _PATIENCE = 20.0  # seconds to wait for another process to let go of the store
 _INDEX_BYTES = 500  # of one record, generously
 
@@ -101,9 +105,11 @@ def pack_source(
     folder = StoreFolder(named_folder(out))
     plan = _plan(source, labels, quantize=quantize, keep_names=keep_names)
     if _is_complete(folder, plan, source, overwrite):
-        tell(f"The store {folder.root} is complete; nothing is left to do.")
+        facts = read_facts(folder)
+        other = facts.get("key") not in (None, key_check())
+        tell(f"The store {folder.root} is complete; nothing is left to do." + _OTHER_KEY * other)
         _clean(folder)
-        return read_facts(folder)
+        return facts
     try:
         shards = _begin(folder, plan, source)
         with _alone(folder):
@@ -220,8 +226,7 @@ def _check_key(folder: StoreFolder) -> None:
     if _read_plan(folder)["key"] != key_check():
         raise InputError(
             f"--out {folder.root}: the unfinished store there was begun under another secret key, so that the same "
-            f"patient would go by two names in it. Use the key it was begun with ({SECRET}, or {key_file()}), or add "
-            "--overwrite to begin again."
+            f"patient would go by two names in it. {use_the_key()}, or add --overwrite to begin again."
         )
 
 
