@@ -79,6 +79,7 @@ def test_maps_that_do_not_fit_are_left_out_but_never_the_last() -> None:
         ([StageShape(3, (1, 1, 1)), StageShape(4, (2, 2, 2)), StageShape(6, (4, 4, 4))], (8, 8, 8)),
         ([StageShape(4, (2, 7, 7)), StageShape(6, (6, 14, 14))], (6, 28, 42)),
         ([StageShape(4, (1, 4, 4)), StageShape(6, (2, 8, 8))], (6, 16, 24)),
+        ([StageShape(2, (1, 1, 1))], (7, 8, 9)),
     ],
 )
 def test_shapes(kind: str, shapes: list[StageShape], size: tuple[int, ...]) -> None:

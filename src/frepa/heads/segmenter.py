@@ -22,7 +22,6 @@ HEADS = ("conv", "linear", "unet")
 #: Features of a position that the linear part reads at most: the sums of its regression are this number squared.
 MOST_FEATURES = 4096
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-_LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 # Channels of the first level of the body's U-Net.
 _WIDTH = 16
 
@@ -189,16 +188,16 @@ class Body(nn.Module):
     to learn first where inside a position a detail lies.
 
     In volumes the planes have half the resolution along every axis whose strides allow it, and the voxels of a cell are
-    channels: at full resolution the U-Net would cost eight times as much.
+    channels: at full resolution the U-Net would cost several times as much.
     """
 
     def __init__(self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None) -> None:
         super().__init__()
         self.shapes = tuple(shapes)
-        dims, last = len(shapes[-1].stride), shapes[-1].stride
+        dims = len(shapes[-1].stride)
         coarse = [shape.stride for shape in shapes if max(shape.stride) > 1]
-        halve = dims == 3 and max(last) > 1
-        self.cell = tuple(2 if halve and all(step % 2 == 0 for step in along) else 1 for along in zip(last, *coarse))
+        even = (all(stride[axis] % 2 == 0 for stride in coarse) for axis in range(dims))
+        self.cell = tuple(2 if dims == 3 and fits else 1 for fits in even)
         self.lift = nn.ModuleList()
         channels = classes * math.prod(self.cell)
         for shape in shapes:
@@ -215,25 +214,28 @@ class Body(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], scores: Tensor) -> Tensor:
         """Standardised maps and the linear part's scores (B, classes, *S) to what is added to these."""
-        planes = [to_depth(scores, self.cell)]
-        grid = tuple(planes[0].shape[2:])
+        size = tuple(scores.shape[2:])
+        grid = tuple(-(-n // to) for n, to in zip(size, self.cell))
+        whole = [n * to for n, to in zip(grid, self.cell)]
+        planes = [to_depth(_fitted(scores, whole), self.cell)]
         for shape, item, lift in zip(self.shapes, maps, self.lift):
-            own: Tensor
             if isinstance(lift, BlockMap):
-                own = lift(item)
+                planes.append(_fitted(lift(item), grid))
             else:
                 parts = [to // step for step, to in zip(shape.stride, self.cell)]
-                # A map that a trunk rounded up may be larger than the last one's blocks together.
-                own = to_depth(_cut(item, [n * part for n, part in zip(grid, parts)]), parts)
-            own = _cut(own, grid)
-            if own.shape[2:] != grid:
-                own = F.interpolate(own, size=grid, mode=_LINEAR_MODE[len(grid)], align_corners=False)
-            planes.append(own)
-        return from_depth(self.network(planes), self.cell)
+                planes.append(to_depth(_fitted(item, [n * part for n, part in zip(grid, parts)]), parts))
+        return _fitted(from_depth(self.network(planes), self.cell), size)
 
 
-def _cut(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first ``size`` positions of (B, C, *s), or all where there are fewer."""
+def _fitted(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, *s) cut at the end of each axis to ``size``, or grown to it by its last values.
+
+    Trunks round a map's extent up, so that it may reach further than the last map's blocks together; an odd volume is
+    no whole number of cells.
+    """
     for axis, length in enumerate(size, start=2):
         x = x.narrow(axis, 0, min(length, x.shape[axis]))
-    return x
+    missing = [to - n for n, to in zip(x.shape[2:], size)]
+    if not any(missing):
+        return x
+    return F.pad(x, [n for after in reversed(missing) for n in (0, after)], mode="replicate")
