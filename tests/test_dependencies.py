@@ -44,3 +44,15 @@ def test_every_dependency_is_imported():
     modules = imported()
     found = {name for name in required if modules & provided(name)}
     assert required - found == set(FOUND_BY_OTHERS)
+
+
+def test_monai_is_imported_where_it_is_used():
+    """Its import takes seconds, in which whoever gave wrong input would wait for the answer."""
+    first = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if re.match(r"(import|from) monai\b", ast.unparse(node))
+    }
+    # These are imported on first use themselves
+    assert first == {"encoders/monai_3d.py", "exporting/monai_bundle.py", "pretraining/methods/adversarial.py"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,21 @@ class WindowedHead(HeadOnFrozen):
                 moments.add(self.frozen(inputs))
         layer.set(moments.mean, moments.std)
         return constant_channels([layer])
+
+    def by_windows(
+        self, inputs: Tensor, answer: Callable[[Tensor], Tensor], overlap: float | tuple[float, ...]
+    ) -> Tensor:
+        """``answer(windows (B, in_channels, *crop)) -> (B, K, *s)`` over the whole of ``inputs`` (1, in_channels, *S).
+
+        Where windows overlap their answers are averaged with Gaussian weights: (1, K, *S), or in the answers' scale.
+        """
+        # The import takes seconds, and whoever gave wrong input should not wait for them.
+        from monai.inferers import sliding_window_inference
+
+        crop, batch = self.settings.crop, self.settings.batch_size
+        found = sliding_window_inference(inputs, crop, batch, answer, overlap=overlap, mode="gaussian")
+        assert isinstance(found, Tensor)
+        return found
 
     def working_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Extent an image of ``size`` is worked on at."""

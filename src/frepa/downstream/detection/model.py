@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data.box_utils import non_max_suppression
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from frepa.downstream.head_files import load_weights, open_head, save_head
@@ -84,15 +82,7 @@ class Detector(WindowedHead):
             answers = self(windows)
             return torch.cat([answers[:, :kinds].sigmoid(), answers[:, kinds:]], 1)
 
-        answers = sliding_window_inference(
-            F.pad(inputs, padding),
-            self.settings.crop,
-            self.settings.batch_size,
-            answer,
-            overlap=self._overlaps(),
-            mode="gaussian",
-        )
-        assert isinstance(answers, Tensor)
+        answers = self.by_windows(F.pad(inputs, padding), answer, self._overlaps())
         corners = self.head.corners(answers[:, kinds:])[0]
         return self._best(answers[0, :kinds].flatten(1), corners, size)
 
@@ -106,6 +96,8 @@ class Detector(WindowedHead):
 
     def _best(self, scores: Tensor, corners: Tensor, size: tuple[int, ...]) -> Detections:
         """Boxes that stay, best first, from scores (K, P) and corners (P, 2 dims); cut at the image's border."""
+        from monai.data.box_utils import non_max_suppression  # here, as in `WindowedHead.by_windows`
+
         top, where = scores.flatten().topk(min(_CANDIDATES, scores.numel()))
         kind, cell = where // scores.shape[1], where % scores.shape[1]
         found = corners[cell].double().cpu().numpy()

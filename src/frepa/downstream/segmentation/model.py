@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from frepa.datasets.labels import LabelMap
@@ -102,15 +101,11 @@ class Segmenter(WindowedHead):
         size = tuple(inputs.shape[2:])
         # Where the image is smaller than a window, zeros follow it as they do in training: encoders know positions.
         missing = [max(0, to - n) for n, to in zip(size, self.settings.crop)]
-        found = sliding_window_inference(
+        found = self.by_windows(
             F.pad(inputs, [n for after in reversed(missing) for n in (0, after)]),
-            self.settings.crop,
-            self.settings.batch_size,
             lambda windows: answer(windows).float(),
-            overlap=self.settings.overlap if overlap is None else overlap,
-            mode="gaussian",
+            self.settings.overlap if overlap is None else overlap,
         )
-        assert isinstance(found, Tensor)
         return found[0][(slice(None), *(slice(0, n) for n in size))]
 
     @torch.no_grad()
