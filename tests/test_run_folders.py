@@ -213,6 +213,12 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         raise OSError(5, "something else")
 
 
+def _start_and_fail(root: Path, number: int, **how: bool) -> None:
+    with out_folder(root, "x", **how) as out:
+        out.start()
+        raise OSError(number, os.strerror(number))
+
+
 @pytest.mark.parametrize(
     ("number", "free", "said"),
     [
@@ -229,6 +235,13 @@ def test_what_is_full_is_named_as_what_it_is(tmp_path, monkeypatch, number, free
     with pytest.raises(RunEnded, match=said) as caught, out_folder(root, "x", can_resume=can_resume):
         raise OSError(number, os.strerror(number))
     assert str(caught.value).endswith("with --resume." if can_resume else "give the same command again.")
+    for overwrite in (False, True):
+        with pytest.raises(RunEnded) as caught:
+            _start_and_fail(root, number, can_resume=can_resume, overwrite=overwrite)
+        how = {(False, False): "with --overwrite", (True, False): "with --resume", (False, True): "again"}
+        assert str(caught.value).endswith(
+            f" {how.get((can_resume, overwrite), 'with --resume instead of --overwrite')}."
+        )
 
 
 def test_a_full_disk_elsewhere_is_not_laid_on_this_one(tmp_path):

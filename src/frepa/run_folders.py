@@ -120,7 +120,7 @@ def out_folder(
     mark = check_out(root, kind, overwrite=overwrite, resume=resume, can_resume=can_resume, inputs=inputs)
     made = _make(root)
     try:
-        with _plain_words(root, can_resume), Lock(root / LOCK, f"--out {root}"):
+        with _plain_words(root, overwrite, can_resume), Lock(root / LOCK, f"--out {root}"):
             # Looked at again under the lock: another process may just have begun here.
             mark = check_out(root, kind, overwrite=overwrite, resume=resume, can_resume=can_resume, inputs=inputs)
             resumed = resume and (mark is not None or (root / CONFIG).is_file())
@@ -363,7 +363,7 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _plain_words(root: Path, can_resume: bool) -> Iterator[None]:
+def _plain_words(root: Path, overwrite: bool, can_resume: bool) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -372,9 +372,12 @@ def _plain_words(root: Path, can_resume: bool) -> Iterator[None]:
                 elsewhere = error.filename and not _is_inside(error.filename, root)
                 place = Path(os.path.dirname(os.path.abspath(error.filename))) if elsewhere else root
                 what, remedy = full_words(error, place)
+                if can_resume:
+                    how = "with --resume" + " instead of --overwrite" * overwrite
+                else:
+                    how = "again" if overwrite or not (root / MARK).exists() else "with --overwrite"
                 raise RunEnded(
-                    f"{what}. What was saved before is as it was. {remedy} and give the same command "
-                    f"{'with --resume' if can_resume else 'again'}."
+                    f"{what}. What was saved before is as it was. {remedy} and give the same command {how}."
                 ) from None
         if not _is_inside(error.filename, root):
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults_helpers import PRETRAIN, contents, small_disk, write_images
+from faults_helpers import PRETRAIN, command, contents, small_disk, write_images
 from frepa.cli import main
 from frepa.files import full_disk, write_tensors
 
@@ -68,6 +68,32 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk_too(scans, whole, tmp_path,
     assert "Traceback" not in done.stderr
     assert main(words) == 0
     assert contents(run, *_TIMES) == whole[0]
+
+
+@pytest.mark.parametrize(
+    ("verb", "size", "how"),
+    [("classify", 4096, "--resume"), ("detect", 8192, "--resume"),
+     ("check", 4096, "again"), ("check", 8192, "--overwrite"), ("prepare", 4096, "again"), ("prepare", 2**26, "again")],
+)  # fmt: skip
+def test_a_disk_that_is_full_from_the_start(sets, tmp_path, capsys, verb, size, how):
+    with small_disk(tmp_path / "disk", size) as disk:
+        run = disk.folder / "run"
+        words = [*command(verb, sets), f"--out={run}"]
+        assert main(words) == (2 if (verb, size) == ("prepare", 4096) else 1)
+        said = capsys.readouterr()
+        assert said.out == "" or verb == "check"
+        *_, last = said.err.splitlines()
+        assert last.startswith(f"frepa {verb}: ")
+        assert "is full" in last or "are free. Make room" in last
+        assert "Traceback" not in said.err
+        assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+        assert not (verb in ("classify", "prepare") and size == 4096 and run.exists())
+        disk.resize(2**28)
+        if how != "again":
+            assert said.err.strip().endswith(f"give the same command with {how}.")
+            words.append(how)
+        assert main(words) == 0
+        assert (run / {"check": "report.html", "prepare": "store.json"}.get(verb, "results.json")).is_file()
 
 
 def test_a_disk_that_can_hold_no_more_files_says_so(scans, tmp_path, capsys):

@@ -230,7 +230,11 @@ def test_no_room_is_noticed_before_and_between(tmp_path: Path, pictures: Path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free[0]))
     with pytest.raises(InputError, match=r"about .* more are needed for 60 records and 10.0 kB are free"):
         pack_source(source, tmp_path / "store")
-    assert not any((tmp_path / "store/shards").iterdir())
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "store").mkdir()
+    with pytest.raises(InputError, match=r"10.0 kB are free"):
+        pack_source(source, tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
     free[0] = 500_000  # enough for these images, but less than what has to stay free
     with pytest.raises(RunEnded, match=r"store is full \(500\.0 kB left, of which 67\.1 MB are kept free"):
         pack_source(source, tmp_path / "store")

@@ -110,6 +110,7 @@ def pack_source(
         tell(f"The store {folder.root} is complete; nothing is left to do." + _OTHER_KEY * other)
         _clean(folder)
         return facts
+    there, begun = folder.root.is_dir(), folder.plan.is_file()
     try:
         shards = _begin(folder, plan, source)
         with _alone(folder):
@@ -121,6 +122,11 @@ def pack_source(
                 unwritten = [shard for shard in shards if shard.number in remaining]
                 _write_shards(source, labels, folder, unwritten, quantize, num_workers, bar)
             facts = write_index(folder, source, shards, plan, keep_names=keep_names, names=names, labels=labels)
+    except _TooLarge:
+        # Nothing is packed, and what is refused writes nothing
+        if not begun and folder.remove() == [] and not there:
+            folder.root.rmdir()
+        raise
     except PermissionError as error:
         raise _unwritable(folder, error) from None
     except MemoryError:
@@ -280,6 +286,10 @@ def _remaining(folder: StoreFolder, shards: list[Shard]) -> dict[int, int]:
     return remaining
 
 
+class _TooLarge(InputError):
+    """There is no room for the store."""
+
+
 def _check_room(folder: StoreFolder, source: Source, shards: list[Shard], remaining: dict[int, int]) -> None:
     """Foretell the size of the store from what is there, or from a few records, and compare with the free space."""
     left = sum(remaining.values())
@@ -299,7 +309,7 @@ def _check_room(folder: StoreFolder, source: Source, shards: list[Shard], remain
     free = shutil.disk_usage(folder.root).free
     numbers = f"about {size_words(needed)} more are needed for {left} records and {size_words(free)} are free"
     if free < needed / 2:  # the estimate may well be off by a third
-        raise InputError(f"--out {folder.root}: {numbers}. Make room, or name a folder on another disk.")
+        raise _TooLarge(f"--out {folder.root}: {numbers}. Make room, or name a folder on another disk.")
     if free < needed * 1.1:
         tell(
             f"The disk of {folder.root} may not be large enough: {numbers}. A full disk does no harm to what is packed."
