@@ -21,6 +21,7 @@ from frepa import cli
 from frepa.comparison.ablations import read_ablation, with_encoders
 from frepa.comparison.study import read_study
 from frepa.datasets.opening import open_source
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.classification.data import open_data
 from frepa.downstream.detection.data import open_boxes
 from frepa.downstream.segmentation.data import open_sets
@@ -130,11 +131,11 @@ def test_a_study_is_understood_and_its_sources_open(recipe, tmp_path, monkeypatc
         for text in [task.source] if isinstance(task.source, str) else task.source:
             build(text)
             if task.verb == "segment":
-                assert open_sets([text], dims=dims, complete=False)[0].cases
+                assert open_sets([text], dims=dims, how=Dividing(complete=False))[0].cases
             elif task.verb == "classify":
-                assert len(open_data(text, dims=dims, complete=False).records)
+                assert len(open_data(text, dims=dims, how=Dividing(complete=False)).records)
             else:
-                assert len(open_boxes(text, dims=dims, complete=False).records)
+                assert len(open_boxes(text, dims=dims, how=Dividing(complete=False)).records)
 
 
 @pytest.mark.parametrize("recipe", named("pretrain"), ids=ids(named("pretrain")))

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from box_sets import by_name, picture, pictures, table, voc, volume
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.detection.data import check, check_classes, open_boxes
 from frepa.errors import InputError
 from frepa.images.boxes import turned
@@ -98,7 +99,7 @@ def test_luna16_with_findings_left_out(tmp_path: Path) -> None:
     assert tested == [[f"subset{k}/1.2.{k}.mhd"] for k in range(4)]
     assert divided[0].split_note.startswith("the source's own 4 folds")
     assert data.folds(2, seed=0)[0].split_note.startswith("2 folds by group")
-    other = check(open_boxes(f"luna16:{tmp_path}", dims=3, split="random"))
+    other = check(open_boxes(f"luna16:{tmp_path}", dims=3, how=Dividing(rule="random")))
     assert other.folds(4, seed=0)[0].split_note.startswith("4 folds by group")
 
 

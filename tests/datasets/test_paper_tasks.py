@@ -15,6 +15,7 @@ from catalogue_trees import Case
 from frepa.datasets.catalogue.entry import load_entries
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import mask_of, read_case
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.classification.data import open_data
 from frepa.downstream.detection.data import check, open_boxes
 from frepa.downstream.segmentation.data import check_sets, open_sets
@@ -82,18 +83,18 @@ def test_a_task_opens_by_its_identifier(name: str, tmp_path: Path) -> None:
     TREES[entry.id].build(tmp_path / "data")
     text, dims = f"{entry.id}{selection}:{tmp_path / 'data'}", task["dims"]
     if task["type"] == "segmentation":
-        (found,) = open_sets([text], dims=dims, complete=False)
+        (found,) = open_sets([text], dims=dims, how=Dividing(complete=False))
         assert (tuple(text for _, text in found.values) or (found.target,)) == classes
         parts = [case.split for case in found.cases]
         for case in found.cases:  # masks can be decoded, and fit
             labels = LabelMap((0, 1), 0)
             assert read_case(case, labels, dims).classes.shape == mask_of(case, dims).array.shape[1:]
     elif task["type"] == "classification":
-        data = open_data(text, dims=dims, complete=False)
+        data = open_data(text, dims=dims, how=Dividing(complete=False))
         assert data.classes == classes
         parts = list(data.parts)
     else:
-        boxed = open_boxes(text, dims=dims, complete=False)
+        boxed = open_boxes(text, dims=dims, how=Dividing(complete=False))
         assert boxed.classes == classes
         assert boxed.spheres == (name == "luna16-nodule")
         parts = list(boxed.parts)
@@ -146,7 +147,9 @@ def test_gaps_between_cells_are_where_two_neurons_meet(tmp_path: Path) -> None:
         file.create_dataset("volumes/labels/neuron_ids", data=ids)
         file.create_dataset("volumes/labels/clefts", data=clefts)
     for target, expected in (("neurons", (2 * 6, 2 * 6, 2 * 6)), ("clefts", (0, 4, 0))):
-        data = check_sets(open_sets([f"cremi?target={target}:{tmp_path}"], dims=2, complete=False), dims=2)
+        data = check_sets(
+            open_sets([f"cremi?target={target}:{tmp_path}"], dims=2, how=Dividing(complete=False)), dims=2
+        )
         assert data.labels[data.sets[0].name].names == ("background", target)
         masks = [read_case(item.case, item.labels, 2).classes for item in data.part("test")]
         assert tuple(int(mask.sum()) for mask in masks) == expected

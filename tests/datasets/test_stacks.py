@@ -68,7 +68,7 @@ def test_a_slice_has_its_own_slice_of_the_mask(tmp_path: Path, kind: str) -> Non
     source = written(tmp_path / "data", kind)
     with pytest.raises(InputError, match="many slices"):
         open_sets([source], dims=2)
-    sets = open_sets([source], dims=2, divide_by="slices")
+    sets = open_sets([source], dims=2, how=Dividing(by="slices"))
     data = check_sets(sets, dims=2)
     assert len(sets[0].cases) == SLICES
     _, mask = stack()
@@ -85,7 +85,7 @@ def test_a_slice_has_its_own_slice_of_the_mask(tmp_path: Path, kind: str) -> Non
 
 
 def test_blocks_keep_neighbours_together(tmp_path: Path) -> None:
-    sets = open_sets([written(tmp_path / "data", "tif")], dims=2, divide_by="blocks", seed=3)
+    sets = open_sets([written(tmp_path / "data", "tif")], dims=2, seed=3, how=Dividing(by="blocks"))
     by_record = sorted(sets[0].cases, key=lambda case: case.record)
     groups = [case.group for case in by_record]
     assert len(set(groups)) == BLOCKS
@@ -96,7 +96,7 @@ def test_blocks_keep_neighbours_together(tmp_path: Path) -> None:
         assert len({case.split for case in by_record if case.group == group}) == 1
     counts = [sum(case.split == part for case in by_record) for part in ("train", "val", "test")]
     assert counts == [21, 3, 6]  # 7:1:2
-    alone = open_sets([written(tmp_path / "more", "tif")], dims=2, divide_by="slices", seed=3)
+    alone = open_sets([written(tmp_path / "more", "tif")], dims=2, seed=3, how=Dividing(by="slices"))
     assert len({case.group for case in alone[0].cases}) == SLICES
 
 
@@ -108,10 +108,10 @@ def test_patients_of_many_images_are_cut_in_the_order_of_these(tmp_path: Path) -
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
     with pytest.raises(InputError, match="2 patients"):
         open_data(str(tmp_path / "list.csv"), dims=2)
-    data = open_data(str(tmp_path / "list.csv"), dims=2, divide_by="blocks")
+    data = open_data(str(tmp_path / "list.csv"), dims=2, how=Dividing(by="blocks"))
     assert len(set(data.groups)) == BLOCKS + 4
     assert data.groups[:20] == tuple(group for group in dict.fromkeys(data.groups[:20]) for _ in range(2))
-    assert len(set(open_data(str(tmp_path / "list.csv"), dims=2, divide_by="slices").groups)) == 24
+    assert len(set(open_data(str(tmp_path / "list.csv"), dims=2, how=Dividing(by="slices")).groups)) == 24
 
 
 def test_blocks_of_a_volume_are_pieces_of_it_on_its_grid(tmp_path: Path) -> None:
@@ -175,15 +175,15 @@ def test_parts_of_the_source_are_not_divided_and_nothing_is_said_of_it(tmp_path:
         with pytest.raises(InputError, match=f"has its own {own}, and they stay.*--split random"):
             classify(source, encoder=encoder, out=str(tmp_path / "no"), divide_by="slices", folds=folds, quiet=True)
     with pytest.raises(InputError, match="only tested on"):
-        open_data(source, dims=2, divide_by="slices", complete=False)
-    anew = open_data(source, dims=2, divide_by="slices", split="random")
+        open_data(source, dims=2, how=Dividing(by="slices", complete=False))
+    anew = open_data(source, dims=2, how=Dividing(by="slices", rule="random"))
     assert anew.shared
     assert len(set(anew.groups)) == 16
-    for fold in open_data(source, dims=2, divide_by="slices", folds=4).folds(4, 0):
+    for fold in open_data(source, dims=2, how=Dividing(by="slices", folds=4)).folds(4, 0):
         assert fold.shared
     # What is there stays; only the validation part is made, of slices of the patients of the training part.
     two = open_data(listed("path,label,group,split,fold", [row.replace(",val,", ",train,") for row in rows]), dims=2,
-                    divide_by="slices")  # fmt: skip
+                    how=Dividing(by="slices"))  # fmt: skip
     assert not two.shared
     assert two.split_note.startswith("official; an eighth of the training slices")
     assert [group for group, part in zip(two.groups, two.parts) if part == "test"] == ["6", "6", "7", "7"]
@@ -199,14 +199,14 @@ def test_stacks_with_parts_of_their_own_are_opened_and_stay_whole(tmp_path: Path
         tifffile.imwrite(tmp_path / f"{part}-label.tif", mask, photometric="minisblack")
         rows.append(f"{part}.tif,{part}-label.tif,{part}")
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    (found,) = open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices")
+    (found,) = open_sets([str(tmp_path / "list.csv")], dims=2, how=Dividing(by="slices"))
     assert found.split_note == "official"
     assert not found.shared
     assert [len(found.part(part)) for part in ("train", "val", "test")] == [SLICES] * 3
     assert len({case.group for case in found.cases}) == 3
-    (tested,) = open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices", complete=False)
+    (tested,) = open_sets([str(tmp_path / "list.csv")], dims=2, how=Dividing(by="slices", complete=False))
     assert len({case.group for case in tested.cases}) == 3
-    assert open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices", split="random")[0].shared
+    assert open_sets([str(tmp_path / "list.csv")], dims=2, how=Dividing(by="slices", rule="random"))[0].shared
 
 
 def test_stacks_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
@@ -215,11 +215,11 @@ def test_stacks_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "label.tif", mask[1:], photometric="minisblack")
     (tmp_path / "list.csv").write_text("image,mask\nraw.tif,label.tif\n")
     with pytest.raises(InputError, match=r"raw\.tif is 30 x 16 x 20, .*label\.tif is 29 x"):
-        open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="slices")
+        open_sets([str(tmp_path / "list.csv")], dims=2, how=Dividing(by="slices"))
     moved = np.diag([1.0, 1, 4, 1])
     nibabel.save(nibabel.Nifti1Image(image.transpose(2, 1, 0), moved), tmp_path / "raw.nii")
     moved[2, 3] = 8.0
     nibabel.save(nibabel.Nifti1Image(mask.transpose(2, 1, 0), moved), tmp_path / "label.nii")
     (tmp_path / "list.csv").write_text("image,mask\nraw.nii,label.nii\n")
     with pytest.raises(InputError, match="lies elsewhere in the patient"):
-        open_sets([str(tmp_path / "list.csv")], dims=2, divide_by="blocks")
+        open_sets([str(tmp_path / "list.csv")], dims=2, how=Dividing(by="blocks"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from frepa.analysis.contract import Study
 from frepa.corruption.guide import luminance
 from frepa.datasets.opening import annotations_of, open_source, wrong_axes
+from frepa.datasets.stacks import BY_PATIENT
 from frepa.downstream.division import divide, groups_of
 from frepa.downstream.fitting import read_ahead
 from frepa.downstream.sharing import content
@@ -163,7 +164,7 @@ def _divided(source: Source, study: Study) -> tuple[np.ndarray, np.ndarray]:
     known = annotations_of(source)
     splits = known.splits if None not in known.splits else [None] * len(source)
     groups, grouped = groups_of(known, range(len(source)))
-    parts, note, _ = divide(study.source, splits, groups, "official", study.seed, grouped=grouped)
+    parts, note, _ = divide(study.source, splits, groups, BY_PATIENT, study.seed, grouped=grouped)
     study.inputs["split"] = note
     looked = np.asarray([part == "test" for part in parts])
     return np.flatnonzero(~looked), np.flatnonzero(looked)

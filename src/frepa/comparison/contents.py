@@ -15,6 +15,7 @@ from typing import Any
 import frepa
 from frepa.comparison.study import HEADS, StudyTask
 from frepa.datasets.cases import SegmentationSet
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.classification.data import open_data
 from frepa.downstream.detection.data import open_boxes
 from frepa.downstream.division import DividedRecords
@@ -89,8 +90,8 @@ def task_sets(task: StudyTask, dims: int, seed: int) -> list[SegmentationSet]:
 
 def _division(task: StudyTask, dims: int, seed: int) -> dict[str, Any]:
     options = task.options
-    split, divide_by = options.get("split", "official"), options.get("divide_by", "patients")
-    return {"dims": dims, "split": split, "seed": seed, "divide_by": divide_by, "folds": options.get("folds")}
+    how = Dividing(options.get("divide_by", "patients"), options.get("split", "official"), options.get("folds"))
+    return {"dims": dims, "seed": seed, "how": how}
 
 
 def _size(path: Any) -> int:

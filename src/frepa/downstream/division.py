@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from frepa.datasets.annotations import Annotations, class_order
+from frepa.datasets.stacks import Dividing
 from frepa.errors import InputError
 from frepa.images.hidden_names import Names
 from frepa.images.scan import Skipped
@@ -250,6 +251,29 @@ class DividedRecords:
         return divided
 
 
+def divided_records(text: str, known: Annotations, kept: Sequence[int], how: Dividing, seed: int) -> dict[str, Any]:
+    """The fields of `DividedRecords`, but classes and targets, for the records ``kept`` of what ``text`` names.
+
+    Raises:
+        InputError: see `divide`.
+    """
+    groups, grouped = groups_of(known, kept)
+    given = [known.splits[i] for i in kept]
+    parts, note, drawn = divide(text, given, groups, how, seed, grouped=grouped, unit=known.unit)
+    return {
+        "source": known.source,
+        "records": np.asarray(kept, np.int64),
+        "parts": tuple(parts),
+        "groups": groups,
+        "split_note": note,
+        "unlabelled": len(known.source) - len(kept),
+        "left_out": tuple(known.source.skipped),
+        "given_folds": given_folds([known.folds[i] for i in kept], how.rule),
+        "unit": known.unit,
+        "shared": drawn and known.unit != "group",
+    }
+
+
 def rows_of(text: str, parts: Sequence[str], wanted: str) -> list[int]:
     """Places of a part of a set that is only tested on; of all of it where ``wanted`` is "all".
 
@@ -299,11 +323,10 @@ def divide(
     text: str,
     given: Sequence[str | None],
     groups: Sequence[str],
-    rule: str,
+    how: Dividing,
     seed: int,
     *,
     grouped: bool = True,
-    complete: bool = True,
     unit: str = "group",
 ) -> Divided:
     """A part for every record and how it came about, in words.
@@ -315,28 +338,27 @@ def divide(
         text: what the user named, for messages.
         given: train, val or test of each record, None where nothing says so.
         groups: patient of each.
-        rule: one of ``SPLIT_RULES``.
+        how: the rule; where parts are not completed, what has none is tested on.
         seed: another seed gives another division.
         grouped: patients are known.
-        complete: False keeps the parts as they are, and what has none is tested on.
         unit: what a group is called, see `Annotations.unit`.
 
     Raises:
         InputError: some records have a part and others not, or there are too few groups.
     """
-    if not complete:
+    if not how.complete:
         return Divided([part or "test" for part in given], "as given; what has no part is tested on", False)
     named = [part for part in given if part is not None]
-    if rule == "official" and 0 < len(named) < len(given):
+    if how.rule == "official" and 0 < len(named) < len(given):
         raise InputError(
             f"{text}: {len(named)} of {len(given)} labelled images have a split. Give it for all or none, or add "
             "--split random."
         )
-    drawn = rule == "random" or set(named) <= {"train"}
+    drawn = how.rule == "random" or set(named) <= {"train"}
     try:
         if drawn:
             parts, note = split_groups(groups, SHARES, seed), f"random, 7:1:2 by {unit}, seed {seed}"
-            note += "; all that is labelled is its training part" if named and rule == "official" else ""
+            note += "; all that is labelled is its training part" if named and how.rule == "official" else ""
         else:
             parts, note = complete_split(named, groups, seed, unit)
     except InputError as error:

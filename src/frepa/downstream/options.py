@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from frepa.datasets.stacks import check_unit
+from frepa.datasets.stacks import Dividing, check_unit
 from frepa.downstream.division import check_rule
 from frepa.errors import InputError
 from frepa.images.intensity import check_window
@@ -40,6 +40,11 @@ class DataOptions:
     folds: int | None
     image_size: int | None
     window: str | None
+
+    @property
+    def how(self) -> Dividing:
+        """How the images are to be divided into parts."""
+        return Dividing(self.divide_by, self.split, self.folds)
 
     def check(self) -> None:
         """Raise InputError for values out of range."""

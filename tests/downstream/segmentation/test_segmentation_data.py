@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from frepa.datasets.reading import read_case, read_mask
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.segmentation.data import SegmentationData, check_sets, open_sets
 from frepa.errors import InputError
 
@@ -59,7 +60,7 @@ def test_a_random_split_is_seven_one_two(tmp_path: Path) -> None:
 
 
 def test_random_replaces_the_official_split(shared_data: Path) -> None:
-    (item,) = open_sets([str(shared_data / "DRIVE")], dims=2, split="random", seed=4)
+    (item,) = open_sets([str(shared_data / "DRIVE")], dims=2, seed=4, how=Dividing(rule="random"))
     assert [len(item.part(p)) for p in ("train", "val", "test")] == [28, 4, 8]
 
 
@@ -100,14 +101,14 @@ def test_empty_folders_and_empty_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No source"):
         open_sets([], dims=2)
     with pytest.raises(InputError, match="expected official or random"):
-        open_sets(["x"], dims=2, split="half")
+        open_sets(["x"], dims=2, how=Dividing(rule="half"))
 
 
 def test_a_set_that_is_only_tested_on_opens_and_is_not_trained_on(tmp_path: Path) -> None:
     root = small_set(tmp_path / "set", 4)
     rows = "".join(f"images/c{i}.png,masks/c{i}.png,{'test' if i else ''}\n" for i in range(4))
     (root / "set.csv").write_text("image,mask,split\n" + rows)
-    (item,) = open_sets([str(root / "set.csv")], dims=2, complete=False)
+    (item,) = open_sets([str(root / "set.csv")], dims=2, how=Dividing(complete=False))
     assert [case.split for case in item.cases] == ["test"] * 4
     (root / "set.csv").write_text(("image,mask,split\n" + rows).replace("png,\n", "png,test\n"))
     with pytest.raises(InputError, match=r"no training part \(only test\)\. Train on a set that has one"):
@@ -137,7 +138,7 @@ def test_a_sources_own_folds(shared_data: Path) -> None:
         assert [{case.name for case in one.sets[0].part("test")} for one in divided] == truth
         assert divided[0].sets[0].split_note.startswith("the source's own 5 folds")
         assert data.folds(4, seed=0)[0].sets[0].split_note.startswith("4 folds by group")
-        other = SegmentationData(tuple(open_sets([text], dims=3, split="random")), {}, {})
+        other = SegmentationData(tuple(open_sets([text], dims=3, how=Dividing(rule="random"))), {}, {})
         assert other.folds(5, seed=0)[0].sets[0].split_note.startswith("5 folds by group")
 
 

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from frepa.datasets.opening import open_annotated
-from frepa.datasets.stacks import Dividing
-from frepa.downstream.division import (
-    SHARES,
-    DividedRecords,
-    check_rule,
-    divide,
-    given_folds,
-    groups_of,
-    ordered_classes,
-)
+from frepa.datasets.stacks import BY_PATIENT, Dividing
+from frepa.downstream.division import SHARES, DividedRecords, check_rule, divided_records, ordered_classes
 from frepa.errors import InputError
 
 
@@ -35,30 +27,25 @@ def open_data(
     text: str,
     *,
     dims: int,
-    split: str = "official",
     seed: int = 0,
-    complete: bool = True,
-    divide_by: str = "patients",
-    folds: int | None = None,
+    how: Dividing = BY_PATIENT,
 ) -> ClassificationData:
     """The labelled images of a source, divided.
 
     ``official`` keeps the source's parts and completes them; where it has none, and with ``random``, groups are divided
-    7:1:2 (Frepa section 4). ``complete`` False keeps the parts as they are, for a set that is only tested on; images of
-    no part are tested then. ``divide_by`` is what stays whole, one of `frepa.datasets.stacks.UNITS`; ``folds`` is their
-    number where a cross-validation follows.
+    7:1:2 (Frepa section 4). Of a set that is only tested on images of no part are tested.
 
     Raises:
         InputError: no labels, one class only, or too few groups to be divided.
     """
-    check_rule(split)
-    found = open_annotated(text, dims, "label", how=Dividing(divide_by, split, folds, complete))
+    check_rule(how.rule)
+    found = open_annotated(text, dims, "label", how=how)
     kept = [i for i, names in enumerate(found.labels) if names is not None]
     labels = [found.labels[i] or () for i in kept]
     origin = found.origin("label")
     present = {name for names in labels for name in names}
     classes = ordered_classes(found.classes, present)
-    if not found.several and len(classes) < 2 and complete:
+    if not found.several and len(classes) < 2 and how.complete:
         raise InputError(
             f"{text}: every labelled image is of the class {classes[0]!r}, and at least two classes are needed. Labels "
             f"were taken from {origin}."
@@ -67,25 +54,8 @@ def open_data(
     targets = np.zeros((len(kept), len(classes)), np.uint8)
     for row, names in enumerate(labels):
         targets[row, [place[name] for name in names]] = 1
-    groups, grouped = groups_of(found, kept)
-    given = [found.splits[i] for i in kept]
-    parts, note, drawn = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
-    return ClassificationData(
-        source=found.source,
-        classes=classes,
-        several=found.several,
-        records=np.asarray(kept, np.int64),
-        targets=targets,
-        parts=tuple(parts),
-        groups=groups,
-        split_note=note,
-        origin=origin,
-        unlabelled=len(found.labels) - len(kept),
-        left_out=tuple(found.source.skipped),
-        given_folds=given_folds([found.folds[i] for i in kept], split),
-        unit=found.unit,
-        shared=drawn and found.unit != "group",
-    )
+    divided = divided_records(text, found, kept, how, seed)
+    return ClassificationData(**divided, classes=classes, targets=targets, origin=origin, several=found.several)
 
 
 def check_classes(data: ClassificationData, where: str = "") -> list[str]:

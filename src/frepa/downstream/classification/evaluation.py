@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.classification.data import ClassificationData, open_data
 from frepa.downstream.classification.page import fill_page
 from frepa.downstream.classification.summary import summarise_heads, tables, verdicts
@@ -44,7 +45,7 @@ class ClassificationEvaluation(Evaluation[TrainedClassifier]):
         """Images and classes; no pixel is read."""
         options, text = self.options, self.one_source()
         self.check_options(mask_threshold=options.mask_threshold is not None, cldice=options.cldice)
-        found = open_data(text, dims=self.head.dims, complete=False, divide_by=options.divide_by)
+        found = open_data(text, dims=self.head.dims, how=Dividing(by=options.divide_by, complete=False))
         rows = rows_of(text, found.parts, options.part)
         chosen = replace(found.chosen(rows), parts=("test",) * len(rows))
         self._data, warnings = aligned(chosen, self.first.classes, several=self.first.several, text=text)

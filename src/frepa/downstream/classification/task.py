@@ -47,9 +47,7 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
         """Images and classes; no pixel is read."""
         data, run = self.options.data, self.options.run
         assert isinstance(data.source, str)
-        return open_data(
-            data.source, dims=dims, split=data.split, seed=run.seed, divide_by=data.divide_by, folds=data.folds
-        )
+        return open_data(data.source, dims=dims, seed=run.seed, how=data.how)
 
     def check(self, data: ClassificationData, where: str) -> list[str]:
         """Classes that cannot be learnt or tested."""

@@ -13,16 +13,8 @@ from frepa.datasets.annotations import Findings
 from frepa.datasets.cases import Progress
 from frepa.datasets.catalogue.records import sample
 from frepa.datasets.mask_boxes import open_boxed
-from frepa.datasets.stacks import Dividing
-from frepa.downstream.division import (
-    SHARES,
-    DividedRecords,
-    check_rule,
-    divide,
-    given_folds,
-    groups_of,
-    ordered_classes,
-)
+from frepa.datasets.stacks import BY_PATIENT, Dividing
+from frepa.downstream.division import SHARES, DividedRecords, check_rule, divided_records, ordered_classes
 from frepa.errors import InputError
 from frepa.images import boxes
 from frepa.images.boxes import IGNORED, Boxes
@@ -146,11 +138,8 @@ def open_boxes(
     text: str,
     *,
     dims: int,
-    split: str = "official",
     seed: int = 0,
-    complete: bool = True,
-    divide_by: str = "patients",
-    folds: int | None = None,
+    how: Dividing = BY_PATIENT,
     mask_threshold: float | None = None,
     workers: int = 2,
     progress: Progress = lambda items, total: items,
@@ -163,11 +152,8 @@ def open_boxes(
     Args:
         text: any SOURCE with boxes, or with masks: a box is laid around each connected component then.
         dims: 2 or 3.
-        split: ``official`` or ``random``.
         seed: another seed gives another division.
-        complete: False keeps the parts as they are, for a set that is only tested on; images of no part are tested.
-        divide_by: what stays whole, one of `frepa.datasets.stacks.UNITS`.
-        folds: number of folds, where a cross-validation follows.
+        how: the rule; of a set that is only tested on images of no part are tested.
         mask_threshold: where boxes come from masks, values above it are findings; None looks at the values.
         workers: threads, where boxes come from masks.
         progress: wraps the iteration over masks, for a progress bar.
@@ -175,8 +161,7 @@ def open_boxes(
     Raises:
         InputError: nothing is marked, or too few groups to be divided.
     """
-    check_rule(split)
-    how = Dividing(divide_by, split, folds, complete)
+    check_rule(how.rule)
     found = open_boxed(text, dims, how=how, threshold=mask_threshold, workers=workers, progress=progress)
     origin = found.origin("boxes")
     kept = [i for i, marked in enumerate(found.findings) if marked is not None]
@@ -186,25 +171,13 @@ def open_boxes(
     )
     if not classes:
         raise InputError(f"{text}: {len(kept):,} images and no box in any of them. Boxes were taken from {origin}.")
-    groups, grouped = groups_of(found, kept)
-    given = [found.splits[i] for i in kept]
-    parts, note, drawn = divide(text, given, groups, split, seed, grouped=grouped, complete=complete, unit=found.unit)
     return DetectionData(
-        source=found.source,
+        **divided_records(text, found, kept, how, seed),
         classes=classes,
-        records=np.asarray(kept, np.int64),
         targets=presence(classes, findings),
-        parts=tuple(parts),
-        groups=groups,
-        split_note=note,
         origin=origin,
-        unlabelled=len(found.findings) - len(kept),
-        left_out=tuple(found.source.skipped),
         spheres=found.spheres,
         findings=findings,
-        given_folds=given_folds([found.folds[i] for i in kept], split),
-        unit=found.unit,
-        shared=drawn and found.unit != "group",
         warnings=tuple(found.source.warnings),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from frepa.datasets.annotations import FINDING
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.contract import Place, Progress, Round, Table, Untrained
 from frepa.downstream.detection.data import DetectionData, DetectionImage, check, open_boxes, presence
 from frepa.downstream.detection.metrics import DetectionCase, score_detections
@@ -50,11 +51,10 @@ class DetectionEvaluation(Evaluation[TrainedDetector]):
         found = open_boxes(
             text,
             dims=self.head.dims,
-            complete=False,
-            divide_by=options.divide_by,
             mask_threshold=options.mask_threshold,
             workers=options.num_workers,
             progress=progress,
+            how=Dividing(by=options.divide_by, complete=False),
         )
         rows = rows_of(text, found.parts, options.part)
         chosen = replace(found.chosen(rows), parts=("test",) * len(rows))

@@ -52,10 +52,8 @@ class Detection(Task[DetectionData, Detector, TestedDetector]):
         data = open_boxes(
             options.data.source,
             dims=dims,
-            split=options.data.split,
-            divide_by=options.data.divide_by,
-            folds=options.data.folds,
             seed=options.run.seed,
+            how=options.data.how,
             mask_threshold=options.mask_threshold,
             workers=workers,
             progress=progress,

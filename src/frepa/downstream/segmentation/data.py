@@ -14,7 +14,7 @@ from frepa.datasets.catalogue.records import sample
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.layouts.pairing import stem
 from frepa.datasets.opening import open_annotated
-from frepa.datasets.stacks import Dividing
+from frepa.datasets.stacks import BY_PATIENT, Dividing
 from frepa.downstream.division import check_rule, complete_split, divide, folds_of, given_folds, numbered
 from frepa.errors import InputError
 from frepa.images.hidden_names import Names
@@ -154,11 +154,8 @@ def open_sets(
     sources: Sequence[str],
     *,
     dims: int,
-    split: str = "official",
     seed: int = 0,
-    complete: bool = True,
-    divide_by: str = "patients",
-    folds: int | None = None,
+    how: Dividing = BY_PATIENT,
 ) -> list[SegmentationSet]:
     """Find the cases of every source and give each its split.
 
@@ -169,19 +166,15 @@ def open_sets(
     Args:
         sources: any SOURCE with masks.
         dims: 2 or 3.
-        split: ``official`` or ``random``.
         seed: another seed gives another division.
-        complete: False keeps parts as they are, for a set that is only tested on; cases of no part are tested then.
-        divide_by: what stays whole, one of `frepa.datasets.stacks.UNITS`.
-        folds: number of folds, where a cross-validation follows.
+        how: the rule; of a set that is only tested on cases of no part are tested.
 
     Raises:
         InputError: a source is not understood, has no masks, or too few groups to be split.
     """
-    check_rule(split)
+    check_rule(how.rule)
     if not sources:
         raise InputError("No source was given: name at least one folder with images and masks, or a manifest.")
-    how = Dividing(divide_by, split, folds, complete)
     sets: list[SegmentationSet] = []
     for text in sources:
         known = open_annotated(text, dims, "mask", canonical=False, how=how)
@@ -190,9 +183,9 @@ def open_sets(
         found = cases_of(known, _free_name(name, {item.name for item in sets}))
         given = [case.split for case in found.cases]
         groups = groups_of(found)
-        parts, note, drawn = divide(found.name, given, groups, split, seed, complete=complete, unit=known.unit)
+        parts, note, drawn = divide(found.name, given, groups, how, seed, unit=known.unit)
         cases = tuple(replace(case, split=part) for case, part in zip(found.cases, parts))
-        own = given_folds([case.fold for case in cases], split)
+        own = given_folds([case.fold for case in cases], how.rule)
         shared = drawn and known.unit != "group"
         sets.append(replace(found, cases=cases, split_note=note, own_folds=own, unit=known.unit, shared=shared))
     return sets

@@ -13,6 +13,7 @@ import numpy as np
 from frepa.datasets.cases import SegmentationSet
 from frepa.datasets.labels import LabelMap
 from frepa.datasets.reading import BrokenFile, LabelledImage, read_case
+from frepa.datasets.stacks import Dividing
 from frepa.downstream.contract import Place, Progress, Round, Table, Untrained
 from frepa.downstream.division import rows_of
 from frepa.downstream.evaluation import EvaluateOptions, Evaluation
@@ -58,7 +59,7 @@ class SegmentationEvaluation(Evaluation[TrainedSegmenter]):
         """The sets, every mask of the part read once."""
         options, dims = self.options, self.head.dims
         found: list[SegmentationData] = []
-        opened = open_sets(options.source, dims=dims, complete=False, divide_by=options.divide_by)
+        opened = open_sets(options.source, dims=dims, how=Dividing(by=options.divide_by, complete=False))
         for item, text in zip(opened, options.source):
             rows = rows_of(text, [case.split or "" for case in item.cases], options.part)
             chosen = _readable(replace(item, cases=tuple(replace(item.cases[row], split="test") for row in rows)))

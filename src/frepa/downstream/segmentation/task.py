@@ -39,9 +39,7 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
     def open(self, dims: int, progress: Progress) -> SegmentationData:
         """The sets, every mask read once; those given together are trained on together and reported apart."""
         data, run = self.options.data, self.options.run
-        sets = open_sets(
-            as_list(data.source), dims=dims, split=data.split, seed=run.seed, divide_by=data.divide_by, folds=data.folds
-        )
+        sets = open_sets(as_list(data.source), dims=dims, seed=run.seed, how=data.how)
         threshold = self.options.mask_threshold
         return check_sets(sets, dims=dims, threshold=threshold, workers=run.num_workers, progress=progress)
 

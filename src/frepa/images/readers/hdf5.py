@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from frepa.images.guards import check_memory, reported
-from frepa.images.readers.numpy_arrays import layout_of
+from frepa.images.readers.numpy_arrays import Layout, layout_of
 from frepa.images.readers.pixels import check_size, checked
 from frepa.images.scan import Header, Scan, Trouble, UnreadableScan
 from frepa.images.units import with_values_judged
@@ -33,11 +33,7 @@ _BELIEVED, _MOST_DEFLATE = 2**26, 1100
 def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Header:
     """Size, number and spacing of the records; chooses the dataset when there is only one."""
     with _opened(path) as file:
-        member, data = _dataset(path, file, member, dims)
-        layout = layout_of(path, data.shape, dims, member)
-        check_size(path, layout.size, max_pixels)
-        _check_claim(path, data)
-        check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
+        member, data, layout = _dataset(path, file, member, dims, max_pixels)
         channels = 3 if layout.colour >= 3 else 1
         return Header(channels, layout.size, layout.count, member, spacing=_spacing(data, dims))
 
@@ -45,11 +41,7 @@ def header(path: Path, member: str | None, *, dims: int, max_pixels: int) -> Hea
 def read(path: Path, member: str | None, row: int, *, dims: int, max_pixels: int) -> Scan:
     """Record ``row``, ``(1 | 3, *S)`` in the stored type."""
     with _opened(path) as file:
-        member, data = _dataset(path, file, member, dims)
-        layout = layout_of(path, data.shape, dims, member)
-        check_size(path, layout.size, max_pixels)
-        _check_claim(path, data)
-        check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
+        member, data, layout = _dataset(path, file, member, dims, max_pixels)
         one = data[row] if layout.stacked else data[()]
         spacing = _spacing(data, dims)
         is_volume = dims == 2 and data.ndim == 3 and spacing is not None
@@ -82,7 +74,10 @@ def _told(error: Exception) -> tuple[str, Trouble]:
     return f"damaged or not an HDF5 file ({type(error).__name__})", "damaged"
 
 
-def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tuple[str, h5py.Dataset]:
+def _dataset(
+    path: Path, file: h5py.File, member: str | None, dims: int, max_pixels: int
+) -> tuple[str, h5py.Dataset, Layout]:
+    """The dataset meant, its name, and how its axes are read; refused where it claims more than can be held."""
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     if member is None:
@@ -102,7 +97,11 @@ def _dataset(path: Path, file: h5py.File, member: str | None, dims: int) -> tupl
         raise UnreadableScan(str(path), f"{member} holds values of type {data.dtype}, expected integers or reals")
     if data.external or data.is_virtual:
         raise UnreadableScan(str(path), f"{member} refers to other files, which is not supported; copy it into one")
-    return member, data
+    layout = layout_of(path, data.shape, dims, member)
+    check_size(path, layout.size, max_pixels)
+    _check_claim(path, data)
+    check_memory(path, claimed_bytes((*layout.size, layout.colour), data.dtype.itemsize))
+    return member, data, layout
 
 
 def _can_be_images(data: h5py.Dataset, dims: int) -> bool:
