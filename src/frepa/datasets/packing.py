@@ -57,7 +57,7 @@ class StoredLabels:
         self._places = {column: table[column].combine_chunks() for column in self.masks}
         columns = {c: table[c] for c in table.column_names if not _is_mask(c) and known.has(c)}
         if "boxes" in columns and known.source.dims == 3 and known.facts.get("box_unit", CORNERS) == CORNERS:
-            columns["boxes"] = _turned(columns["boxes"].to_pylist(), known.source, native(3))
+            columns["boxes"] = _turned(columns["boxes"].to_pylist(), native(3))
         if "group" in columns and not keep_names:
             columns["group"] = _anonymous(columns["group"])
         columns.pop("case", None)
@@ -205,7 +205,7 @@ def _called(known: Annotations, keep_names: bool) -> list[str | None]:
     return called
 
 
-def _turned(cells: list[Any], source: Source, native: Source) -> list[Any]:
+def _turned(cells: list[Any], native: Source) -> list[Any]:
     """Boxes in the axes of the files to the canonical ones that a store has."""
     for index, cell in enumerate(cells):
         if not cell:

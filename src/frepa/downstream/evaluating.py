@@ -22,7 +22,6 @@ from frepa.downstream.fitting import read_ahead
 from frepa.downstream.page import RunPage
 from frepa.downstream.resuming import digest
 from frepa.downstream.run import RESULTS, SKIPPED, tell
-from frepa.downstream.trained import TrainedHead
 from frepa.errors import InputError, Stopped
 from frepa.files import append_json_lines, keep_lines, write_csv, write_json
 from frepa.images.hidden_names import Names
@@ -56,7 +55,7 @@ def evaluate_run(options: EvaluateOptions) -> Path:
 
         warnings = evaluation.open(progress)
         evaluation.hide(names)
-        warnings = names.tree([*warnings, *_seen_before(options, head)])
+        warnings = names.tree([*warnings, *_seen_before(options)])
         belongs = digest(evaluation.data)
         if out.resumed:
             _check_same_data(out.root / RESULTS, belongs)
@@ -157,7 +156,7 @@ def _check_same_data(results: Path, belongs: str) -> None:
         )
 
 
-def _seen_before(options: EvaluateOptions, head: TrainedHead[Any]) -> Iterator[str]:
+def _seen_before(options: EvaluateOptions) -> Iterator[str]:
     """A sentence where the run's own configuration names one of the sources."""
     try:
         config = yaml.safe_load(Path(options.run, CONFIG).read_text("utf-8"))

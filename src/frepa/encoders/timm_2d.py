@@ -108,9 +108,7 @@ class TimmEncoder(Encoder):
         # What this project lists is held by tests; any other timm trunk is tried once, to say early what it cannot do.
         any_size, norm = True, True
         if name not in TRUNKS:
-            any_size, norm, channels = _try_trunk(
-                name, model, image_channels + uses_guide, image_size, channels, stride
-            )
+            any_size, norm, channels = _try_trunk(name, model, image_channels + uses_guide, image_size, stride)
         options: dict[str, Any] = {"image_size": image_size, "drop_path_rate": drop_path_rate, **asked}
         if not final_norm:
             options["final_norm"] = False
@@ -299,9 +297,7 @@ def last_map(encoder: TimmEncoder, model: Any, x: Tensor) -> Tensor:
     return _maps(model, x, encoder._norm)[-1]
 
 
-def _try_trunk(
-    name: str, model: nn.Module, inputs: int, image_size: int, channels: int, stride: int
-) -> tuple[bool, bool, int]:
+def _try_trunk(name: str, model: nn.Module, inputs: int, image_size: int, stride: int) -> tuple[bool, bool, int]:
     """Whether a trunk takes any size, whether it can normalise its last map, and the map's true channel count."""
     device = next(model.parameters()).device
     reasons = []

@@ -353,8 +353,8 @@ def test_constant_answers_are_named() -> None:
     from frepa.downstream.classification.summary import constant_answer
 
     same = np.eye(2, dtype=bool)[[1, 1, 1]]
-    assert "ill for every test case" in str(constant_answer(same, ["well", "ill"], several=False))
-    assert constant_answer(np.eye(2, dtype=bool), ["well", "ill"], several=False) is None
+    assert "ill for every test case" in str(constant_answer(same, ["well", "ill"]))
+    assert constant_answer(np.eye(2, dtype=bool), ["well", "ill"]) is None
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def summarise_heads(tested: Sequence[TestedClassifier], *, seed: int) -> dict[st
         "image_size": tested[0].model.settings.image_size,
         "test": scores,
         "baselines": majority(tested),
-        "constant": constant_answer(chosen, data.classes, several=data.several),
+        "constant": constant_answer(chosen, data.classes),
         "per_class": {
             name: {
                 "cases": int(targets[:, k].sum()) // seeds,
@@ -112,7 +112,7 @@ def majority(tested: Sequence[TestedClassifier]) -> dict[str, dict[str, float]]:
     return {"majority": {"acc": float(np.mean(scores)), "auc": 0.5}} if scores else {}
 
 
-def constant_answer(chosen: np.ndarray, classes: Sequence[str], *, several: bool) -> str | None:
+def constant_answer(chosen: np.ndarray, classes: Sequence[str]) -> str | None:
     """A sentence where every test case got the same answer, ``chosen`` (n, classes) bool; else None."""
     if len(chosen) < 2 or (chosen != chosen[0]).any():
         return None
