@@ -80,7 +80,6 @@ class Encoder(nn.Module, ABC):
             one, and blocks that relate them (``transform``) train with every head (Frepa section 3.3.2).
     """
 
-    uses_guide = True
     takes_tokens = False
     stacks = False
 
@@ -96,19 +95,21 @@ class Encoder(nn.Module, ABC):
         stride: int | tuple[int, ...],
         size_multiple: int | tuple[int, ...],
         options: dict[str, Any],
+        uses_guide: bool = True,
     ) -> None:
         super().__init__()
         check_guide(guide)
         self.name = name
         self.dims = dims
         self.image_channels = image_channels
-        self.guide = guide
+        self.guide = guide if uses_guide else "none"
+        self.uses_guide = uses_guide
         self.channels = channels
         self.embedding_channels = embedding_channels
         self.stride = stride
         self.size_multiple = size_multiple
         self.intensity = "unit"
-        self.options = options
+        self.options = options if uses_guide else {**options, "uses_guide": False}
         self.recompute = False
 
     @property
@@ -283,11 +284,6 @@ class Encoder(nn.Module, ABC):
 def check_guide(guide: str) -> None:
     """Raise InputError unless ``guide`` is a guide that ``hessian_guide`` makes."""
     parse_guide(guide)
-
-
-def unguided(uses_guide: bool) -> dict[str, Any]:
-    """The option of an encoder that remembers that its trunk has no input for the guide."""
-    return {} if uses_guide else {"uses_guide": False}
 
 
 def pad_to_multiple(x: Tensor, multiple: tuple[int, ...]) -> Tensor:

@@ -50,7 +50,7 @@ class TrunkInput(nn.Module):
             raise InputError("mean and std of an encoder's input belong together: give both, or neither.")
         self.name, self.image_channels, self.uses_guide, self.size = name, image_channels, uses_guide, size
         # The options that differ from the plain ones, as JSON values.
-        self.options: dict[str, Any] = {} if uses_guide else {"uses_guide": False}
+        self.options: dict[str, Any] = {}
         if mean is not None and std is not None:
             self.options.update(mean=list(mean), std=list(std))
         for key, values in (("mean", mean), ("std", std)):

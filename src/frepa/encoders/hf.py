@@ -115,6 +115,7 @@ class TokenEncoder(Encoder):
             dims=2,
             image_channels=int(config.num_channels),
             guide="none",
+            uses_guide=False,
             channels=channels,
             embedding_channels=channels,
             stride=stride,
@@ -122,7 +123,6 @@ class TokenEncoder(Encoder):
             options={"architecture": dict(architecture)},
         )
         self.folder = folder
-        self.uses_guide = False
         self.input = TrunkInput(name, self.image_channels, 2, uses_guide=False, mean=mean, std=std)
         self.options |= self.input.options
         self.trunk = trunk

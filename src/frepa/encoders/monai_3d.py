@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.networks.nets import MedNeXt, SwinUNETR, ViT
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters, unguided
+from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters
 from frepa.encoders.embedding import PatchEmbedding, embedded, pick
 from frepa.encoders.registry import register
 from frepa.errors import InputError
@@ -78,7 +78,8 @@ class Vit3d(Encoder):
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=shape["hidden_size"],
             embedding_channels=shape["hidden_size"],
             stride=patch_size,
@@ -88,10 +89,8 @@ class Vit3d(Encoder):
                 "patch_size": patch_size,
                 "depth": shape["num_layers"],
                 "mlp_dim": shape["mlp_dim"],
-                **unguided(uses_guide),
             },
         )
-        self.uses_guide = uses_guide
         self.grid = image_size // patch_size
         self.trunk_options: dict[str, Any] = {
             "in_channels": image_channels + uses_guide,
@@ -188,14 +187,14 @@ class SwinUnetr3d(Encoder):
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=width,
             embedding_channels=16 * width,
             stride=1,
             size_multiple=32,
-            options={"drop_path_rate": drop_path_rate, **unguided(uses_guide)},
+            options={"drop_path_rate": drop_path_rate},
         )
-        self.uses_guide = uses_guide
         # "merging" drops some positions and repeats others in older MONAI, not in newer; "mergingv2" never does.
         self.trunk_options: dict[str, Any] = {
             "in_channels": image_channels + uses_guide,
@@ -271,14 +270,14 @@ class MedNext3d(Encoder):
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=filters,
             embedding_channels=filters * multiple,
             stride=1,
             size_multiple=multiple,
-            options={"kernel_size": kernel_size, **unguided(uses_guide)},
+            options={"kernel_size": kernel_size},
         )
-        self.uses_guide = uses_guide
         self.trunk_options: dict[str, Any] = {
             "in_channels": image_channels + uses_guide,
             "init_filters": filters,

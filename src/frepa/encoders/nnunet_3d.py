@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frepa.encoders.contract import Encoder, Features, StageShape, unguided
+from frepa.encoders.contract import Encoder, Features, StageShape
 from frepa.encoders.registry import register
 from frepa.errors import InputError
 
@@ -69,14 +69,14 @@ class ResEnc3d(Encoder):
             name=name,
             dims=3,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=features[0],
             embedding_channels=features[-1],
             stride=1,
             size_multiple=multiple,
-            options=unguided(uses_guide),
+            options={},
         )
-        self.uses_guide = uses_guide
         self.trunk: Any = ResidualEncoderUNet(
             input_channels=image_channels + uses_guide,
             num_classes=1,

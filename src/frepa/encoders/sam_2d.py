@@ -65,14 +65,14 @@ class SamEncoder(Encoder):
             name=name,
             dims=2,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=neck,
             embedding_channels=neck,
             stride=patch_size,
             size_multiple=patch_size,
             options=shape,
         )
-        self.uses_guide = uses_guide
         self.input = TrunkInput(name, image_channels, 2, uses_guide=uses_guide, mean=mean, std=std)
         self.options |= self.input.options
         norm: Any = partial(nn.LayerNorm, eps=epsilon)

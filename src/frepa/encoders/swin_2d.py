@@ -47,7 +47,8 @@ class TorchvisionSwin(Encoder):
             name=name,
             dims=2,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=channels,
             embedding_channels=channels,
             stride=stride,
@@ -60,7 +61,6 @@ class TorchvisionSwin(Encoder):
                 "window": window,
             },
         )
-        self.uses_guide = uses_guide
         self.input = TrunkInput(name, image_channels, 2, uses_guide=uses_guide, mean=mean, std=std)
         self.options |= self.input.options
         whole = SwinTransformer(

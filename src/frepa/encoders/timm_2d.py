@@ -119,7 +119,8 @@ class TimmEncoder(Encoder):
             name=name,
             dims=2,
             image_channels=image_channels,
-            guide=guide if uses_guide else "none",
+            guide=guide,
+            uses_guide=uses_guide,
             channels=channels,
             embedding_channels=channels,
             stride=stride,
@@ -127,7 +128,6 @@ class TimmEncoder(Encoder):
             options=options,
         )
         self._looks, self._stage_shapes = _all_stages(model, channels, stride, norm)
-        self.uses_guide = uses_guide
         self.input = TrunkInput(
             name, image_channels, 2, uses_guide=uses_guide, mean=mean, std=std, size=None if any_size else image_size
         )
