@@ -14,7 +14,7 @@ import pytest
 from dicom_making import series, smooth
 from frepa.datasets.opening import open_source
 from frepa.images.intensity import bounds
-from frepa.images.readers.dicom import described, reader
+from frepa.images.readers.dicom import described, opening, pixels, reader
 from frepa.images.scan import UnreadableScan
 
 SHUFFLED = (3, 0, 5, 1, 4, 2)
@@ -22,15 +22,16 @@ SHUFFLED = (3, 0, 5, 1, 4, 2)
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often pydicom was asked for each file, by name."""
+    """How often each file was given to pydicom, by name."""
     counts: Counter[str] = Counter()
-    dcmread = pydicom.dcmread
+    read_dataset = opening.read_dataset
 
-    def counted(file, **options):  # type: ignore[no-untyped-def]
-        counts[os.path.basename(file.name)] += 1
-        return dcmread(file, **options)
+    def counted(path, tags, **options):  # type: ignore[no-untyped-def]
+        counts[path.name] += 1
+        return read_dataset(path, tags, **options)
 
-    monkeypatch.setattr(pydicom, "dcmread", counted)
+    for module in (opening, pixels):
+        monkeypatch.setattr(module, "read_dataset", counted)
     return counts
 
 

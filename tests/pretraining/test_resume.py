@@ -121,6 +121,7 @@ def untouched(whole_runs) -> Path:
 _KILLS = (("step", 3), ("checkpoint", 2), ("step", 10))
 
 
+@pytest.mark.timeout(1200)  # four starts and ends of a program in turn
 @pytest.mark.parametrize(
     ("dims", "workers", "kills"),
     [

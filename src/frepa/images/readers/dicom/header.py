@@ -80,7 +80,8 @@ _TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-_NUMBERS = [Tag(name) for name in _TAGS]  # looked up once, not with every file
+#: Of the elements that are looked at: looked up once, not with every file.
+NUMBERS = tuple(Tag(name) for name in _TAGS)
 
 
 class Plane(NamedTuple):
@@ -145,7 +146,7 @@ def read_header(path: Path, file: int = 0) -> DicomHeader:
     Raises:
         UnreadableScan: it is no DICOM file, damaged, or not an image; the reason says which.
     """
-    return header_of(path, read_tags(path, _NUMBERS), file)
+    return header_of(path, read_tags(path, NUMBERS), file)
 
 
 def header_of(path: Path, data: Dataset, file: int = 0) -> DicomHeader:

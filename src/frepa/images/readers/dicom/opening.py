@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -17,6 +18,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from frepa.images.guards import file_status, memory_limit, why
+from frepa.images.readers.dicom.shortening import shortened
 from frepa.images.readers.packed import is_packed, unpacked
 from frepa.images.scan import UnreadableScan
 
@@ -31,6 +33,10 @@ MOST_INFLATED = 2**31
 # Deflate cannot shrink by more than about 1032
 _MOST_DEFLATE = 1100
 
+#: The image pixel module: what is needed for values is in this group, or behind it.
+PIXEL_GROUP = 0x0028
+# Bytes in which the pixels of a header begin, mostly, and of files that are read at once
+_HEADER, _WHOLE = 2**16, 2**24
 
 #: The element by which files are grouped into series.
 SERIES = Tag("SeriesInstanceUID")
@@ -49,20 +55,35 @@ def is_deflated(data: Dataset) -> bool:
 
 def read_tags(path: Path, tags: Sequence[BaseTag | str]) -> Dataset:
     """A few elements of a header, as `read_header` finds them. Raises `UnreadableScan`."""
-    return read_dataset(path, stop_before_pixels=True, specific_tags=list(tags))
+    return read_dataset(path, tags, pixels=False)
 
 
-def read_dataset(path: Path, **options: Any) -> Dataset:
-    """A pydicom dataset. Raises `UnreadableScan`; nothing of the header is quoted in its reason."""
+def read_dataset(path: Path, tags: Sequence[BaseTag | str], *, pixels: bool = True) -> Dataset:
+    """A pydicom dataset. Raises `UnreadableScan`; nothing of the header is quoted in its reason.
+
+    Args:
+        path: the file.
+        tags: elements that are asked for. Others may be missing, but for those of `PIXEL_GROUP` and behind it.
+        pixels: read all of the file; else what lies before the pixels, and none but these elements.
+    """
     file_status(path)
     if is_packed(path.name):
         path = unpacked(path)
     try:
         with open(path, "rb") as file:
-            start = file.read(2048)
-            check_inflated(path, start)
+            small = not pixels or os.fstat(file.fileno()).st_size < _WHOLE
+            start = file.read((_WHOLE if pixels else _HEADER) if small else 2048)
+            check_inflated(path, start[:2048])
+            force = start[128:132] != b"DICM" and starts_like_dicom(start)
+            group = PIXEL_GROUP if pixels else 0x7FE0
+            whole = len(start) < _HEADER or pixels
+            numbers = _numbers(tuple(tags))
+            short = shortened(start, numbers, whole=whole, from_group=group) if small else None
             file.seek(0)
-            return pydicom.dcmread(file, force=start[128:132] != b"DICM" and starts_like_dicom(start), **options)
+            source = file if short is None else io.BytesIO(short)
+            if pixels:
+                return pydicom.dcmread(source, force=force)
+            return pydicom.dcmread(source, force=force, stop_before_pixels=True, specific_tags=list(numbers))
     except FileNotFoundError:
         raise UnreadableScan(str(path), "file not found", kind="empty") from None
     except InvalidDicomError:
@@ -81,6 +102,11 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
         raise UnreadableScan(
             str(path), f"damaged or truncated header ({type(error).__name__})", kind="truncated"
         ) from None
+
+
+@lru_cache(maxsize=16)
+def _numbers(tags: tuple[BaseTag | str, ...]) -> frozenset[int]:
+    return frozenset(int(Tag(tag)) for tag in tags)
 
 
 def check_inflated(path: Path, start: bytes) -> None:

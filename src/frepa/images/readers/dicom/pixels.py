@@ -9,10 +9,12 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from frepa.images.guards import check_memory, file_status
 from frepa.images.readers.dicom.codecs import cannot_decode, stated_size
+from frepa.images.readers.dicom.header import NUMBERS
 from frepa.images.readers.dicom.opening import read_dataset
 from frepa.images.readers.pixels import channels_first, checked
 from frepa.images.scan import ARBITRARY, HU, Note, UnreadableScan
@@ -37,7 +39,7 @@ class Frame(NamedTuple):
 def read_pixels(path: Path) -> Dataset:
     """The dataset with its pixels still as in the file. Raises `UnreadableScan`."""
     check_memory(path, file_status(path).st_size, "the file", copies=1)
-    data = read_dataset(path)
+    data = read_dataset(path, _TAGS)
     reason = cannot_decode(transfer_syntax(data))
     if reason is not None:
         raise UnreadableScan(str(path), reason, kind="undecodable")
@@ -117,6 +119,8 @@ def _check_stream(path: Path, data: Dataset, frame: int, frames: int) -> None:
         )
 
 
+# Those of the header, and what says how a palette is shown; the others are in the group of the pixels
+_TAGS = (*NUMBERS, Tag("PixelPresentation"))
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
