@@ -55,7 +55,7 @@ def write_page(
                 }
                 for item in marked
             ],
-            caption="Cells without a score.",
+            caption="Cells without a score. Options stand as on the command line: --crop-size is crop_size here.",
         )  # fmt: skip
     for item in scored:
         for sentence in [item.results.get("constant"), *_constant_sets(item)]:
