@@ -99,7 +99,7 @@ def test_what_has_every_pixel_joins_the_body_as_it_is() -> None:
     head = SegmentationHead(shapes, 2)
     seen: list[Tensor] = []
     assert head.body is not None
-    head.body.network.register_forward_pre_hook(lambda _, given: seen.extend(given[0]))
+    head.body.lifted.network.register_forward_pre_hook(lambda _, given: seen.extend(given[0]))
     maps = maps_of(shapes, (8, 12, 16), batch=1)
     head(maps, (8, 12, 16))
     scores, image, lifted = seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +23,12 @@ HEADS = ("conv", "linear", "unet")
 #: Features of a position that the linear part reads at most: the sums of its regression are this number squared.
 MOST_FEATURES = 4096
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-# Channels of the first level of the body's U-Net.
+_LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
+# Channels of the first level of the U-Net on lifted planes.
 _WIDTH = 16
+_MAX_WIDTH = 256
+# Statistics are taken over at least this many channels: with fewer, the norm would wash out the image's brightness.
+_CHANNELS_PER_NORM_GROUP = 8
 
 
 class BlockMap(nn.Module):
@@ -64,9 +69,9 @@ class SegmentationHead(nn.Module):
     """Frozen maps to class scores: ``head(maps, size) -> logits (B, classes, *size)``.
 
     Maps are standardised by the training part's statistics. ``direct`` reads every position linearly, from as many maps
-    as give at most ``MOST_FEATURES`` features together (see ``reading.fitting``); ``conv`` adds
-    to it a U-Net on planes lifted from all maps (see ``Body``); ``unet`` a U-Net on maps of full resolution. Either
-    starts at zero, so that the head starts as the linear one.
+    as give at most ``MOST_FEATURES`` features together (see ``reading.fitting``); ``conv`` adds to it convolutions that
+    go up from the last map, and a U-Net on planes lifted from all maps (see ``Body``); ``unet`` a U-Net on maps of full
+    resolution. Either starts at zero, so that the head starts as the linear one.
 
     Args:
         shapes: of the maps, the last map last (see ``reading.map_shapes``).
@@ -75,7 +80,7 @@ class SegmentationHead(nn.Module):
         reach: positions per axis the linear map looks at.
         before: channels of what is standardised before blocks that train with the head make the map (``before``); the
             map itself is then taken as it is.
-        width: channels of the first level of the U-Net; None is 16, or 8 for the volumes of ``unet``.
+        width: channels at full resolution; None is 16, or 8 in volumes but for the U-Net of ``conv``.
         planes: that ``conv`` lifts each coarse map to.
     """
 
@@ -180,12 +185,99 @@ class SegmentationHead(nn.Module):
 
 
 class Body(nn.Module):
+    """What ``conv`` trains: a way up from the coarse map, and a way across at full resolution; their sum.
+
+    The first learns soon what follows from what lies around (where in an organ a voxel is), and very slowly where
+    inside a position a fine detail lies; the second is the other way round (docs/results/heads.md).
+    """
+
+    def __init__(self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None) -> None:
+        super().__init__()
+        self.rising = Rising(shapes, classes, width=width)
+        self.lifted = Lifted(shapes, classes, planes=planes, width=width)
+
+    def forward(self, maps: Sequence[Tensor], scores: Tensor) -> Tensor:
+        """Standardised maps and the linear part's scores (B, classes, *S) to what is added to these."""
+        return self.rising(maps) + self.lifted(maps, scores)
+
+
+class Rising(nn.Module):
+    """Convolutions that go up from standardised maps to full resolution; the last one starts at zero.
+
+    The last map, and those no finer, are projected together; one upsampling per factor 2 of the stride, a 3 x 3
+    convolution in each; a finer map joins where the resolution is its own. A stride that is no power of two ends with a
+    linear interpolation.
+    """
+
+    def __init__(self, shapes: Sequence[StageShape], classes: int, *, width: int | None = None) -> None:
+        super().__init__()
+        stride = shapes[-1].stride
+        self.stride, dims = stride, len(stride)
+        halvings = [step.bit_length() - 1 for step in stride]
+        count = max(halvings)
+        if width is None:
+            width = 8 if dims == 3 and count else 16
+        widths = [min(_MAX_WIDTH, width * 2**level) for level in range(count, -1, -1)]
+        # An axis with fewer factors of two joins in the last stages, where the map is finest.
+        self.factors = [tuple(2 if count - index <= steps else 1 for steps in halvings) for index in range(count)]
+        self.joins = _joins([shape.stride for shape in shapes], stride, self.factors)
+        self.lateral = nn.ModuleList(
+            _CONV[dims](shape.channels, widths[at], 1) for shape, at in zip(shapes, self.joins)
+        )
+        # Of a volume the convolutions end a step short of full resolution, where nothing joins: they would cost there
+        # more than all others together.
+        short = dims == 3 and count > 0 and count not in self.joins
+        self.refine = nn.ModuleList(
+            nn.Identity() if short and level == count else _refine(dims, one) for level, one in enumerate(widths)
+        )
+        self.up = nn.ModuleList(_CONV[dims](wide, narrow, 1) for wide, narrow in itertools.pairwise(widths))
+        self.output = _CONV[dims](widths[-1], classes, 3, padding=1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Standardised maps to (B, classes, *(last map's size * stride))."""
+        mode = _LINEAR_MODE[len(self.stride)]
+        size, x = tuple(maps[-1].shape[2:]), torch.zeros((), device=maps[-1].device)
+        for level, refine in enumerate(self.refine):
+            if level:
+                size = tuple(n * factor for n, factor in zip(size, self.factors[level - 1]))
+                x = F.interpolate(self.up[level - 1](x), size=size, mode="nearest")
+            for item, lateral, at in zip(maps, self.lateral, self.joins):
+                if at == level:
+                    own = lateral(item)
+                    if own.shape[2:] != size:
+                        own = F.interpolate(own, size=size, mode=mode, align_corners=False)
+                    x = x + own
+            x = refine(x)
+        full = tuple(n * step for n, step in zip(maps[-1].shape[2:], self.stride))
+        if size != full:
+            x = F.interpolate(x, size=full, mode=mode, align_corners=False)
+        return self.output(x)
+
+
+def _joins(strides: Sequence[tuple[int, ...]], last: tuple[int, ...], factors: Sequence[tuple[int, ...]]) -> list[int]:
+    """Level of the body at which each map joins: the first whose positions are no larger than the map's."""
+    levels = [tuple(float(step) for step in last)]
+    for factor in factors:
+        levels.append(tuple(step / part for step, part in zip(levels[-1], factor)))
+    return [
+        next((at for at, level in enumerate(levels) if max(a / b for a, b in zip(level, own)) <= 1), len(factors))
+        for own in strides
+    ]
+
+
+def _refine(dims: int, width: int) -> nn.Sequential:
+    norm = nn.GroupNorm(max(1, width // _CHANNELS_PER_NORM_GROUP), width)
+    return nn.Sequential(nn.GELU(), _CONV[dims](width, width, 3, padding=1), norm, nn.GELU())
+
+
+class Lifted(nn.Module):
     """A U-Net on planes lifted from standardised maps: (B, classes, *S), nothing at first.
 
     A coarse map is lifted by one linear map from a position to its block of each plane; what has every pixel already
-    joins as it is, and so do the scores of the linear part. A U-Net on these learns within hundreds of steps what
-    convolutions that go up from the map stage by stage had not after ten thousand (docs/results/heads.md): those have
-    to learn first where inside a position a detail lies.
+    joins as it is, and so do the scores of the linear part. A U-Net on these finds fine structures within hundreds of
+    steps.
 
     In volumes the planes have half the resolution along every axis whose strides allow it, and the voxels of a cell are
     channels: at full resolution the U-Net would cost several times as much.

@@ -64,8 +64,8 @@ def segment(
             carries any of these 2D encoders to volumes.
         out: folder of the run; an existing run is never touched without --overwrite.
         head: "linear" is ridge regression in closed form from each position's features to its block of pixels:
-            an instrument without seed, learning rate or steps. "conv" starts from it and trains a small U-Net on top,
-            on planes that it lifts from the maps.
+            an instrument without seed, learning rate or steps. "conv" starts from it and trains convolutions on top, up
+            from the map and, as a small U-Net, across planes that it lifts from the maps to the pixels.
             "unet" trains a U-Net instead, on maps of full resolution: with --encoder pixels:2d it is what a supervised
             network makes of the same cases.
         features: maps of the encoder that the head reads: "last", its dense map alone, for comparisons of encoders;
