@@ -26,7 +26,8 @@ def test_stages_end_with_dense_and_have_the_shapes_they_say(name: str) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(name, **({"image_size": 64} if name.startswith("timm") else {})).eval()
     size = (70, 90) if encoder.dims == 2 else (32, 33, 40) if name != "swinunetr_tiny" else (32, 32, 64)
-    x = torch.rand(2, encoder.in_channels, *size)
+    batch = 2 if encoder.dims == 2 else 1
+    x = torch.rand(batch, encoder.in_channels, *size)
     with torch.no_grad():
         maps, features = encoder.stages(x), encoder(x)
     assert torch.equal(maps[-1], features.dense)
@@ -35,7 +36,7 @@ def test_stages_end_with_dense_and_have_the_shapes_they_say(name: str) -> None:
     multiple = encoder.size_multiple
     padded = [-(-n // multiple) * multiple for n in size]
     for item, shape in zip(maps, encoder.stage_shapes, strict=True):
-        assert item.shape == (2, shape.channels, *(n // s for n, s in zip(padded, shape.stride)))
+        assert item.shape == (batch, shape.channels, *(n // s for n, s in zip(padded, shape.stride)))
     assert (encoder.channels, encoder.stride) == (maps[-1].shape[1], encoder.stage_shapes[-1].stride[0])
 
 

@@ -284,7 +284,8 @@ def test_cached_features_give_the_same_head(nodules: Path, tmp_path: Path) -> No
 
 
 def test_findings_larger_than_a_window_are_told_of(cells: Path, tmp_path: Path) -> None:
-    run = detect(str(cells), encoder=ENCODER, out=str(tmp_path / "run"), crop_size=8, **QUICK | {"max_steps": 1})
+    run = detect(str(cells), encoder=ENCODER, out=str(tmp_path / "run"), crop_size=8,
+                 **QUICK | {"max_steps": 1, "overlap": 0.0, "batch_size": 64})  # fmt: skip
     warnings = json.loads((run / "results.json").read_text())["warnings"]
     sides = [
         max(int(row["x_max"]) - int(row["x_min"]), int(row["y_max"]) - int(row["y_min"]))

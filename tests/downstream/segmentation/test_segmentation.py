@@ -199,7 +199,7 @@ def test_volumes_with_several_classes(tmp_path: Path) -> None:
         out=str(tmp_path / "run"),
         augment=False,
         loss="dice_ce",
-        **(QUICK | {"max_steps": 100}),
+        **(QUICK | {"max_steps": 30}),
     )
     results = json.loads((folder / "results.json").read_text())
     assert (results["classes"], results["guide"]) == (3, "none")
