@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from faults_helpers import command
+from faults_helpers import ENCODER, command
 
 _NUMBERS = [
     *((f"--devices={text}", "--devices") for text in ("-1", "0", "99", "0,1", "0,", "x", "1.5", "9" * 30)),
@@ -37,11 +37,21 @@ def test_options_out_of_range(sets, tmp_path, said, option, expected):
     assert not (tmp_path / "out").exists() or expected == "of memory"
 
 
+@pytest.mark.parametrize("verb", ["analyze", "embed"])
+def test_numbers_beyond_what_can_be_counted(sets, tmp_path, said, verb):
+    words = ["analyze", "frequencies"] if verb == "analyze" else ["embed"]
+    words += [str(sets / "scans"), f"--encoder={ENCODER}", f"--out={tmp_path / 'out'}", "--quiet"]
+    for name in ("batch-size", "num-workers"):
+        assert f"--{name} {10**30}: expected 1,000,000,000 at most" in said(*words, f"--{name}={10**30}")
+    assert not (tmp_path / "out").exists()
+
+
 _HEADS = [
     *((f"--seed={text}", "a whole number") for text in ("-1", "9" * 30)),
     *((f"--image-size={text}", "--image-size") for text in ("1000000", "0")),
     ("--precision=fp16", "--precision fp16"),
     ("--batch-size=1000000000", "of memory"),
+    (f"--batch-size={10**30}", "at most"),
     ("--epochs=1e300", "more than a run can have"),
     ("--encoder=random:convnext_atto,output_stride=4", "8, 16, 32 are possible"),
     ("--encoder=random:vit_tiny,seed=x", "seed=x"),

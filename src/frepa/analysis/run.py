@@ -18,6 +18,7 @@ from frepa.analysis.own_names import named
 from frepa.analysis.parts import Parts, Unchanged, finished_content, known_figures
 from frepa.analysis.registry import find_analysis
 from frepa.downstream.head_files import WEIGHTS
+from frepa.downstream.options import check_least
 from frepa.downstream.run import tell
 from frepa.downstream.trained import load_head
 from frepa.encoders.files import WEIGHTS as BUNDLED
@@ -68,11 +69,9 @@ class AnalyzeOptions:
             raise InputError("--window any: a window is drawn for each image only in pretraining. Name one of them.")
         check_extent("image_size", self.image_size, self.dims or 2)
         check_extent("crop_size", self.crop_size, self.dims or 2)
-        for name, value, least in (
-            ("images", self.images, 2), ("batch-size", self.batch_size, 1), ("num-workers", self.num_workers, 0),
-        ):  # fmt: skip
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value}: expected {least} or more.")
+        check_least(2, images=self.images)
+        check_least(1, batch_size=self.batch_size)
+        check_least(0, num_workers=self.num_workers)
 
     def kept(self) -> dict[str, Any]:
         """What ``config.yaml`` holds: ``--config`` reads it again."""

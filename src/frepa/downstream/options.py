@@ -18,6 +18,7 @@ from frepa.user_paths import as_list, check_source_name
 
 _BLOCKS = re.compile(r"blocks=([1-9]\d{0,3})")
 #: Options that never change a result: they are not kept with a run.
+_MOST = 10**9  # of what is counted: far more than anything has, and far less than an integer of C holds
 _PASSING = ("resume", "overwrite", "quiet")
 
 
@@ -175,10 +176,12 @@ class TaskOptions:
 
 
 def check_least(least: int, **values: int | None) -> None:
-    """Raise InputError where an option that was given is below ``least``."""
+    """Raise InputError where an option that was given is below ``least``, or more than anything can be counted by."""
     for name, value in values.items():
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more.")
+        if value is not None and value > _MOST:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected {_MOST:,} at most.")
 
 
 def check_share(*, whole: bool = True, **values: float) -> None:
