@@ -23,6 +23,9 @@ from frepa.images.readers.dicom.opening import PIXEL_GROUP, read_dataset, read_t
 from frepa.images.readers.dicom.shortening import shortened
 from frepa.images.scan import UnreadableScan
 
+# pydicom warns of nearly every damaged file, which is no news here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 _WANTED = frozenset(map(int, NUMBERS))
 _MOST_DAMAGED = 400
 
