@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from frepa.heads.reading import fitted
+
 _GROUPS = 4
 _WIDTH = {2: 16, 3: 8}
 _PLANES = {2: 32, 3: 16}
@@ -42,10 +44,9 @@ class UNetBody(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, *S) of one size to (B, classes, *S)."""
         x = torch.cat(list(maps), 1)
+        size = tuple(x.shape[2:])
         # Four halvings: smaller inputs are grown at the end of each axis, and the answer is cut.
-        missing = [-n % 16 for n in x.shape[2:]]
-        grown = nn.functional.pad(x, [n for after in reversed(missing) for n in (0, after)], mode="replicate")
-        return self.network(grown)[(..., *(slice(0, n) for n in x.shape[2:]))]
+        return fitted(self.network(fitted(x, [-(-n // 16) * 16 for n in size])), size)
 
 
 def resnet(channels: int, classes: int, dims: int) -> nn.Module:

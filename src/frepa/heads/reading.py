@@ -113,6 +113,20 @@ def from_depth(x: Tensor, factor: Sequence[int]) -> Tensor:
     return x
 
 
+def fitted(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, *s) cut at the end of each axis to ``size``, or grown to it by its last values.
+
+    Trunks round a map's extent up, so that it may reach further than the last map's blocks together; an odd volume is
+    no whole number of cells.
+    """
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, min(length, x.shape[axis]))
+    missing = [to - n for n, to in zip(x.shape[2:], size)]
+    if not any(missing):
+        return x
+    return F.pad(x, [n for after in reversed(missing) for n in (0, after)], mode="replicate")
+
+
 def _finer(stride: Sequence[int], last: Sequence[int]) -> tuple[int, ...]:
     """Positions of a map per position of the last, per axis; 1 where it is coarser, or does not divide."""
     return tuple(to // own if to % own == 0 else 1 for own, to in zip(stride, last))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from frepa.encoders.contract import StageShape
 from frepa.errors import InputError
 from frepa.heads.networks import UNetBody
-from frepa.heads.reading import fitting, from_depth, grid_channels, on_last_grid, to_depth
+from frepa.heads.reading import fitted, fitting, from_depth, grid_channels, on_last_grid, to_depth
 from frepa.heads.ridge import Ridge
 from frepa.heads.standardise import Standardise
 
@@ -309,25 +309,11 @@ class Lifted(nn.Module):
         size = tuple(scores.shape[2:])
         grid = tuple(-(-n // to) for n, to in zip(size, self.cell))
         whole = [n * to for n, to in zip(grid, self.cell)]
-        planes = [to_depth(_fitted(scores, whole), self.cell)]
+        planes = [to_depth(fitted(scores, whole), self.cell)]
         for shape, item, lift in zip(self.shapes, maps, self.lift):
             if isinstance(lift, BlockMap):
-                planes.append(_fitted(lift(item), grid))
+                planes.append(fitted(lift(item), grid))
             else:
                 parts = [to // step for step, to in zip(shape.stride, self.cell)]
-                planes.append(to_depth(_fitted(item, [n * part for n, part in zip(grid, parts)]), parts))
-        return _fitted(from_depth(self.network(planes), self.cell), size)
-
-
-def _fitted(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, *s) cut at the end of each axis to ``size``, or grown to it by its last values.
-
-    Trunks round a map's extent up, so that it may reach further than the last map's blocks together; an odd volume is
-    no whole number of cells.
-    """
-    for axis, length in enumerate(size, start=2):
-        x = x.narrow(axis, 0, min(length, x.shape[axis]))
-    missing = [to - n for n, to in zip(x.shape[2:], size)]
-    if not any(missing):
-        return x
-    return F.pad(x, [n for after in reversed(missing) for n in (0, after)], mode="replicate")
+                planes.append(to_depth(fitted(item, [n * part for n, part in zip(grid, parts)]), parts))
+        return fitted(from_depth(self.network(planes), self.cell), size)
