@@ -14,6 +14,7 @@ on what else the machine does (with more than one thread set OMP_WAIT_POLICY=PAS
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ from frepa.encoders.contract import Encoder, Features
 from frepa.encoders.options import split_options
 from frepa.encoders.registry import build_encoder, encoder_names
 from frepa.heads.decoder import ReconstructionDecoder
-from frepa.machine import adam
+from frepa.machine import adam, keeping_memory
 from frepa.pretraining.methods.augment import Augmentation
 from frepa.pretraining.methods.objective import Objective
 
@@ -162,12 +163,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing in the encoder")
+    parser.add_argument(
+        "--take-afresh", action="store_true", help="memory from the system for every tensor, as glibc does"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     how = {name: getattr(options, name) for name in ("batch", "size", "repeats", "bf16", "recompute", "views")}
-    rows = [measure(name, device=device, **how) for name in options.encoders]
+    with contextlib.nullcontext() if options.take_afresh else keeping_memory():
+        rows = [measure(name, device=device, **how) for name in options.encoders]
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "processor": platform.processor() or platform.machine(),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
+import types
 
 import pytest
 import torch
 
 from frepa.errors import InputError
-from frepa.machine import adam, autocast_dtype, has_fast_bf16, training_precision
+from frepa.machine import adam, autocast_dtype, has_fast_bf16, keeping_memory, training_precision
+from frepa.memory import memory_in_use
 
 CPU = torch.device("cpu")
 
@@ -73,3 +77,31 @@ def test_adam_goes_on_from_its_state_to_the_bit():
     second.load_state_dict(first.state_dict())
     train(resumed, second, range(3, 8))
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters()))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(__import__("ctypes").CDLL(None), "mallopt"), reason="not glibc"
+)
+def test_steps_use_memory_again_within_a_training_and_give_it_back_after(monkeypatch):
+    resource = pytest.importorskip("resource")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+
+    def pages_cleared() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(2**25, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    apart = pages_cleared()
+    before = memory_in_use()
+    with keeping_memory():
+        assert pages_cleared() < apart / 4  # those of one of the eight
+        assert memory_in_use() > before + 2**24
+        with keeping_memory():  # one training within another: an analysis of several encoders
+            pass
+    assert memory_in_use() < before + 2**23
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    monkeypatch.setattr("frepa.machine._c_library", lambda: types.SimpleNamespace(mallopt=pytest.fail, malloc_trim=0))
+    with keeping_memory():  # what somebody has set is left alone
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,9 @@ from frepa.errors import InputError, nearest
 from frepa.processors import processors
 
 _VERSIONS = ("frepa", "torch", "timm", "monai", "numpy")
+# Parameters of glibc's mallopt, from malloc.h, and what they are where nobody has said otherwise.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_NEVER, _DEFAULT_TRIM, _DEFAULT_MMAPS = 2**31 - 1, 128 * 1024, 65536
 
 
 def default_device() -> torch.device:
@@ -122,6 +126,36 @@ def deterministic(device: torch.device) -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Steps that use again the memory that the step before let go, until it is given back at the end. Within it only.
+
+    glibc takes every large tensor afresh from the system and gives it back when it is let go, and the system clears it
+    page by page each time: up to two fifths of a step on a CPU where tensors are large, as those of volumes are
+    (docs/results/speed.md). Where the C library is another one, or somebody has set its MALLOC_ variables, nothing is
+    done. Results do not change.
+    """
+    mallopt, trim = (getattr(_c_library(), name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or trim is None or any(name.startswith("MALLOC_") for name in os.environ):
+        yield
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_MAX, _DEFAULT_MMAPS)
+        mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM)
+        trim(0)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows
+        return None
 
 
 def versions() -> dict[str, str]:

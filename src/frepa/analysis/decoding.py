@@ -14,7 +14,7 @@ from frepa.analysis.contract import Study
 from frepa.analysis.recovery import FeatureMap
 from frepa.heads.decoder import ReconstructionDecoder
 from frepa.heads.standardise import Moments, Standardise
-from frepa.machine import adam, deterministic
+from frepa.machine import adam, deterministic, keeping_memory
 from frepa.schedules import learning_rates
 
 # Numbers of a map and image that are held for all images, rather than computed anew at each step: 2 GB.
@@ -115,7 +115,7 @@ def train_decoder(
         decoder.train()
         return found
 
-    with torch.random.fork_rng(devices=[]), deterministic(device):
+    with torch.random.fork_rng(devices=[]), deterministic(device), keeping_memory():
         torch.manual_seed(study.seed)
         decoder = ReconstructionDecoder(channels, stride, wanted.shape[1], dims).to(device).train()
         optimizer = adam(decoder.parameters(), lr)

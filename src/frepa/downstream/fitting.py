@@ -23,7 +23,7 @@ from frepa.downstream.options import FitOptions
 from frepa.downstream.resuming import HeadState
 from frepa.errors import TrainingDiverged
 from frepa.files import append_json_lines
-from frepa.machine import deterministic
+from frepa.machine import deterministic, keeping_memory
 from frepa.memory import duration, gigabytes, memory_in_use, within_room
 from frepa.schedules import learning_rates
 
@@ -191,7 +191,7 @@ def fit(
     words, taken, second = training_words(marks), 0, start
     bar = tqdm(total=steps, initial=state.step, unit="step", desc=words, disable=quiet, dynamic_ncols=True)
     waits = states.stop.deferred() if states is not None else contextlib.nullcontext()
-    with bar, waits, deterministic(model.device):
+    with bar, waits, deterministic(model.device), keeping_memory():
         if from_start and validate is not None and state.step == 0:
             look()
         while state.step < steps:

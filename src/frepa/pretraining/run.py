@@ -21,7 +21,7 @@ from frepa.errors import InputError, RunEnded, Stopped
 from frepa.images.hidden_names import Names, naming
 from frepa.images.loading import Batch, load_images, make_loader
 from frepa.images.source import Source
-from frepa.machine import default_device, training_devices, training_precision
+from frepa.machine import default_device, keeping_memory, training_devices, training_precision
 from frepa.memory import StepMemory, check_room, measure_step
 from frepa.pretraining.columns import Classes, classes_of
 from frepa.pretraining.journal import Journal
@@ -171,7 +171,7 @@ def _pretrain(settings: Settings, run: RunFolder, instruments: Instruments, name
     if watch.announcement():
         journal.tell(watch.announcement())
 
-    with stop, killed_readers_told():
+    with stop, killed_readers_told(), keeping_memory():
         steps = fit(
             fabric,
             method,

