@@ -22,6 +22,20 @@ _COMMANDS = {
     "corruption_profile": ["--images", "{images}", "--count", "1", "--draws", "1"],
     "decoder": ["{images}", *_TINY],
     "encoders_3d": ["mednext_tiny", "--size", "32"],
+    "head_step": ["--batch", "1", "--size", "32", "--stages", "2", "--repeats", "1"],
+    "long_lists": [
+        "check",
+        "prepare",
+        "pretrain",
+        "--files",
+        "20",
+        "--rows",
+        "1100",
+        "--repeats",
+        "1",
+        "--work",
+        "{work}",
+    ],
     "methods": ["--cases", "vit_tiny,patch_size=8,depth=1:32:1", "--repeats", "1"],
     "objective": ["--size", "32", "32", "--batch", "1", "--repeats", "1"],
     "store": ["--images", "4", "--volumes", "0", "--repeats", "1", "--steps", "1"],
@@ -56,7 +70,7 @@ def test_every_program_is_run_here():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_it_runs(name, labelled, tmp_path):
-    done = run(name, [word.format(images=labelled / "images") for word in _COMMANDS[name]])
+    done = run(name, [word.format(images=labelled / "images", work=tmp_path / "work") for word in _COMMANDS[name]])
     assert done.returncode == 0, done.stderr[-2000:]
     assert any(character.isdigit() for character in done.stdout)
 

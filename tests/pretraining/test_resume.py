@@ -125,8 +125,8 @@ _KILLS = (("step", 3), ("checkpoint", 2), ("step", 10))
 @pytest.mark.parametrize(
     ("dims", "workers", "kills"),
     [
-        (2, 0, _KILLS),
         (2, 2, _KILLS),
+        pytest.param(2, 0, _KILLS, marks=pytest.mark.slow),
         # Of volumes the fast tests break a run off within their own process (verbs/test_pretrain_volumes.py)
         pytest.param(3, 2, _KILLS, marks=pytest.mark.slow),
         pytest.param(3, 0, _KILLS[1:2], marks=pytest.mark.slow),
