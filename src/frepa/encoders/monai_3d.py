@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import MedNeXt, SwinUNETR, ViT
 from torch import Tensor, nn
 
 from frepa.encoders.contract import Encoder, Features, StageShape, per_axis, quarters
@@ -98,6 +97,8 @@ class Vit3d(Encoder):
             "patch_size": patch_size,
             **shape,
         }
+        from monai.networks.nets import ViT  # seconds, which names that are not known need not wait for
+
         self.trunk: Any = ViT(**self.trunk_options)
         blocks: Any = self.trunk.blocks
         for block in blocks:
@@ -203,6 +204,8 @@ class SwinUnetr3d(Encoder):
             "dropout_path_rate": drop_path_rate,
             "downsample": "mergingv2",
         }
+        from monai.networks.nets import SwinUNETR
+
         self.trunk: Any = SwinUNETR(**self.trunk_options)
         del self.trunk.out
 
@@ -290,6 +293,8 @@ class MedNext3d(Encoder):
             "blocks_bottleneck": blocks_bottleneck,
             "blocks_up": blocks[::-1],
         }
+        from monai.networks.nets import MedNeXt
+
         self.trunk: Any = MedNeXt(**self.trunk_options)
         del self.trunk.out_0
 
