@@ -123,6 +123,7 @@ def test_manifest_columns_follow_the_records(folder: Path, kind: str) -> None:
     source = open_source(manifest)
     assert names(source) == ["b/2.png", *(f"m.npz#train_images[{i}]" for i in range(3)), "a.jpg", "Z.PNG"]
     assert [(entry.path, entry.reason) for entry in source.skipped] == [("missing.png", "file not found")]
+    assert source.aside == "1 row is left out, whose column dim says 3D; --dims 3 reads such rows."
     assert source.labels is not None
     assert source.labels.tolist() == ["1", "0", "0", "0", "2", "1"]
     assert source.modalities == ("ct", "mr", "xray")

@@ -388,8 +388,11 @@ def open_files(
     limit = MAX_PIXELS[dims] if max_pixels is None else max_pixels
     options: dict[str, Any] = {"dims": dims, "max_pixels": limit, "canonical": canonical, "voi": voi}
     if text.lower().endswith((".csv", ".parquet")):
-        root, found, table = manifest_files(text, dims)
+        root, found, table, others = manifest_files(text, dims)
         source = FileSource(root, text, found, **options)
+        if others:
+            rows = "1 row is" if others == 1 else f"{others:,} rows are"
+            source.aside = f"{rows} left out, whose column dim says {5 - dims}D; --dims {5 - dims} reads such rows."
         if len(source):
             source.attach(table)
     else:

@@ -248,8 +248,8 @@ def _hidden(name: str) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
-def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found | Plain], dict[str, pa.DictionaryArray]]:
-    """Root, files and columns (one text per row, "" where empty) of a manifest.
+def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found | Plain], dict[str, pa.DictionaryArray], int]:
+    """Root, files, columns (one text per row, "" where empty) of a manifest, and how many rows ``dim`` leaves out.
 
     The columns are ``label``, ``group``, ``modality``, ``split``, ``fold``, ``mask`` and ``mask_<target>`` (``fov`` is
     ``mask_fov``), ``case`` (or ``name``), and ``unit``, ``slope`` and ``intercept`` for files whose values mean more
@@ -283,7 +283,8 @@ def manifest_files(text: str, dims: int) -> tuple[Path, Iterator[Found | Plain],
         raise InputError(
             f"The manifest {text} lists no {dims}D image in its column 'dim'. Use dims {5 - dims}, or correct it."
         )
-    return path.parent, _listed(str(path.parent), paths, wanted, plain_endings(dims)), columns
+    listed = _listed(str(path.parent), paths, wanted, plain_endings(dims))
+    return path.parent, listed, columns, table.num_rows - len(wanted)
 
 
 def _trimmed(cells: pa.ChunkedArray) -> pa.DictionaryArray:
