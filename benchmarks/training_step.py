@@ -38,14 +38,18 @@ from frepa.pretraining.methods.objective import Objective
 
 
 def measure(
-    name: str, *, batch: int, size: int, repeats: int, device: torch.device, bf16: bool, recompute: bool, views: int
-) -> dict[str, Any]:
+    name: str, *, batch: int, size: int, repeats: int, device: torch.device, bf16: bool, recompute: bool, views: int,
+    channels_last: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Least seconds of every part of a step with this encoder."""
     encoder = _encoder(name).to(device).train()
     if recompute:
         encoder.set_grad_checkpointing()
     dims = encoder.dims
     decoder = ReconstructionDecoder(encoder.channels, encoder.stride, 1, dims).to(device)
+    if channels_last:  # what comes out of a convolution follows its weights
+        order = torch.channels_last if dims == 2 else torch.channels_last_3d
+        encoder, decoder = encoder.to(memory_format=order), decoder.to(memory_format=order)
     weights = [*encoder.parameters(), *decoder.parameters()]
     optimizer = adam(weights, lr=1e-6)
     shape = (size,) * dims
@@ -163,6 +167,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing in the encoder")
+    parser.add_argument("--channels-last", action="store_true", help="weights, and so maps, with the channels last")
     parser.add_argument(
         "--take-afresh", action="store_true", help="memory from the system for every tensor, as glibc does"
     )
@@ -170,7 +175,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    how = {name: getattr(options, name) for name in ("batch", "size", "repeats", "bf16", "recompute", "views")}
+    asked = ("batch", "size", "repeats", "bf16", "recompute", "views", "channels_last")
+    how = {name: getattr(options, name) for name in asked}
     with contextlib.nullcontext() if options.take_afresh else keeping_memory():
         rows = [measure(name, device=device, **how) for name in options.encoders]
     machine = {
@@ -182,8 +188,8 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    asked = {name: value for name, value in vars(options).items() if name != "out"}
-    text = json.dumps({"options": asked, "machine": machine, "steps": rows}, indent=2)
+    given = {name: value for name, value in vars(options).items() if name != "out"}
+    text = json.dumps({"options": given, "machine": machine, "steps": rows}, indent=2)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

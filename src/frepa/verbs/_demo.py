@@ -68,7 +68,9 @@ def _run(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool
             "quiet": quiet,
         }  # fmt: skip
         probe = segment([str(labelled)], out=str(out / f"probe-{number}"), head="linear", features="last", **common)
-        head = segment([str(labelled)], out=str(out / f"segmentation-{number}"), max_steps=HEAD_STEPS, **common)
+        head = segment(
+            [str(labelled)], out=str(out / f"segmentation-{number}"), max_steps=HEAD_STEPS, batch_size=8, **common
+        )
         runs[name] = DemoRun(encoder, Path(probe), Path(head))
     write_page(
         out, pretrained.folder, runs, architecture=ENCODER, unlabelled=unlabelled, labelled=labelled, start=start,

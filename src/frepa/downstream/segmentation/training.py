@@ -43,6 +43,8 @@ _VAL_OVERLAP = 0.25
 
 
 _DEFAULT_CROP = {2: 256, 3: 96}
+# Windows per forward pass at prediction, at least: without gradients they take less memory than crops of a step.
+_WINDOWS = {2: 8, 3: 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +253,7 @@ def build_segmenter(
         image_size=options.data.image_size,
         window=options.data.window,
         overlap=options.overlap,
-        batch_size=options.batch_size,
+        batch_size=max(_WINDOWS[encoder.dims], options.batch_size),
     )
     kind, features = options.head, options.features or default_features(encoder)
     with torch.random.fork_rng(devices=[]):
