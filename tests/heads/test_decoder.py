@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.fft import dctn
+from scipy.ndimage import uniform_filter
 from torch.utils.flop_counter import FlopCounterMode
 
 from frepa.errors import InputError
@@ -129,6 +130,32 @@ def test_a_map_that_knows_the_image_can_tell_it_all() -> None:
         loss.backward()
         optimizer.step()
     assert loss.sqrt() < 0.03, "white noise has a deviation of 0.29"
+
+
+@pytest.mark.parametrize("shape", [(15, 12), (6, 7, 8)])
+def test_a_map_of_every_pixel_is_read_with_what_lies_around(shape: tuple[int, ...]) -> None:
+    """A blurred image cannot be told from its own pixel alone, and can from the neighbours, across cells too."""
+    torch.manual_seed(0)
+    dims = len(shape)
+    decoder = ReconstructionDecoder(1, 1, 1, dims)
+    images = torch.randn(16, 1, *shape)
+    wanted = torch.from_numpy(uniform_filter(images.numpy(), (1, 1, *(3,) * dims), mode="nearest"))
+    by_itself = (wanted * images).sum() / images.square().sum()
+    alone = (wanted - by_itself * images).square().mean()
+    optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
+    for _ in range(200):
+        loss = (decoder(images, shape) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2 * alone
+    moved = images.clone()
+    place = tuple(n // 2 for n in shape)
+    moved[(0, 0, *place)] += 5
+    with torch.no_grad():
+        change = (decoder(moved, shape) - decoder(images, shape)).abs()[0, 0]
+    peak = torch.unravel_index(change.argmax(), change.shape)
+    assert max(abs(int(at) - to) for at, to in zip(peak, place)) <= 1
 
 
 def test_brightness_survives_the_norms() -> None:

@@ -18,6 +18,7 @@ from frepa.corruption.sizes import image_side
 from frepa.datasets.opening import open_source
 from frepa.encoders import contract
 from frepa.errors import InputError
+from frepa.heads.decoder import ReconstructionDecoder
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.frepa import Frepa
 from frepa.pretraining.options import Data, Execution, Optimisation, Settings, Watching, resolved, spacing_in_mm
@@ -158,6 +159,19 @@ def test_a_broken_off_run_ends_as_one_that_was_not(volumes, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, **options)
     monkeypatch.undo()
+
+    class Other(ReconstructionDecoder):
+        """As another version has it."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.more = torch.nn.Parameter(torch.zeros(3))
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="state of step 2 does not fit this version"):
+        patched.setattr("frepa.pretraining.methods.frepa.ReconstructionDecoder", Other)
+        frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, resume=True, **options)
+    started = options | {"encoder": None, "start_from": str(tmp_path / "run" / "checkpoints"), "max_steps": 1}
+    frepa.pretrain(where, out=str(tmp_path / "begun"), dims=3, **started)
     run = frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, resume=True, **options)
     for name in ("encoder.safetensors", "metrics.jsonl"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, cast
 
 import lightning_fabric
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frepa.errors import RunEnded, TrainingDiverged
+from frepa.errors import InputError, RunEnded, TrainingDiverged
 from frepa.images.loading import Batch as Loaded
 from frepa.machine import adam
 from frepa.pretraining.journal import Journal
@@ -267,8 +268,16 @@ def _restore(run: RunFolder, states: dict[str, Any], journal: Journal) -> int:
         return 0
     step, state = found
     for name, part in states.items():
-        if part is not None:
+        if part is None:
+            continue
+        try:
             part.load_state_dict(state["states"][name])
+        except (RuntimeError, ValueError, KeyError):  # names or shapes of tensors, groups of the optimizer, a part
+            raise InputError(
+                f"{run.root}: its state of step {step:,} does not fit this version of frepa ({version('frepa')}), whose "
+                f"{name} has other tensors; nothing is changed. Go on with the version that wrote it, or begin another "
+                f"run from its encoder: --start-from {run.checkpoints.folder}."
+            ) from None
     journal.rewind(step)
     return step
 
