@@ -167,9 +167,10 @@ def test_a_broken_off_run_ends_as_one_that_was_not(volumes, tmp_path, monkeypatc
             super().__init__(*args, **kwargs)
             self.more = torch.nn.Parameter(torch.zeros(3))
 
-    with monkeypatch.context() as patched, pytest.raises(InputError, match="state of step 2 does not fit this version"):
+    with monkeypatch.context() as patched:
         patched.setattr("frepa.pretraining.methods.frepa.ReconstructionDecoder", Other)
-        frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, resume=True, **options)
+        with pytest.raises(InputError, match="state of step 2 does not fit this version"):
+            frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, resume=True, **options)
     started = options | {"encoder": None, "start_from": str(tmp_path / "run" / "checkpoints"), "max_steps": 1}
     frepa.pretrain(where, out=str(tmp_path / "begun"), dims=3, **started)
     run = frepa.pretrain(where, out=str(tmp_path / "run"), dims=3, resume=True, **options)

@@ -274,9 +274,9 @@ def _restore(run: RunFolder, states: dict[str, Any], journal: Journal) -> int:
             part.load_state_dict(state["states"][name])
         except (RuntimeError, ValueError, KeyError):  # names or shapes of tensors, groups of the optimizer, a part
             raise InputError(
-                f"{run.root}: its state of step {step:,} does not fit this version of frepa ({version('frepa')}), whose "
-                f"{name} has other tensors; nothing is changed. Go on with the version that wrote it, or begin another "
-                f"run from its encoder: --start-from {run.checkpoints.folder}."
+                f"{run.root}: its state of step {step:,} does not fit this version of frepa "
+                f"({version('frepa')}), whose {name} has other tensors; nothing is changed. Go on with the version that "
+                f"wrote it, or begin another run from its encoder: --start-from {run.checkpoints.folder}."
             ) from None
     journal.rewind(step)
     return step
