@@ -275,7 +275,7 @@ def _restore(run: RunFolder, states: dict[str, Any], journal: Journal) -> int:
         except (RuntimeError, ValueError, KeyError):  # names or shapes of tensors, groups of the optimizer, a part
             raise InputError(
                 f"{run.root}: its state of step {step:,} does not fit this version of frepa "
-                f"({version('frepa')}), whose {name} has other tensors; nothing is changed. Go on with the version that "
+                f"({version('frepa')}), whose {name} has other tensors; nothing is changed. Go on with the one that "
                 f"wrote it, or begin another run from its encoder: --start-from {run.checkpoints.folder}."
             ) from None
     journal.rewind(step)
