@@ -23,7 +23,7 @@ from frepa.downstream.options import FitOptions
 from frepa.downstream.resuming import HeadState
 from frepa.errors import TrainingDiverged
 from frepa.files import append_json_lines
-from frepa.machine import deterministic, keeping_memory
+from frepa.machine import adam, deterministic, keeping_memory
 from frepa.memory import duration, gigabytes, memory_in_use, within_room
 from frepa.schedules import learning_rates
 
@@ -172,7 +172,7 @@ def fit(
         Stopped: somebody asked; the state is saved.
     """
     steps, marks = len(rates), marks or {}
-    state = FitState(model, torch.optim.Adam(model.rate_groups(), lr=float(rates[0]) if steps else 0.0))
+    state = FitState(model, adam(model.rate_groups(), float(rates[0]) if steps else 0.0))
     shown = dict[str, str]()
     if states is not None:
         states.restore(state)
