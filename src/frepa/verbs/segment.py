@@ -22,7 +22,7 @@ def segment(
     image_size: int | None = None,
     crop_size: int | None = None,
     window: str | None = None,
-    batch_size: int = 2,
+    batch_size: int | None = None,
     epochs: float = 100,
     max_steps: int | None = None,
     lr: float = 1e-3,
@@ -84,8 +84,8 @@ def segment(
         crop_size: side, in pixels, of the training crops and of the windows at prediction; by default 256 in 2D and
             96 in 3D, and never more than the largest image.
         window: CT window for images in HU: lung, abdomen, brain or bone.
-        batch_size: crops per optimizer step; few are better for as many crops in all. Prediction looks at as many
-            windows at once, in 2D at 8 at least.
+        batch_size: crops per optimizer step, and windows per forward pass at prediction; by default 2 crops, since few
+            are better for as many in all, and 8 windows, 2 in 3D.
         epochs: passes over the training images; one pass is as many crops as cover them once.
         max_steps: optimizer steps instead of epochs.
         lr: highest learning rate of the head.

@@ -43,8 +43,8 @@ _VAL_OVERLAP = 0.25
 
 
 _DEFAULT_CROP = {2: 256, 3: 96}
-# Windows per forward pass at prediction, at least: without gradients they take less memory than crops of a step.
-_WINDOWS = {2: 8, 3: 1}
+# Crops of a step, and windows per forward pass at prediction, where nothing is asked for.
+_CROPS, _WINDOWS = 2, {2: 8, 3: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +253,7 @@ def build_segmenter(
         image_size=options.data.image_size,
         window=options.data.window,
         overlap=options.overlap,
-        batch_size=max(_WINDOWS[encoder.dims], options.batch_size),
+        batch_size=options.fit.batch_size or _WINDOWS[encoder.dims],
     )
     kind, features = options.head, options.features or default_features(encoder)
     with torch.random.fork_rng(devices=[]):
@@ -274,10 +274,11 @@ def plan_training(
     crop = segmenter.settings.crop
     sizes = [segmenter.working_size(data.sizes[item.case.image]) for item in data.part("train")]
     stream = CropStream(sizes, crop, seed)
-    segmenter.check_batch(options.batch_size)
-    rates = planned_steps(options.fit, stream.length, options.batch_size)
+    size = options.fit.batch_size or _CROPS
+    segmenter.check_batch(size)
+    rates = planned_steps(options.fit, stream.length, size)
     crops = CropPlan(crop, seed, options.foreground, options.fit.augment)
-    return stream, HeadPlan(rates, options.batch_size, options.fit.val_every, options.loss, crops)
+    return stream, HeadPlan(rates, size, options.fit.val_every, options.loss, crops)
 
 
 def validate(
