@@ -166,10 +166,7 @@ class ReconstructionDecoder(nn.Module):
             values = values + self.context(dense)
         values = from_depth(values, self.cells)
         values = values + self.join(values)
-        image = from_depth(self.output(values), self.pixels)
-        for axis, length in enumerate(size, start=2):
-            image = image.narrow(axis, 0, length)
-        return image
+        return fitted(from_depth(self.output(values), self.pixels), size)
 
 
 class Folded(nn.Module):

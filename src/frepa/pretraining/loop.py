@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, cast
 
 import lightning_fabric
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from frepa import __version__
 from frepa.errors import InputError, RunEnded, TrainingDiverged
 from frepa.images.loading import Batch as Loaded
 from frepa.machine import adam
@@ -272,10 +272,12 @@ def _restore(run: RunFolder, states: dict[str, Any], journal: Journal) -> int:
             continue
         try:
             part.load_state_dict(state["states"][name])
+        except torch.OutOfMemoryError:  # a RuntimeError too, and no matter of versions
+            raise
         except (RuntimeError, ValueError, KeyError):  # names or shapes of tensors, groups of the optimizer, a part
             raise InputError(
                 f"{run.root}: its state of step {step:,} does not fit this version of frepa "
-                f"({version('frepa')}), whose {name} has other tensors; nothing is changed. Go on with the one that "
+                f"({__version__}), whose {name} has other tensors; nothing is changed. Go on with the one that "
                 f"wrote it, or begin another run from its encoder: --start-from {run.checkpoints.folder}."
             ) from None
     journal.rewind(step)
