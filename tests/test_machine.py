@@ -85,8 +85,9 @@ from frepa.machine import keeping_memory
 from frepa.memory import memory_in_use
 
 def pages_cleared():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
+    for step in range(72):
+        if step == 64:  # what lies between the first tensors keeps their places apart for up to a dozen steps
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**25, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -111,7 +112,8 @@ def test_steps_use_memory_again_within_a_training_and_give_it_back_after():
         return [int(number) for number in done.stdout.split()]
 
     apart, kept, held, left = answer(own)
-    assert kept < apart / 4  # the pages of one of eight
+    assert kept < apart / 8  # fewer than the pages of one of eight
+    assert held < 2**30, "what is kept does not grow from step to step"
     assert held > 2**24
     assert left < 2**23
     apart, kept, *_ = answer(own | {"MALLOC_ARENA_MAX": "2"})

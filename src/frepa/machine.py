@@ -134,8 +134,8 @@ def keeping_memory() -> Iterator[None]:
 
     glibc takes every large tensor afresh from the system and gives it back when it is let go, and the system clears it
     page by page each time: up to two fifths of a step on a CPU where tensors are large, as those of volumes are
-    (docs/results/speed.md). Where the C library is another one, or somebody has set its MALLOC_ variables, nothing is
-    done. Results do not change.
+    (docs/results/speed.md). What is kept grows over the first steps, then stays. Where the C library is another one, or
+    somebody has set its MALLOC_ variables, nothing is done. Results do not change.
     """
     mallopt, trim = (getattr(_c_library(), name, None) for name in ("mallopt", "malloc_trim"))
     if mallopt is None or trim is None or any(name.startswith("MALLOC_") for name in os.environ):
