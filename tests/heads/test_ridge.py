@@ -15,6 +15,7 @@ from frepa.heads.ridge import (
     choose_by_leaving_out,
     neighbourhood,
     rows_of,
+    solved,
     squared_error,
 )
 
@@ -45,11 +46,11 @@ def test_solution_is_scikit_learns(penalty: float, weighted: bool) -> None:
     np.testing.assert_allclose(path.std.numpy(), std, rtol=1e-7)
     total = len(x) if weight is None else weight.sum()
     oracle = SklearnRidge(alpha=penalty * total, solver="cholesky").fit((x - mean) / std, y, sample_weight=weight)
-    found = path.at(penalty)
-    np.testing.assert_allclose(found.weight.numpy(), oracle.coef_.T, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(found.bias.numpy(), oracle.intercept_, rtol=1e-8)
     error = (oracle.predict((x - mean) / std) - y) ** 2
-    np.testing.assert_allclose(found.residual.numpy(), np.average(error, 0, weight), rtol=1e-6)
+    for found in (path.at(penalty), solved(_sums(x, y, weight), penalty)):
+        np.testing.assert_allclose(found.weight.numpy(), oracle.coef_.T, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(found.bias.numpy(), oracle.intercept_, rtol=1e-8)
+        np.testing.assert_allclose(found.residual.numpy(), np.average(error, 0, weight), rtol=1e-6)
 
 
 def test_statistics_of_another_part_give_the_same_predictions_without_penalty() -> None:
@@ -78,6 +79,16 @@ def test_a_feature_without_variance_has_no_weight() -> None:
     found, without = RidgePath(_sums(wide, y)).at(1e-3), RidgePath(_sums(x, y)).at(1e-3)
     assert found.weight[-1].abs().max() == 0
     torch.testing.assert_close(found.weight[:-1], without.weight)
+
+
+def test_one_penalty_alone_is_what_the_path_has_there() -> None:
+    x, y = _samples()
+    x[:, 4] = 2.0  # no variance
+    sums = _sums(x, y)
+    for penalty in (1e-6, 1e-2, 1.0):
+        for given in ((), (sums.mean + 0.3, sums.std * 1.5)):
+            for own, other in zip(solved(sums, penalty, *given), RidgePath(sums, *given).at(penalty)):
+                torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-8)
 
 
 def test_fewer_samples_than_features() -> None:

@@ -136,19 +136,11 @@ class RidgePath:
     """
 
     def __init__(self, sums: RidgeSums, mean: Tensor | None = None, std: Tensor | None = None) -> None:
-        self.mean = sums.mean if mean is None else mean.double()
-        self.std = sums.std if std is None else std.double()
-        scale = torch.where(self.std > 0, 1 / self.std, 0.0)
-        offset = sums.first[: sums.features] / sums.count
-        self.target = sums.target_mean
-        covariance = (sums.gram / sums.count - torch.outer(offset, offset)) * torch.outer(scale, scale)
-        cross = (sums.cross / sums.count - torch.outer(offset, self.target)) * scale[:, None]
-        self.variance = sums.squares / sums.count - self.target.square()
-        # The training mean in units of the statistics given: zero where they are its own.
-        self.centre = (sums.mean - self.mean) * scale
-        self.values, self.vectors = torch.linalg.eigh(covariance)
+        found = _correlations(sums, mean, std)
+        self.mean, self.std, self.centre, self.target, self.variance = found[:5]
+        self.values, self.vectors = torch.linalg.eigh(found.features)
         self.values = self.values.clamp(min=0)
-        self.rotated = self.vectors.T @ cross
+        self.rotated = self.vectors.T @ found.cross
 
     def at(self, penalty: float) -> Ridge:
         """The minimiser of mean squared error + ``penalty`` * |weight|^2 over standardised features."""
@@ -160,6 +152,43 @@ class RidgePath:
         explained = 2 * (coordinates * self.rotated).sum(0) - (self.values[:, None] * coordinates.square()).sum(0)
         residual = (self.variance - explained).clamp(min=0)
         return Ridge(weight, self.target - self.centre @ weight, residual)
+
+
+def solved(sums: RidgeSums, penalty: float, mean: Tensor | None = None, std: Tensor | None = None) -> Ridge:
+    """What `RidgePath` gives at one penalty, above 0, by a Cholesky decomposition: a tenth of its time."""
+    found = _correlations(sums, mean, std)
+    own = found.features.diagonal().add_(penalty)
+    weight = torch.cholesky_solve(found.cross, torch.linalg.cholesky(found.features))
+    own.sub_(penalty)
+    explained = (weight * (2 * found.cross - found.features @ weight)).sum(0)
+    return Ridge(weight, found.target - found.centre @ weight, (found.variance - explained).clamp(min=0))
+
+
+class _Correlations(NamedTuple):
+    """mean, std: of the standardisation. centre: the samples' mean in its units, zero where it is their own.
+
+    target, variance: mean and variance of the targets. features, cross: covariance of the standardised features, and
+    with the targets.
+    """
+
+    mean: Tensor
+    std: Tensor
+    centre: Tensor
+    target: Tensor
+    variance: Tensor
+    features: Tensor
+    cross: Tensor
+
+
+def _correlations(sums: RidgeSums, mean: Tensor | None, std: Tensor | None) -> _Correlations:
+    mean = sums.mean if mean is None else mean.double()
+    std = sums.std if std is None else std.double()
+    scale = torch.where(std > 0, 1 / std, 0.0)
+    offset, target = sums.first[: sums.features] / sums.count, sums.target_mean
+    features = (sums.gram / sums.count - torch.outer(offset, offset)) * torch.outer(scale, scale)
+    cross = (sums.cross / sums.count - torch.outer(offset, target)) * scale[:, None]
+    variance = sums.squares / sums.count - target.square()
+    return _Correlations(mean, std, (sums.mean - mean) * scale, target, variance, features, cross)
 
 
 def squared_error(sums: RidgeSums, ridge: Ridge, mean: Tensor, std: Tensor) -> float:

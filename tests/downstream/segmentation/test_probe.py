@@ -237,3 +237,36 @@ def test_validation_costs_a_tenth_of_training_at_most() -> None:
         assert times * looked <= max(0.1 * 2 * steps * batch, looked)  # one look at one case always
         assert 1 <= times <= 20
     assert len(affordable(1000, 8, [25] * 40)[1]) < 40
+
+
+@pytest.mark.parametrize("sides", [(4,), (4, 20)], ids=["left", "both"])
+def test_flips_are_left_out_where_things_lie_the_same_way_everywhere(sides: tuple[int, ...], tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    for number in range(10):
+        mask, image = np.zeros((32, 32), np.uint8), draw.normal(60, 10, (32, 32))
+        rows = slice(at := int(draw.integers(4, 20)), at + 8)
+        for left in (4, 20):  # the same on either side, where it is foreground in one set, and background in the other
+            image[rows, left : left + 8] += 100
+            mask[rows, left : left + 8] = left in sides
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(tmp_path / "set" / "images" / f"{number}.png")
+        Image.fromarray(mask).save(tmp_path / "set" / "masks" / f"{number}.png")
+
+    def trained(augment: bool) -> tuple[float, int, bool]:
+        out = segment(
+            [str(tmp_path / "set")], encoder="random:vit_tiny,patch_size=8,depth=1,image_size=32", head="linear",
+            features="last", augment=augment, crop_size=32, quiet=True, num_workers=0, out=str(tmp_path / f"{augment}"),
+        )  # fmt: skip
+        results = json.loads((out / "results.json").read_text())
+        (training,), said = results["training"], any("without flips and turns" in each for each in results["warnings"])
+        return training["best_val_dsc"], training["probe"]["positions"], said
+
+    turned, plain = trained(True), trained(False)
+    assert plain[2] is False
+    if len(sides) == 1:
+        assert turned[1:] == (plain[1], True)
+        assert turned[0] == pytest.approx(plain[0], abs=0.05)
+    else:
+        assert turned[1:] == (8 * plain[1], False)
+        assert turned[0] > plain[0] - 0.01
