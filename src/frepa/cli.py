@@ -19,7 +19,7 @@ import frepa
 from frepa import config_files
 from frepa.errors import InputError, nearest
 from frepa.names import shown
-from frepa.options import REQUIRED, Group, Option, choices, chosen_first, defaults_of, groups, instead
+from frepa.options import REQUIRED, Group, Option, bare, choices, chosen_first, defaults_of, groups, instead
 from frepa.stopping import terminated_like_interrupted
 
 # PyTorch says so on a CPU in an error of no kind of its own
@@ -201,7 +201,7 @@ def build_parser(
             how = {"required": True} if option.default is REQUIRED else {"default": option.default}
             heading.add_argument(
                 f"--{_mangled(option.name)}",
-                type=option.hint,
+                type=bare(option.hint),
                 help=option.text,
                 metavar=_metavar(option.hint),
                 **how,
@@ -210,7 +210,7 @@ def build_parser(
 
 
 def _shape(option: Option) -> dict[str, Any]:
-    shape: dict[str, Any] = {"type": option.hint}
+    shape: dict[str, Any] = {"type": bare(option.hint)}
     if get_origin(option.hint) is list:
         shape = {"type": get_args(option.hint)[0], "nargs": "+"}
     return shape if option.default is REQUIRED else shape | {"default": option.default, "nargs": "?"}

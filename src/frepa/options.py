@@ -13,17 +13,30 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from frepa.errors import InputError, nearest
 
 _Built = TypeVar("_Built")
 #: Every generator there is takes seeds up to this one.
 MOST_SEED = 2**32 - 1
+#: Whole numbers as one text, one per axis: "8,48,48". What an annotated pattern does not match is not of the type.
+PerAxis = Annotated[str, re.compile(r" *\d+( *, *\d+)* *")]
 #: The default of an option that has to be given.
 REQUIRED = inspect.Parameter.empty
+
+
+def bare(hint: Any) -> Any:
+    """A type without what is annotated to it, also within a union."""
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[0]
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(bare, get_args(hint)))]  # noqa: UP007 (as many as there are)
+    return hint
 
 
 class Option(NamedTuple):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from frepa.errors import InputError, nearest
 from frepa.names import shown
@@ -247,6 +248,9 @@ def check_options(options: Mapping[str, Any], verb: str, function: Callable[...,
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value from YAML is of an option's type."""
+    if get_origin(hint) is Annotated:
+        own, *rules = get_args(hint)
+        return fits(value, own) and all(rule.fullmatch(value) for rule in rules if isinstance(rule, re.Pattern))
     if get_origin(hint) in (Union, types.UnionType):
         return any(fits(value, one) for one in get_args(hint))
     if get_origin(hint) is Literal:

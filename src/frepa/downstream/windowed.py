@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,13 +30,13 @@ class WindowOptions(TaskOptions):
 
     Attributes:
         mask_threshold: mask values above it are foreground; None looks at the values.
-        crop_size: side of crops and windows in pixels; None is the task's default.
+        crop_size: side of crops and windows in pixels, or one per axis as a list or "8,48,48"; None is the default.
         foreground: share of the training crops that show something of what is looked for.
         overlap: share of a window that its neighbour covers too, at prediction.
     """
 
     mask_threshold: float | None
-    crop_size: int | None
+    crop_size: int | list[int] | str | None
     foreground: float
     overlap: float
 
@@ -47,7 +48,8 @@ class WindowOptions(TaskOptions):
     def check(self) -> None:
         """Raise InputError for values out of range."""
         super().check()
-        check_extent("crop_size", self.crop_size, 2)
+        for side in _sides(self.crop_size) if self.crop_size is not None else ():
+            check_extent("crop_size", side, 2)
         check_share(foreground=self.foreground)
         check_share(overlap=self.overlap, whole=False)
 
@@ -175,19 +177,47 @@ class WindowedHead(HeadOnFrozen):
         return self.encoder.make_guide(image[None].float())[0]
 
 
+def crop_sides(crop_size: int | list[int] | str, dims: int) -> tuple[int, ...]:
+    """``--crop-size`` per axis.
+
+    Raises:
+        InputError: neither one side nor one per axis.
+    """
+    sides = _sides(crop_size)
+    if len(sides) not in (1, dims):
+        several = "three (slices, rows, columns) such as 8,48,48" if dims == 3 else "two (rows, columns) such as 64,96"
+        raise InputError(f"--crop-size {crop_size}: expected one number, or {several}.")
+    return per_axis(sides[0] if len(sides) == 1 else sides, dims)
+
+
+def _sides(crop_size: int | list[int] | str) -> tuple[int, ...]:
+    parts = crop_size.split(",") if isinstance(crop_size, str) else crop_size
+    try:
+        return tuple(int(part) for part in (parts if isinstance(parts, list | tuple) else [parts]))
+    except (TypeError, ValueError):
+        raise InputError(f"--crop-size {crop_size}: expected a number of pixels, or one per axis: 8,48,48.") from None
+
+
 def fitted_crop(
-    asked: int, sizes: Iterable[tuple[int, ...]], multiple: int | tuple[int, ...], dims: int
+    asked: tuple[int, ...],
+    sizes: Iterable[tuple[int, ...]],
+    multiple: int | tuple[int, ...],
+    dims: int,
+    *,
+    needed_by: float = 1.0,
 ) -> tuple[int, ...]:
-    """``asked`` along every axis, but no window larger than the largest image needs: it would be padding only.
+    """``asked``, but along no axis larger than the images need: it would be padding only.
 
     Args:
-        asked: pixels.
+        asked: pixels per axis.
         sizes: extents of all images, as they are worked on.
         multiple: the window's extent is a multiple of it where it is smaller than ``asked``.
         dims: 2 or 3.
+        needed_by: share of the images that shall fit along an axis; the largest does by default.
     """
-    largest = [-(-max(extents) // step) * step for extents, step in zip(zip(*sizes), per_axis(multiple, dims))]
-    return tuple(min(asked, top) for top in largest)
+    extents = np.percentile(np.asarray(list(sizes)), 100 * needed_by, axis=0, method="higher")
+    needed = (-(-int(extent) // step) * step for extent, step in zip(extents, per_axis(multiple, dims)))
+    return tuple(min(side, most) for side, most in zip(asked, needed))
 
 
 def check_cacheable(plan: CropPlan, sizes: Iterable[tuple[str, tuple[int, ...]]]) -> None:

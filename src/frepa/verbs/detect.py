@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from frepa.options import PerAxis
 from frepa.verbs._result import RunResult
 
 
@@ -18,7 +19,7 @@ def detect(
     mask_threshold: float | None = None,
     criterion: Literal["centre", "sphere", "iou"] | None = None,
     image_size: int | None = None,
-    crop_size: int | None = None,
+    crop_size: int | list[int] | PerAxis | None = None,
     window: str | None = None,
     batch_size: int = 8,
     epochs: float = 100,
@@ -75,8 +76,9 @@ def detect(
             findings are given by centre and diameter, else centre.
         image_size: longer side, in pixels, that images are resized to before the encoder; by default they keep their
             own resolution. Scores are always taken at the image's own resolution.
-        crop_size: side, in pixels, of the training crops and of the windows at prediction; by default 512 in 2D and
-            96 in 3D, and never more than the largest image. It is rounded up to whole positions of the encoder's map.
+        crop_size: side, in pixels, of the training crops and of the windows at prediction, or one per axis (slices,
+            rows, columns: 8,48,48); by default 512 in 2D and 96 in 3D, and never more than the largest image. It is
+            rounded up to whole positions of the encoder's map.
         window: CT window for images in HU: lung, abdomen, brain or bone.
         batch_size: crops per optimizer step, and windows per forward pass at prediction.
         epochs: passes over the training images; one pass is as many crops as cover them once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from frepa.options import PerAxis
 from frepa.verbs._result import RunResult
 
 
@@ -20,7 +21,7 @@ def segment(
     folds: int | None = None,
     mask_threshold: float | None = None,
     image_size: int | None = None,
-    crop_size: int | None = None,
+    crop_size: int | list[int] | PerAxis | None = None,
     window: str | None = None,
     batch_size: int | None = None,
     epochs: float = 100,
@@ -81,8 +82,8 @@ def segment(
         mask_threshold: mask values above it are foreground; by default the values in the masks decide the classes.
         image_size: longer side, in pixels, that images are resized to before the encoder; by default they keep their
             own resolution. Scores are always taken at the image's own resolution.
-        crop_size: side, in pixels, of the training crops and of the windows at prediction; by default 256 in 2D and
-            96 in 3D, and never more than the largest image.
+        crop_size: side, in pixels, of the training crops and of the windows at prediction, or one per axis (slices,
+            rows, columns: 8,48,48); by default 256 in 2D and 96 in 3D, and no more than nine in ten images need.
         window: CT window for images in HU: lung, abdomen, brain or bone.
         batch_size: crops per optimizer step, and windows per forward pass at prediction; by default 2 crops, since few
             are better for as many in all, and 8 windows, 2 in 3D.

@@ -23,7 +23,7 @@ from frepa.downstream.fitting import Validation, affordable, fit, planned_steps
 from frepa.downstream.options import check_least
 from frepa.downstream.resuming import HeadState
 from frepa.downstream.scores import summarise
-from frepa.downstream.windowed import WindowOptions, fitted_crop
+from frepa.downstream.windowed import WindowOptions, crop_sides, fitted_crop
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
 from frepa.heads.detector import DetectionHead, grid_step
@@ -227,7 +227,7 @@ def build_detector(
     if options.fit.augment:  # quarter turns exchange the last two axes
         small[-2:] = small[-2:].min()
     step = grid_step(encoder.stride, small.tolist(), dims)
-    asked = options.crop_size or _DEFAULT_CROP[dims]
+    asked = crop_sides(options.crop_size or _DEFAULT_CROP[dims], dims)
     crop = fitted_crop(asked, sizes, encoder.size_multiple, dims)
     settings = DetectionSettings(
         crop=whole_cells(crop, step, encoder.size_multiple),

@@ -26,7 +26,7 @@ from frepa.downstream.segmentation.model import Segmenter, build_head
 from frepa.downstream.segmentation.pool import CropPool
 from frepa.downstream.segmentation.probe import ProbeFit, fit_probe, fit_statistics
 from frepa.downstream.sharing import shared
-from frepa.downstream.windowed import WindowOptions, WindowSettings, fitted_crop
+from frepa.downstream.windowed import WindowOptions, WindowSettings, crop_sides, fitted_crop
 from frepa.encoders.contract import Encoder
 from frepa.errors import InputError, nearest
 from frepa.heads.reading import check_features, default_features
@@ -43,6 +43,8 @@ _VAL_OVERLAP = 0.25
 
 
 _DEFAULT_CROP = {2: 256, 3: 96}
+# Share of the images that fit into a default window along each axis.
+_FITTED = 0.9
 # Crops of a step, and windows per forward pass at prediction, where nothing is asked for.
 _CROPS, _WINDOWS = 2, {2: 8, 3: 2}
 
@@ -247,9 +249,11 @@ def build_segmenter(
     encoder: Encoder, data: SegmentationData, options: SegmentationOptions, seed: int, device: torch.device
 ) -> Segmenter:
     """Encoder and a fresh head on ``device``; the head's weights depend on the seed alone."""
-    asked = options.crop_size or _DEFAULT_CROP[encoder.dims]
+    asked = crop_sides(options.crop_size or _DEFAULT_CROP[encoder.dims], encoder.dims)
+    # Of stacks that are thin but for a few, windows as deep as the deepest would be padding for the most part.
+    needed_by = _FITTED if options.crop_size is None and options.run.feature_cache is None else 1.0
     settings = WindowSettings(
-        crop=(asked,) * encoder.dims,
+        crop=asked,
         image_size=options.data.image_size,
         window=options.data.window,
         overlap=options.overlap,
@@ -262,7 +266,8 @@ def build_segmenter(
     labels = data.labels[data.sets[0].name]
     whole = Segmenter(encoder, head, settings, labels, features=features)
     sizes = [whole.working_size(size) for size in data.sizes.values()]
-    settings = replace(settings, crop=fitted_crop(asked, sizes, encoder.size_multiple, encoder.dims))
+    crop = fitted_crop(asked, sizes, encoder.size_multiple, encoder.dims, needed_by=needed_by)
+    settings = replace(settings, crop=crop)
     autocast = autocast_dtype(options.run.precision, device)
     return Segmenter(encoder, head, settings, labels, features=features, autocast=autocast).to(device)
 
