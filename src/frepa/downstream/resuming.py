@@ -92,7 +92,13 @@ class HeadState:
         step, kept = found
         self._check(kept)
         standing.model.load_trained_state({n: t.to(standing.model.device) for n, t in kept["model"].items()})
-        standing.optimizer.load_state_dict(kept["optimizer"])
+        try:
+            standing.optimizer.load_state_dict(kept["optimizer"])
+        except ValueError:  # other groups of weights
+            raise InputError(
+                f"{self.states.folder}: the state there is of another version of frepa, which trained heads otherwise. "
+                "Start again with --overwrite, or go on with the version that began it."
+            ) from None
         standing.step = step
         standing.weights = {name: tensor.to(standing.model.device) for name, tensor in kept["weights"].items()}
         standing.pending = [{n: torch.tensor(v) for n, v in terms.items()} for terms in kept["pending"]]

@@ -28,7 +28,7 @@ def segment(
     max_steps: int | None = None,
     lr: float = 1e-3,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
-    warmup_steps: int = 0,
+    warmup_steps: int = 30,
     train: str = "head",
     encoder_lr: float | None = None,
     layer_decay: float | None = None,

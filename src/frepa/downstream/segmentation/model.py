@@ -74,6 +74,14 @@ class Segmenter(WindowedHead):
                 maps = [self.encoder.transform(self.head.before(maps[0])).dense]
             return self.head(maps, size)
 
+    def rate_groups(self) -> list[dict[str, Any]]:
+        """Those of every head, the first one divided by ``heads.segmenter.SegmentationHead.slow``."""
+        first, *others = super().rate_groups()
+        slow = {share: parameters for share, parameters in self.head.slow().items() if parameters}
+        own = {id(parameter) for parameters in slow.values() for parameter in parameters}
+        rest = [parameter for parameter in first["params"] if id(parameter) not in own]
+        return [{"params": rest}, *({"params": each, "share": share} for share, each in slow.items()), *others]
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, K, *S) of a batch of inputs."""
         return self.answer(self.read(inputs), tuple(inputs.shape[2:]))

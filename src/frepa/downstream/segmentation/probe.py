@@ -60,6 +60,7 @@ class ProbeFit:
     penalty: of the ridge. offsets: added to the probability of each class before the largest is taken, 0 for the
     background. val_dsc: mean DSC of the validation cases it was chosen on, at working size; NaN without. positions:
     samples of the regression. features: their number of features. notes: sentences for the user.
+    scale: the logit that the linear head gives to a probability of 1.
     """
 
     penalty: float
@@ -69,6 +70,7 @@ class ProbeFit:
     features: int
     seconds: float
     notes: tuple[str, ...]
+    scale: float
 
 
 @torch.no_grad()
@@ -133,17 +135,15 @@ def fit_probe(
         ridge = path.at(penalty)
         _, offsets, _ = _choose(segmenter, cache, train, {penalty: ridge}, quiet=quiet)
         score = math.nan
-    head.start_from(ridge, torch.from_numpy(offsets))
+    scale = head.start_from(ridge, torch.from_numpy(offsets))
     if len(head.read) < len(head.shapes):
         strides = ", ".join(str(max(shape.stride)) for shape in head.read_shapes)
         notes.append(
             f"The linear part reads {len(head.read)} of {len(head.shapes)} maps (strides {strides}): all of them would "
             f"be more than {MOST_FEATURES:,} features per position."
         )
-    count_ = round(total.count)
-    return ProbeFit(
-        penalty, tuple(offsets.tolist()), score, count_, total.features, time.perf_counter() - start, tuple(notes)
-    )
+    count_, seconds = round(total.count), time.perf_counter() - start
+    return ProbeFit(penalty, tuple(offsets.tolist()), score, count_, total.features, seconds, tuple(notes), scale)
 
 
 def check_foreground(pixels: Sequence[int]) -> None:
