@@ -24,12 +24,12 @@ HEADS = ("conv", "linear", "unet")
 MOST_FEATURES = 4096
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
-# What trains on top of the linear part has to overrule it where it is wrong, which the Dice loss lets it do only while
-# answers are soft: a probability of 1 has at most this logit.
+# Where the linear part reads several maps, what trains on top has to overrule it where it is wrong, which the Dice
+# loss allows only while answers are soft: a probability of 1 has at most this logit.
 _SOFT = 2.0
-#: Rates of the linear part and of what lifts planes, as shares of the rate of the rest: one step of Adam moves the
-#: answer of a linear map by the rate times its inputs, which are hundreds, and threw it about (docs/results/heads.md).
-DIRECT_SHARE, LIFT_SHARE = 0.02, 0.2
+#: The linear part's rate then, as a share of the rate of the rest: one step of Adam moves the answer of a linear map by
+#: the rate times its inputs, which are thousands, and threw it about (docs/results/heads.md).
+DIRECT_SHARE = 0.02
 # Channels of the first level of the U-Net on lifted planes.
 _WIDTH = 16
 _MAX_WIDTH = 256
@@ -165,10 +165,10 @@ class SegmentationHead(nn.Module):
             scores = scores + self.body(own)
         return scores[(..., *(slice(0, length) for length in size))]
 
-    def slow(self) -> dict[float, list[nn.Parameter]]:
-        """Parameters that train at a share of the rate, by that share; the linear part only where it was solved."""
-        lifts = self.body.lifted.lift.parameters() if isinstance(self.body, Body) else ()
-        return {LIFT_SHARE: list(lifts), DIRECT_SHARE: list(self.direct.parameters()) if self.before is None else []}
+    @property
+    def overruled(self) -> bool:
+        """The linear part was solved on several maps, and something trains on top: it is softened, and moves slowly."""
+        return self.body is not None and self.before is None and len(self.shapes) > 1
 
     def linear_state(self) -> dict[str, Tensor]:
         """The tensors that the closed form decides: statistics and the linear part, by name; copies."""
@@ -199,7 +199,7 @@ class SegmentationHead(nn.Module):
 
     @torch.no_grad()
     def soften(self, scale: float) -> None:
-        """Make answers as soft as what trains on top of them wants them; the classes of pixels stay the same.
+        """Make the answers of what is `overruled` soft; the classes of pixels stay the same.
 
         ``scale`` is what ``start_from`` returned.
         """

@@ -19,7 +19,7 @@ from frepa.encoders.contract import Encoder
 from frepa.encoders.reference import EncoderReference
 from frepa.errors import InputError
 from frepa.heads.reading import map_shapes, read_maps
-from frepa.heads.segmenter import SegmentationHead
+from frepa.heads.segmenter import DIRECT_SHARE, SegmentationHead
 from frepa.images.geometry import resize
 
 TASK = "segmentation"
@@ -75,12 +75,14 @@ class Segmenter(WindowedHead):
             return self.head(maps, size)
 
     def rate_groups(self) -> list[dict[str, Any]]:
-        """Those of every head, the first one divided by ``heads.segmenter.SegmentationHead.slow``."""
+        """A linear part that is overruled trains at ``heads.segmenter.DIRECT_SHARE`` of the rate."""
         first, *others = super().rate_groups()
-        slow = {share: parameters for share, parameters in self.head.slow().items() if parameters}
-        own = {id(parameter) for parameters in slow.values() for parameter in parameters}
+        if not self.head.overruled:
+            return [first, *others]
+        direct = list(self.head.direct.parameters())
+        own = {id(parameter) for parameter in direct}
         rest = [parameter for parameter in first["params"] if id(parameter) not in own]
-        return [{"params": rest}, *({"params": each, "share": share} for share, each in slow.items()), *others]
+        return [{"params": rest}, {"params": direct, "share": DIRECT_SHARE}, *others]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, K, *S) of a batch of inputs."""

@@ -188,7 +188,7 @@ def _closed_form(
 
     probe, state = shared(key, fitted, lambda made: sum(item.nbytes for item in made[1].values()))
     head.load_state_dict({**head.state_dict(), **state})
-    if head.body is not None:
+    if head.overruled:
         head.soften(probe.scale)
     return replace(probe, seconds=time.perf_counter() - start)
 
