@@ -18,7 +18,9 @@ import pytest
 from faults_helpers import ENCODER, small_disk, write_classes, write_labelled
 from frepa.cli import main
 from frepa.downstream import fitting
+from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.resuming import HeadState, packed, unpacked
+from frepa.downstream.segmentation.model import Segmenter
 
 _LONG = ["--max-steps=24", "--val-every=8", "--batch-size=4", "--num-workers=0", "--quiet", f"--encoder={ENCODER}"]
 _VERBS = {
@@ -158,6 +160,21 @@ def test_a_stop_saves_and_has_its_own_exit_code(labelled, whole, tmp_path, monke
         assert "Continue with the same command and --resume" in said.err
     assert main(words) == 0
     _same(_outcome(run), whole("classify"))
+
+
+def test_a_state_of_a_version_that_trained_otherwise_is_refused(labelled, tmp_path, monkeypatch, capsys):
+    words = _words("segment", labelled, tmp_path / "run", "--resume")
+    words[words.index("--features=last")] = "--features=pyramid+image"
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "rate_groups", HeadOnFrozen.rate_groups)
+        _at("after_step", 13, _die, patch)
+        with pytest.raises(Killed):
+            main(words)
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "of another version of frepa, which trained heads otherwise" in said
+    assert "--overwrite" in said
 
 
 def test_another_encoder_or_changed_data_are_refused(labelled, tmp_path, monkeypatch, capsys):
