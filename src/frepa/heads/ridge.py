@@ -157,10 +157,10 @@ class RidgePath:
 def solved(sums: RidgeSums, penalty: float, mean: Tensor | None = None, std: Tensor | None = None) -> Ridge:
     """What `RidgePath` gives at one penalty, above 0, by a Cholesky decomposition: a tenth of its time."""
     found = _correlations(sums, mean, std)
-    own = found.features.diagonal().add_(penalty)
+    found.features.diagonal().add_(penalty)
     weight = torch.cholesky_solve(found.cross, torch.linalg.cholesky(found.features))
-    own.sub_(penalty)
-    explained = (weight * (2 * found.cross - found.features @ weight)).sum(0)
+    # features @ weight is cross - penalty * weight by what was solved.
+    explained = (weight * (found.cross + penalty * weight)).sum(0)
     return Ridge(weight, found.target - found.centre @ weight, (found.variance - explained).clamp(min=0))
 
 

@@ -197,9 +197,11 @@ def _sums(
         cache.ahead(train[number : number + 2])
         case = cache[index]
         pixels += torch.bincount(case.classes.long().flatten(), minlength=head.classes)
-        whole, *others = ([*cover(case.planes, crop, view)] for view in views)
-        every = [(0 if by_view else number % len(folds), planes) for planes in whole]
-        every += [(1 if by_view else number % len(folds), planes) for planes in itertools.chain(*others)]
+        every = [
+            (min(rank, 1) if by_view else number % len(folds), planes)
+            for rank, view in enumerate(views)
+            for planes in cover(case.planes, crop, view)
+        ]
         for place, planes in _batches(every, batch):
             maps = segmenter.read(_inputs(segmenter, planes))
             stacked = torch.stack(planes)
