@@ -39,7 +39,7 @@ from frepa.heads.decoder import ReconstructionDecoder
 from frepa.heads.ridge import PENALTIES, RidgePath, RidgeSums, blocks_of, rows_of, squared_error
 from frepa.images.loading import load_images, make_loader
 from frepa.images.sampling import SampleStream
-from frepa.machine import adam
+from frepa.optimizers import adam
 from frepa.pretraining.methods import terms
 from frepa.pretraining.methods.objective import ConsistencyReading, Objective
 

@@ -26,7 +26,7 @@ from frepa.encoders.registry import build_encoder, encoder_names
 from frepa.heads.decoder import DenseHead, ReconstructionDecoder
 from frepa.images.loading import load_images, make_loader
 from frepa.images.sampling import SampleStream
-from frepa.machine import adam
+from frepa.optimizers import adam
 from frepa.pretraining.methods import terms
 from frepa.pretraining.methods.objective import Objective
 

@@ -20,7 +20,8 @@ import torch
 
 from frepa.encoders.contract import StageShape
 from frepa.heads.segmenter import SegmentationHead
-from frepa.machine import adam, keeping_memory
+from frepa.machine import keeping_memory
+from frepa.optimizers import MuonAndAdam, muon_group
 
 WIDTH = 192
 
@@ -31,7 +32,10 @@ def measure(dims: int, batch: int, size: int, stages: int, repeats: int) -> floa
     shapes = [StageShape(2, (1,) * dims)] if stages else []
     shapes += [StageShape(WIDTH, stride)] * max(1, stages)
     head = SegmentationHead(shapes, 2)
-    optimizer = adam(head.parameters(), 1e-3)
+    assert head.body is not None
+    groups = [muon_group(head.body), {"params": list(head.direct.parameters())}]
+    rest = [weight for weight in head.body.parameters() if weight.ndim == 1]
+    optimizer = MuonAndAdam([*groups, {"params": rest}], 1e-3)
     maps = [torch.randn(batch, channels, *(size // step for step in steps)) for channels, steps in shapes]
     truth = torch.randint(0, 2, (batch, *(size,) * dims))
     seconds = []

@@ -25,8 +25,8 @@ import torch
 from frepa.encoders.options import split_options
 from frepa.encoders.registry import build_encoder, encoder_names
 from frepa.errors import InputError
-from frepa.machine import adam
 from frepa.memory import measure_step
+from frepa.optimizers import adam
 from frepa.pretraining.methods.contract import Batch, Method, Setting
 from frepa.pretraining.methods.reconstructing import Reconstructing
 from frepa.pretraining.methods.registry import build_method, find_method

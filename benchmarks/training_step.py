@@ -32,7 +32,8 @@ from frepa.encoders.contract import Encoder, Features
 from frepa.encoders.options import split_options
 from frepa.encoders.registry import build_encoder, encoder_names
 from frepa.heads.decoder import ReconstructionDecoder
-from frepa.machine import adam, keeping_memory
+from frepa.machine import keeping_memory
+from frepa.optimizers import adam
 from frepa.pretraining.methods.augment import Augmentation
 from frepa.pretraining.methods.objective import Objective
 

@@ -1,8 +1,7 @@
-"""Number formats and the optimizer by device, and that they change what they should and nothing else."""
+"""Number formats by device, and that they change what they should and nothing else."""
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from frepa.errors import InputError
-from frepa.machine import adam, autocast_dtype, has_fast_bf16, training_precision
+from frepa.machine import autocast_dtype, has_fast_bf16, training_precision
 
 CPU = torch.device("cpu")
 
@@ -39,44 +38,6 @@ def test_what_is_asked_for_is_kept_and_what_is_not_known_refused():
     assert training_precision("fp16", torch.device("cuda")) == "fp16"
     with pytest.raises(InputError, match="Did you mean fp32"):
         training_precision("fp23", CPU)
-
-
-def test_adam_in_one_pass_is_adam():
-    """Against the textbook: m / (sqrt(v) + eps), each freed of its bias."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
-    expected, m, v = weight.detach().clone(), 0, 0
-    optimizer = adam([{"params": [weight]}], lr=0.1)
-    for step in range(1, 6):
-        gradient = torch.randn(7, 5, generator=generator, dtype=torch.float64)
-        weight.grad = gradient.clone()
-        optimizer.step()
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        expected -= 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-    torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_adam_goes_on_from_its_state_to_the_bit():
-    def train(model, optimizer, steps):
-        for step in steps:
-            torch.manual_seed(step)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(torch.randn(8, 6)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    torch.manual_seed(0)
-    whole = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
-    broken = copy.deepcopy(whole)
-    train(whole, adam(whole.parameters(), 1e-2), range(8))
-    first = adam(broken.parameters(), 1e-2)
-    train(broken, first, range(3))
-    resumed = copy.deepcopy(broken)
-    second = adam(resumed.parameters(), 1e-2)
-    second.load_state_dict(first.state_dict())
-    train(resumed, second, range(3, 8))
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters()))
 
 
 _STEPS = """

@@ -12,9 +12,9 @@ ROOT = Path(frepa.__file__).parent
 #: From the ground up: a room may import from those before it. One line here for a new room.
 ROOMS = (
     "errors", "names", "options", "files", "states", "checkpoints", "locks", "stopping", "user_paths", "run_folders",
-    "processors", "machine", "memory", "draws", "schedules", "report", "images", "datasets", "checks", "corruption",
-    "encoders", "exporting", "heads", "pretraining", "downstream", "analysis", "comparison", "verbs", "config_files",
-    "cli", "__main__",
+    "processors", "machine", "memory", "draws", "schedules", "optimizers", "report", "images", "datasets", "checks",
+    "corruption", "encoders", "exporting", "heads", "pretraining", "downstream", "analysis", "comparison", "verbs",
+    "config_files", "cli", "__main__",
 )  # fmt: skip
 
 

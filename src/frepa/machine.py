@@ -1,4 +1,4 @@
-"""The device that trains: its name, memory, number formats, the optimizer that suits it, repeatable convolutions."""
+"""The device that trains: its name, memory, number formats, repeatable convolutions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -87,17 +86,6 @@ def training_precision(asked: str, device: torch.device) -> str:
             + ("bf16, which this CPU has instructions for." if has_fast_bf16(device) else "fp32.")
         )
     return asked
-
-
-def adam(parameters: Iterable[Any], lr: float) -> torch.optim.Adam:
-    """Adam whose step is one pass over the weights, 4 to 6 times as fast on a CPU as PyTorch's default.
-
-    ``parameters``: tensors, or groups of them as dictionaries, already on their device.
-    """
-    groups = list(parameters)
-    tensors = [t for group in groups for t in (group["params"] if isinstance(group, dict) else [group])]
-    fused = all(tensor.device.type in ("cpu", "cuda") for tensor in tensors)
-    return torch.optim.Adam(groups, lr=lr, fused=fused or None)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

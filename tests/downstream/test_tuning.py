@@ -75,7 +75,7 @@ def test_the_named_blocks_change_and_nothing_else(verb, tmp_path, last_kept) -> 
     assert results["train"] == "blocks=1"
     assert results["tuned"] == {
         "train": "blocks=1", "layers": 1, "parameters": count, "layer_decay": 0.75,
-        "encoder_lr": pytest.approx(0.1 * {"detect": 1e-2}.get(verb, 1e-3)),
+        "encoder_lr": pytest.approx(0.1 * {"detect": 1e-2, "segment": 2e-3}.get(verb, 1e-3)),
     }  # fmt: skip
     assert results["encoder"]["trained"] == count
     assert "encoder fine-tuned (blocks=1)" in (run / "report.html").read_text()

@@ -18,9 +18,8 @@ import pytest
 from faults_helpers import ENCODER, small_disk, write_classes, write_labelled
 from frepa.cli import main
 from frepa.downstream import fitting
-from frepa.downstream.frozen import HeadOnFrozen
 from frepa.downstream.resuming import HeadState, packed, unpacked
-from frepa.downstream.segmentation.model import Segmenter
+from frepa.optimizers import adam
 
 _LONG = ["--max-steps=24", "--val-every=8", "--batch-size=4", "--num-workers=0", "--quiet", f"--encoder={ENCODER}"]
 _VERBS = {
@@ -166,7 +165,7 @@ def test_a_state_of_a_version_that_trained_otherwise_is_refused(labelled, tmp_pa
     words = _words("segment", labelled, tmp_path / "run", "--resume")
     words[words.index("--features=last")] = "--features=pyramid+image"
     with monkeypatch.context() as patch:
-        patch.setattr(Segmenter, "rate_groups", HeadOnFrozen.rate_groups)
+        patch.setattr(fitting, "MuonAndAdam", adam)
         _at("after_step", 13, _die, patch)
         with pytest.raises(Killed):
             main(words)

@@ -14,7 +14,8 @@ from frepa.analysis.contract import Study
 from frepa.analysis.recovery import FeatureMap
 from frepa.heads.decoder import ReconstructionDecoder
 from frepa.heads.standardise import Moments, Standardise
-from frepa.machine import adam, deterministic, keeping_memory
+from frepa.machine import deterministic, keeping_memory
+from frepa.optimizers import adam
 from frepa.schedules import learning_rates
 
 # Numbers of a map and image that are held for all images, rather than computed anew at each step: 2 GB.

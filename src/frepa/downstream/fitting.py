@@ -23,8 +23,9 @@ from frepa.downstream.options import FitOptions
 from frepa.downstream.resuming import HeadState
 from frepa.errors import TrainingDiverged
 from frepa.files import append_json_lines
-from frepa.machine import adam, deterministic, keeping_memory
+from frepa.machine import deterministic, keeping_memory
 from frepa.memory import duration, gigabytes, memory_in_use, within_room
+from frepa.optimizers import MuonAndAdam
 from frepa.schedules import learning_rates
 
 _LOG_EVERY = 10
@@ -97,7 +98,7 @@ class FitState:
     """
 
     model: HeadOnFrozen
-    optimizer: torch.optim.Optimizer
+    optimizer: MuonAndAdam
     step: int = 0
     best: Validation | None = None
     best_step: int = 0
@@ -151,7 +152,7 @@ def fit(
     states: HeadState | None = None,
     quiet: bool = False,
 ) -> Fit:
-    """Train what trains with the head by Adam; leave the weights with the best validation in the model.
+    """Train what trains with the head by Muon and Adam; leave the weights with the best validation in the model.
 
     Of equal ones the earliest; the last where no score is defined. With ``from_start`` the weights as they come are the
     first to be scored, as step 0: training never leaves worse ones.
@@ -172,7 +173,7 @@ def fit(
         Stopped: somebody asked; the state is saved.
     """
     steps, marks = len(rates), marks or {}
-    state = FitState(model, adam(model.rate_groups(), float(rates[0]) if steps else 0.0))
+    state = FitState(model, MuonAndAdam(model.rate_groups(), float(rates[0]) if steps else 0.0))
     shown = dict[str, str]()
     if states is not None:
         states.restore(state)

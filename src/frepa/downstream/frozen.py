@@ -69,12 +69,20 @@ class HeadOnFrozen(nn.Module):
             return compute()
         return shared_maps((type(self).__name__, str(self.autocast), *words), inputs, compute)
 
+    def head_groups(self) -> list[dict[str, Any]]:
+        """Groups of the head's weights that train otherwise than the rest of it, which is Adam's at the full rate."""
+        return []
+
     def rate_groups(self) -> list[dict[str, Any]]:
-        """Groups of an optimizer; a ``share`` says that their learning rate is that part of the head's."""
+        """Groups of an optimizer (`frepa.optimizers`); a ``share`` is what their rate is of the head's."""
+        groups = self.head_groups()
+        own = {id(parameter) for group in groups for parameter in group["params"]}
         if self.tuning is None:
-            return [{"params": self.trained_parameters()}]
-        head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
-        return [{"params": head}, *self.tuning.groups(self.encoder)]
+            rest = self.trained_parameters()
+        else:
+            rest = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+            groups += self.tuning.groups(self.encoder)
+        return [{"params": [parameter for parameter in rest if id(parameter) not in own]}, *groups]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Copies of all tensors that training changes."""

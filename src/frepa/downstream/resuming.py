@@ -25,6 +25,7 @@ from frepa.downstream.frozen import HeadOnFrozen
 from frepa.errors import InputError, Stopped
 from frepa.files import clean_temporaries
 from frepa.images.source import Source
+from frepa.optimizers import MuonAndAdam
 from frepa.states import DamagedFile, hash_path, load_tree, save_tree
 from frepa.stopping import StopRequest
 
@@ -39,7 +40,7 @@ class Standing(Protocol):
     """Where a training stands (see `frepa.downstream.fitting.FitState`)."""
 
     model: HeadOnFrozen
-    optimizer: torch.optim.Optimizer
+    optimizer: MuonAndAdam
     step: int
     weights: dict[str, Tensor]
     pending: list[dict[str, Tensor]]

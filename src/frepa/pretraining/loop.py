@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from frepa import __version__
 from frepa.errors import InputError, RunEnded, TrainingDiverged
 from frepa.images.loading import Batch as Loaded
-from frepa.machine import adam
+from frepa.optimizers import adam
 from frepa.pretraining.journal import Journal
 from frepa.pretraining.methods.contract import Batch, Method
 from frepa.pretraining.run_folder import RunFolder

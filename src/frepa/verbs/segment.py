@@ -26,7 +26,7 @@ def segment(
     batch_size: int | None = None,
     epochs: float = 100,
     max_steps: int | None = None,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
     warmup_steps: int = 30,
     train: str = "head",
@@ -89,7 +89,7 @@ def segment(
             are better for as many in all, and 8 windows, 2 in 3D.
         epochs: passes over the training images; one pass is as many crops as cover them once.
         max_steps: optimizer steps instead of epochs.
-        lr: highest learning rate of the head.
+        lr: highest learning rate of the head, by Adam; Muon moves its convolutions at three times that.
         schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
         warmup_steps: steps of linear warm-up.
         train: what learns: "head" alone, on a frozen encoder, which compares encoders; "blocks=N", the last N blocks of

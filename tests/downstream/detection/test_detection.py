@@ -28,7 +28,7 @@ from frepa.verbs.detect import detect
 
 ENCODER = "random:tiny_for_tests"
 STACKS = "slices:random:tiny_for_tests,rounds=1,width=8,heads=2,chunk=8"
-QUICK = {"max_steps": 150, "batch_size": 4, "lr": 1e-2, "quiet": True, "num_workers": 0, "val_every": 50,
+QUICK = {"max_steps": 150, "batch_size": 4, "lr": 3e-3, "quiet": True, "num_workers": 0, "val_every": 50,
          "max_boxes": 10}  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from frepa.downstream.segmentation.model import load_segmenter
 from frepa.downstream.segmentation.probe import best_offsets
 from frepa.errors import InputError
 from frepa.heads.segmenter import DIRECT_SHARE
-from frepa.machine import adam
+from frepa.optimizers import MUON_SHARE, MuonAndAdam
 from frepa.verbs.segment import segment
 
 ENCODER = "random:tiny_for_tests"
@@ -256,10 +256,10 @@ def test_a_part_solved_on_several_maps_is_soft_and_hardly_moves(tmp_path: Path) 
     np.testing.assert_allclose(own, share * odds, rtol=1e-2, atol=2e-3)
 
     groups = segmenter.rate_groups()
-    assert [group.get("share", 1.0) for group in groups] == [1.0, DIRECT_SHARE]
-    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in segmenter.head.direct.parameters()}
+    assert [group.get("share", 1.0) for group in groups] == [1.0, MUON_SHARE, DIRECT_SHARE]
+    assert {id(p) for p in groups[2]["params"]} == {id(p) for p in segmenter.head.direct.parameters()}
     assert sum(len(group["params"]) for group in groups) == len(segmenter.trained_parameters())
-    optimizer, before = adam(groups, lr=0.5), segmenter.head.direct.bias.detach().clone()
+    optimizer, before = MuonAndAdam(groups, lr=0.5), segmenter.head.direct.bias.detach().clone()
     for group in optimizer.param_groups:
         group["lr"] = 0.5 * group.get("share", 1.0)
     segmenter(torch.rand(1, 4, 32, 32)).square().mean().backward()

@@ -19,6 +19,7 @@ from frepa.encoders.reference import EncoderReference
 from frepa.heads.detector import DetectionHead
 from frepa.images.boxes import Detections, clipped, extents
 from frepa.images.geometry import resize
+from frepa.optimizers import muon_group
 
 TASK = "detection"
 # Boxes that are looked at before those that overlap a better one are dropped, and scores that are not.
@@ -60,6 +61,10 @@ class Detector(WindowedHead):
     ) -> None:
         super().__init__(encoder, head, settings, autocast=autocast)
         self.classes = classes
+
+    def head_groups(self) -> list[dict[str, Any]]:
+        """The convolutions are Muon's."""
+        return [muon_group(self.head.body)]
 
     @torch.no_grad()
     def detect_working(self, image: Tensor, guide: Tensor) -> Detections:

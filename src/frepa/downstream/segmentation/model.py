@@ -21,6 +21,7 @@ from frepa.errors import InputError
 from frepa.heads.reading import map_shapes, read_maps
 from frepa.heads.segmenter import DIRECT_SHARE, SegmentationHead
 from frepa.images.geometry import resize
+from frepa.optimizers import muon_group
 
 TASK = "segmentation"
 
@@ -74,15 +75,14 @@ class Segmenter(WindowedHead):
                 maps = [self.encoder.transform(self.head.before(maps[0])).dense]
             return self.head(maps, size)
 
-    def rate_groups(self) -> list[dict[str, Any]]:
-        """A linear part that is overruled trains at ``heads.segmenter.DIRECT_SHARE`` of the rate."""
-        first, *others = super().rate_groups()
-        if not self.head.overruled:
-            return [first, *others]
-        direct = list(self.head.direct.parameters())
-        own = {id(parameter) for parameter in direct}
-        rest = [parameter for parameter in first["params"] if id(parameter) not in own]
-        return [{"params": rest}, {"params": direct, "share": DIRECT_SHARE}, *others]
+    def head_groups(self) -> list[dict[str, Any]]:
+        """The convolutions are Muon's, and a linear part that is overruled moves slowly."""
+        groups: list[dict[str, Any]] = []
+        if self.head.body is not None:
+            groups.append(muon_group(self.head.body))
+        if self.head.overruled:
+            groups.append({"params": list(self.head.direct.parameters()), "share": DIRECT_SHARE})
+        return groups
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, K, *S) of a batch of inputs."""

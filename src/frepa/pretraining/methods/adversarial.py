@@ -14,7 +14,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from frepa.errors import InputError
-from frepa.machine import adam
+from frepa.optimizers import adam
 
 if TYPE_CHECKING:  # seconds to import, and help texts need none of it
     import lightning_fabric
