@@ -24,7 +24,7 @@ UNLABELLED = 400
 LABELLED = {"train": 24, "val": 4, "test": 8}
 # Enough to see the order of the encoders, few enough for a coffee.
 STEPS = 900
-HEAD_STEPS = 40
+HEAD_STEPS = 90
 
 # Random draws of the images: unlabelled and labelled ones never share a seed.
 _LABELLED_SEEDS = 1_000_000
@@ -69,7 +69,7 @@ def _run(out: Path, *, seed: int, num_workers: int, overwrite: bool, quiet: bool
         }  # fmt: skip
         probe = segment([str(labelled)], out=str(out / f"probe-{number}"), head="linear", features="last", **common)
         head = segment(
-            [str(labelled)], out=str(out / f"segmentation-{number}"), max_steps=HEAD_STEPS, batch_size=8, **common
+            [str(labelled)], out=str(out / f"segmentation-{number}"), max_steps=HEAD_STEPS, warmup_steps=10, **common
         )
         runs[name] = DemoRun(encoder, Path(probe), Path(head))
     write_page(

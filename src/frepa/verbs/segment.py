@@ -24,7 +24,7 @@ def segment(
     crop_size: int | list[int] | PerAxis | None = None,
     window: str | None = None,
     batch_size: int | None = None,
-    epochs: float = 100,
+    epochs: float = 30,
     max_steps: int | None = None,
     lr: float = 2e-3,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
