@@ -32,10 +32,9 @@ def measure(dims: int, batch: int, size: int, stages: int, repeats: int) -> floa
     shapes = [StageShape(2, (1,) * dims)] if stages else []
     shapes += [StageShape(WIDTH, stride)] * max(1, stages)
     head = SegmentationHead(shapes, 2)
-    assert head.body is not None
-    groups = [muon_group(head.body), {"params": list(head.direct.parameters())}]
-    rest = [weight for weight in head.body.parameters() if weight.ndim == 1]
-    optimizer = MuonAndAdam([*groups, {"params": rest}], 1e-3)
+    kernels = muon_group(head.kernels())
+    own = {id(weight) for weight in kernels["params"]}
+    optimizer = MuonAndAdam([kernels, {"params": [w for w in head.parameters() if id(w) not in own]}], 1e-3)
     maps = [torch.randn(batch, channels, *(size // step for step in steps)) for channels, steps in shapes]
     truth = torch.randint(0, 2, (batch, *(size,) * dims))
     seconds = []

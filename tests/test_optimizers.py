@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from frepa.optimizers import MATRICES, Muon, MuonAndAdam, adam, orthogonal
+from frepa.optimizers import MUON, MUON_SHARE, Muon, MuonAndAdam, adam, muon_group, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (24, 24)])
@@ -106,7 +106,7 @@ def _network() -> nn.Module:
 
 def _optimizer(network: nn.Module) -> MuonAndAdam:
     first, *rest = network.parameters()
-    return MuonAndAdam([{"params": [first], MATRICES: True, "share": 3.0}, {"params": rest}], 0.01)
+    return MuonAndAdam([{"params": [first], MUON: True, "share": 3.0}, {"params": rest}], 0.01)
 
 
 def _steps(network: nn.Module, optimizer: MuonAndAdam, numbers: range) -> None:
@@ -151,3 +151,10 @@ def test_a_state_of_another_optimizer_is_refused():
     network = _network()
     with pytest.raises(ValueError, match="Adam"):
         _optimizer(network).load_state_dict(adam(network.parameters(), 0.1).state_dict())
+
+
+def test_what_has_one_axis_is_left_to_adam():
+    network = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 1))
+    group = muon_group(network.parameters())
+    assert {id(weight) for weight in group["params"]} == {id(network[0].weight), id(network[2].weight)}
+    assert group["share"] == MUON_SHARE

@@ -170,6 +170,17 @@ class SegmentationHead(nn.Module):
         """The linear part was solved on several maps, and something trains on top: it is softened, and moves slowly."""
         return self.body is not None and self.before is None and len(self.shapes) > 1
 
+    def kernels(self) -> list[nn.Parameter]:
+        """Weights of what trains on top, but for the maps that lift planes.
+
+        They are the largest matrices and would take two fifths of Muon's time, and learn as well by Adam.
+        """
+        if self.body is None:
+            return []
+        lifts = (layer for layer in self.body.modules() if isinstance(layer, BlockMap))
+        left = {id(weight) for lift in lifts for weight in lift.parameters()}
+        return [weight for weight in self.body.parameters() if id(weight) not in left]
+
     def linear_state(self) -> dict[str, Tensor]:
         """The tensors that the closed form decides: statistics and the linear part, by name; copies."""
         return {

@@ -257,6 +257,10 @@ def test_a_part_solved_on_several_maps_is_soft_and_hardly_moves(tmp_path: Path) 
 
     groups = segmenter.rate_groups()
     assert [group.get("share", 1.0) for group in groups] == [1.0, MUON_SHARE, DIRECT_SHARE]
+    names = {id(weight): name for name, weight in segmenter.head.named_parameters()}
+    muon = {names[id(weight)] for weight in groups[1]["params"]}
+    assert {"body.rising.up.0.weight", "body.lifted.network.network.final_conv.weight"} < muon
+    assert not any(name.startswith(("direct", "body.lifted.lift")) or name.endswith("bias") for name in muon)
     assert {id(p) for p in groups[2]["params"]} == {id(p) for p in segmenter.head.direct.parameters()}
     assert sum(len(group["params"]) for group in groups) == len(segmenter.trained_parameters())
     optimizer, before = MuonAndAdam(groups, lr=0.5), segmenter.head.direct.bias.detach().clone()

@@ -79,7 +79,7 @@ class Segmenter(WindowedHead):
         """The convolutions are Muon's, and a linear part that is overruled moves slowly."""
         groups: list[dict[str, Any]] = []
         if self.head.body is not None:
-            groups.append(muon_group(self.head.body))
+            groups.append(muon_group(self.head.kernels()))
         if self.head.overruled:
             groups.append({"params": list(self.head.direct.parameters()), "share": DIRECT_SHARE})
         return groups
