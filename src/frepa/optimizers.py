@@ -15,7 +15,7 @@ MUON = "muon"
 #: Muon's rate as a share of Adam's, for networks from nothing: three to nine are alike (docs/results/heads.md).
 MUON_SHARE = 3.0
 # Coefficients of the Newton-Schulz iteration by Keller Jordan (kellerjordan.github.io/posts/muon), which take any
-# singular value above a thousandth to between 0.68 and 1.13 in five steps.
+# singular value above a hundredth to between about 0.7 and 1.2 in five steps.
 _A, _B, _C, _STEPS = 3.4445, -4.7750, 2.0315, 5
 # Root mean square of an update at a rate of 1, that of Adam's (Liu et al., arXiv 2502.16982, equation 4).
 _RMS = 0.2
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The orthogonal factor of a matrix, about: the same singular vectors, all singular values near 1 (0.68 to 1.13).
+    """Nearly the orthogonal factor of a matrix: its singular vectors, and values that are near 1 (about 0.7 to 1.2).
 
     By five Newton-Schulz steps on the smaller Gram matrix, whose product is applied once: half the time of steps
     on the matrix itself. A matrix of zeros stays one.
@@ -77,11 +77,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     gram, whole = wide @ wide.T, None
-    for _ in range(_STEPS):
+    for left in range(_STEPS - 1, -1, -1):
         step = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
         step.diagonal().add_(_A)
         whole = step if whole is None else step @ whole
-        gram = step @ gram @ step
+        if left:
+            gram = step @ gram @ step
     assert whole is not None
     found = whole @ wide
     return found.T if matrix.shape[0] > matrix.shape[1] else found

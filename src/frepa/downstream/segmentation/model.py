@@ -78,8 +78,8 @@ class Segmenter(WindowedHead):
     def head_groups(self) -> list[dict[str, Any]]:
         """The convolutions are Muon's, and a linear part that is overruled moves slowly."""
         groups: list[dict[str, Any]] = []
-        if self.head.body is not None:
-            groups.append(muon_group(self.head.kernels()))
+        if kernels := self.head.kernels():
+            groups.append(muon_group(kernels))
         if self.head.overruled:
             groups.append({"params": list(self.head.direct.parameters()), "share": DIRECT_SHARE})
         return groups
