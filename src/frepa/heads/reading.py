@@ -127,6 +127,16 @@ def fitted(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(x, [n for after in reversed(missing) for n in (0, after)], mode="replicate")
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, *S) with the channels of a position side by side where a convolution is faster for it: on a CPU.
+
+    In bfloat16 that holds for volumes only; what a GPU is given stays as it is.
+    """
+    if x.device.type != "cpu" or (x.ndim == 4 and torch.is_autocast_enabled("cpu")):
+        return x
+    return x.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
+
+
 def _finer(stride: Sequence[int], last: Sequence[int]) -> tuple[int, ...]:
     """Positions of a map per position of the last, per axis; 1 where it is coarser, or does not divide."""
     return tuple(to // own if to % own == 0 else 1 for own, to in zip(stride, last))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from frepa.encoders.contract import StageShape
 from frepa.errors import InputError
 from frepa.heads.networks import UNetBody
-from frepa.heads.reading import fitted, fitting, from_depth, grid_channels, on_last_grid, to_depth
+from frepa.heads.reading import channels_last, fitted, fitting, from_depth, grid_channels, on_last_grid, to_depth
 from frepa.heads.ridge import Ridge
 from frepa.heads.standardise import Standardise
 
@@ -88,6 +88,7 @@ class SegmentationHead(nn.Module):
             map itself is then taken as it is.
         width: channels at full resolution; None is 16, or 8 in volumes but for the U-Net of ``conv``.
         planes: that ``conv`` lifts each coarse map to.
+        multiple: see ``networks.UNetBody``.
     """
 
     def __init__(
@@ -100,18 +101,20 @@ class SegmentationHead(nn.Module):
         before: int | None = None,
         width: int | None = None,
         planes: int = 8,
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         self.before = None if before is None else Standardise(before)
         self.shapes = tuple(StageShape(int(n), tuple(int(step) for step in stride)) for n, stride in shapes)
         self.classes, self.kind, self.reach, self.width, self.planes = classes, kind, reach, width, planes
+        self.multiple = multiple
         self.stride = self.shapes[-1].stride
         self.standardise = nn.ModuleList([Standardise(shape.channels) for shape in self.shapes])
         self.read = fitting(self.shapes, MOST_FEATURES // reach ** len(self.stride))
         self.direct = BlockMap(grid_channels(self.read_shapes), self.stride, classes, reach=reach)
         self.body: Body | UNetBody | None = None
         if kind == "conv":
-            self.body = Body(self.shapes, classes, planes=planes, width=width)
+            self.body = Body(self.shapes, classes, planes=planes, width=width, multiple=multiple)
         elif kind == "unet":
             if any(max(shape.stride) > 1 for shape in self.shapes):
                 raise InputError(
@@ -119,7 +122,7 @@ class SegmentationHead(nn.Module):
                     "pixels:3d), or another encoder whose map has full resolution; or --head conv."
                 )
             channels = sum(shape.channels for shape in self.shapes)
-            self.body = UNetBody(channels, classes, len(self.stride), width=width)
+            self.body = UNetBody(channels, classes, len(self.stride), width=width, multiple=multiple)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -128,7 +131,7 @@ class SegmentationHead(nn.Module):
         shapes = [[shape.channels, list(shape.stride)] for shape in self.shapes]
         return {
             "shapes": shapes, "classes": self.classes, "kind": self.kind, "reach": self.reach, "before": before,
-            "width": self.width, "planes": self.planes,
+            "width": self.width, "planes": self.planes, "multiple": self.multiple,
         }  # fmt: skip
 
     @property
@@ -225,10 +228,12 @@ class Body(nn.Module):
     inside a position a fine detail lies; the second is the other way round (docs/results/heads.md).
     """
 
-    def __init__(self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None) -> None:
+    def __init__(
+        self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None, multiple: int = 1
+    ) -> None:
         super().__init__()
         self.rising = Rising(shapes, classes, width=width)
-        self.lifted = Lifted(shapes, classes, planes=planes, width=width)
+        self.lifted = Lifted(shapes, classes, planes=planes, width=width, multiple=multiple)
 
     def forward(self, maps: Sequence[Tensor], scores: Tensor) -> Tensor:
         """Standardised maps and the linear part's scores (B, classes, *S) to what is added to these."""
@@ -276,14 +281,14 @@ class Rising(nn.Module):
         for level, refine in enumerate(self.refine):
             if level:
                 size = tuple(n * factor for n, factor in zip(size, self.factors[level - 1]))
-                x = F.interpolate(self.up[level - 1](x), size=size, mode="nearest")
+                x = F.interpolate(channels_last(self.up[level - 1](x)), size=size, mode="nearest")
             for item, lateral, at in zip(maps, self.lateral, self.joins):
                 if at == level:
                     own = lateral(item)
                     if own.shape[2:] != size:
                         own = F.interpolate(own, size=size, mode=mode, align_corners=False)
                     x = x + own
-            x = refine(x)
+            x = refine(channels_last(x))
         full = tuple(n * step for n, step in zip(maps[-1].shape[2:], self.stride))
         if size != full:
             x = F.interpolate(x, size=full, mode=mode, align_corners=False)
@@ -317,7 +322,9 @@ class Lifted(nn.Module):
     channels: at full resolution the U-Net would cost several times as much.
     """
 
-    def __init__(self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None) -> None:
+    def __init__(
+        self, shapes: Sequence[StageShape], classes: int, *, planes: int, width: int | None = None, multiple: int = 1
+    ) -> None:
         super().__init__()
         self.shapes = tuple(shapes)
         dims = len(shapes[-1].stride)
@@ -336,7 +343,8 @@ class Lifted(nn.Module):
             nn.init.normal_(lift.weight, std=shape.channels**-0.5)
             self.lift.append(lift)
             channels += planes
-        self.network = UNetBody(channels, classes * math.prod(self.cell), dims, width=width or _WIDTH)
+        wide = classes * math.prod(self.cell)
+        self.network = UNetBody(channels, wide, dims, width=width or _WIDTH, multiple=multiple)
 
     def forward(self, maps: Sequence[Tensor], scores: Tensor) -> Tensor:
         """Standardised maps and the linear part's scores (B, classes, *S) to what is added to these."""

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa.cli import main
@@ -121,6 +122,16 @@ def test_the_folder_explains_itself(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_a_head_of_before_answers_as_it_was_trained(run: Path, tmp_path: Path) -> None:
+    """Heads of older versions saw maps grown to multiples of 16, and their files do not say so."""
+    path = run / "head.safetensors"
+    with safe_open(path, framework="pt") as file:
+        text = json.loads(file.metadata()["frepa"])
+    assert load_segmenter(run).head.multiple == text["head"].pop("multiple") == 1
+    save_file(load_file(path), tmp_path / "head.safetensors", {"frepa": json.dumps(text)})
+    assert load_segmenter(tmp_path).head.multiple == 16
 
 
 def test_the_encoder_stays_frozen_and_only_the_head_is_saved(run: Path) -> None:

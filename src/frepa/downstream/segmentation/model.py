@@ -177,7 +177,8 @@ def load_segmenter(
             "Train it again with the same command (its config.yaml is beside it), or install the frepa that made it."
         )
     with torch.random.fork_rng(devices=[]):
-        head = SegmentationHead(**description["head"])
+        # A head without this word is of a version that grew all maps to multiples of 16, and answers best so.
+        head = SegmentationHead(**{"multiple": 16, **description["head"]})
     load_weights(path, frozen, head)
     settings = WindowSettings(**read_settings(description["settings"]))
     known = description["labels"]
