@@ -48,7 +48,8 @@ class UNetBody(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, *S) of one size, of any extent, to (B, classes, *S)."""
-        network, x = self.network, torch.cat(list(maps), 1)
+        network: Any = self.network
+        x = torch.cat(list(maps), 1)
         size = tuple(x.shape[2:])
         x = network.conv_0(channels_last(fitted(x, [-(-n // self.multiple) * self.multiple for n in size])))
         finer = []
