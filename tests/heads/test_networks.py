@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from frepa.heads.networks import UNetBody
 
 
-def body_of(dims: int) -> UNetBody:
+def body_of(dims: int, multiple: int = 1) -> UNetBody:
     torch.manual_seed(0)
-    body = UNetBody(5, 3, dims)
+    body = UNetBody(5, 3, dims, multiple=multiple)
     nn.init.normal_(body.network.final_conv.weight)  # it starts at zero
     return body
 
@@ -63,9 +63,7 @@ def test_any_extent_is_answered_as_if_last_values_went_on_to_the_next_even_one(s
 
 @pytest.mark.parametrize("size", [(5, 23), (8, 17, 9)])
 def test_grown_to_a_multiple_it_is_monai_on_the_grown_maps(size: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    body, maps = UNetBody(5, 3, len(size), multiple=16), maps_of(*size)
-    nn.init.normal_(body.network.final_conv.weight)
+    body, maps = body_of(len(size), multiple=16), maps_of(*size)
     missing = [-n % 16 for n in reversed(size)]
     grown = F.pad(torch.cat(maps, 1), [n for one in missing for n in (0, one)], mode="replicate")
     expected = body.network(grown)[(..., *(slice(0, n) for n in size))]
