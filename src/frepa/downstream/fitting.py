@@ -46,10 +46,11 @@ def planned_steps(options: FitOptions, count: int, batch_size: int) -> np.ndarra
     """Learning rate of every step.
 
     Args:
-        options: how long, and at which rates.
+        options: how long, and at which rates; ``lr`` is decided.
         count: images or crops of an epoch.
         batch_size: of these per step.
     """
+    assert options.lr is not None
     steps = options.max_steps or max(1, math.ceil(options.epochs * count / batch_size))
     warmup = min(options.warmup_steps, steps - 1)
     return learning_rates(options.schedule, peak=options.lr, steps=steps, warmup_steps=warmup)

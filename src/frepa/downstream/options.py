@@ -66,7 +66,7 @@ class FitOptions:
     Attributes:
         batch_size: images or crops per step; None is the task's default.
         epochs: passes over the training part; max_steps: optimizer steps instead.
-        lr: highest learning rate; schedule: its course, after warmup_steps.
+        lr: highest learning rate, None where the number of axes decides; schedule: its course, after warmup_steps.
         augment: flips, and quarter turns of crops.
         val_every: steps between validations; None is the default.
         train: ``head`` alone, on a frozen encoder; or ``blocks=N`` or ``all`` of the encoder with it.
@@ -77,7 +77,7 @@ class FitOptions:
     batch_size: int | None
     epochs: float
     max_steps: int | None
-    lr: float
+    lr: float | None
     schedule: str
     warmup_steps: int
     augment: bool
@@ -101,9 +101,9 @@ class FitOptions:
         """Raise InputError for values out of range."""
         check_least(1, batch_size=self.batch_size, max_steps=self.max_steps, val_every=self.val_every)
         check_least(0, warmup_steps=self.warmup_steps)
-        for name in ("lr", "epochs"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name} {getattr(self, name)}: expected a number above 0.")
+        for name, value in (("lr", self.lr), ("epochs", self.epochs)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"--{name} {value}: expected a number above 0.")
         if self.train not in ("head", "all") and not self.blocks:
             raise InputError(f"--train {self.train}: expected head, all, or blocks=N with N from 1 on.")
         for name, most in (("encoder_lr", math.inf), ("layer_decay", 1.0)):
@@ -168,6 +168,10 @@ class TaskOptions:
         self.data.check()
         self.fit.check()
         self.run.check()
+
+    def fit_of(self, dims: int) -> FitOptions:
+        """How a head is trained on an encoder of so many axes, with what they decide."""
+        return self.fit
 
     def kept(self) -> dict[str, Any]:
         """What ``config.yaml`` holds: the verb's options by name, so that the file can be given as ``--config``."""

@@ -76,7 +76,7 @@ def _run(task: Task[Data, Model, Result], out: OutFolder, stop: StopRequest, go_
 
     # 2. Open the encoder. 3. Open the data.
     encoder, reference = open_encoder(options.encoder)
-    tuning = tuning_of(options.fit, encoder)
+    tuning = tuning_of(options.fit_of(encoder.dims), encoder)
     if tuning is not None:
         reference = replace(reference, trained=tuning.parameters)
 

@@ -104,6 +104,7 @@ def tuning_of(options: FitOptions, encoder: Encoder) -> Tuning | None:
                 "or --train all."
             )
         layers = layers[len(layers) - blocks :]
+    assert options.lr is not None
     rate = options.lr * ENCODER_SHARE if options.encoder_lr is None else options.encoder_lr
     decay = LAYER_DECAY if options.layer_decay is None else options.layer_decay
     sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}

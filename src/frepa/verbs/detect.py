@@ -24,7 +24,7 @@ def detect(
     batch_size: int = 8,
     epochs: float = 100,
     max_steps: int | None = None,
-    lr: float = 2e-3,
+    lr: float | None = None,
     schedule: Literal["constant", "step", "cosine"] = "cosine",
     warmup_steps: int = 0,
     train: str = "head",
@@ -83,7 +83,8 @@ def detect(
         batch_size: crops per optimizer step, and windows per forward pass at prediction.
         epochs: passes over the training images; one pass is as many crops as cover them once.
         max_steps: optimizer steps instead of epochs.
-        lr: highest learning rate of the head, by Adam; Muon moves its convolutions at three times that.
+        lr: highest learning rate of the head, by Adam; Muon moves its convolutions at three times that; by
+            default 0.002 in 2D and 0.0005 in 3D.
         schedule: course of the learning rate after the warm-up: constant, step (x0.1 at 60 % and 85 %) or cosine.
         warmup_steps: steps of linear warm-up.
         train: what learns: "head" alone, on a frozen encoder, which compares encoders; "blocks=N", the last N blocks of

@@ -242,6 +242,17 @@ def test_balls_are_found_through_slices(stacks: Path, nodules: Path) -> None:
     assert np.mean(near) == pytest.approx(top["centre_ratio"])
 
 
+@pytest.mark.parametrize(("given", "images", "volumes"), [({}, 2e-3, 5e-4), ({"lr": 1e-3}, 1e-3, 1e-3)])
+def test_the_rate_follows_from_the_axes_unless_it_is_given(
+    cells: Path, nodules: Path, tmp_path: Path, given: dict[str, float], images: float, volumes: float
+) -> None:
+    quick = {name: value for name, value in QUICK.items() if name != "lr"} | {"max_steps": 1, "schedule": "constant"}
+    for source, encoder, expected in ((cells, ENCODER, images), (nodules, STACKS, volumes)):
+        run = detect(str(source), encoder=encoder, out=str(tmp_path / f"{source.stem}-{expected}"), **quick, **given)
+        first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["lr"] == pytest.approx(expected)
+
+
 def test_of_a_slice_transfer_the_blocks_train_and_the_2d_encoder_does_not(stacks: Path) -> None:
     fresh, _ = open_encoder(STACKS)
     trained = load_detector(stacks).encoder

@@ -64,7 +64,7 @@ class Detector(WindowedHead):
 
     def head_groups(self) -> list[dict[str, Any]]:
         """The convolutions are Muon's."""
-        return [muon_group(self.head.body.parameters())]
+        return [muon_group(self.head.kernels())]
 
     @torch.no_grad()
     def detect_working(self, image: Tensor, guide: Tensor) -> Detections:
