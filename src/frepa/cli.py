@@ -230,8 +230,13 @@ def _split(
             continue
         spelled, equals, value = word.lstrip("-").partition("=")
         name = spelled.replace("-", "_")
-        flag = name in known and known[name].hint is bool
-        if name.startswith("no_") and name not in known and name[3:] in known and known[name[3:]].hint is bool:
+        flag = name in known and _kinds(known[name].hint) == [bool]
+        if (
+            name.startswith("no_")
+            and name not in known
+            and name[3:] in known
+            and _kinds(known[name[3:]].hint) == [bool]
+        ):
             named[name[3:]] = "false"
             continue
         if _negated_inside(name) in known:  # --method.no-augment

@@ -67,7 +67,7 @@ class FitOptions:
         batch_size: images or crops per step; None is the task's default.
         epochs: passes over the training part; max_steps: optimizer steps instead.
         lr: highest learning rate, None where the number of axes decides; schedule: its course, after warmup_steps.
-        augment: flips, and quarter turns of crops.
+        augment: flips, and quarter turns of crops; None where the training part decides.
         val_every: steps between validations; None is the default.
         train: ``head`` alone, on a frozen encoder; or ``blocks=N`` or ``all`` of the encoder with it.
         encoder_lr: highest learning rate of the encoder's last layer, and ``layer_decay`` from each layer to the one
@@ -80,7 +80,7 @@ class FitOptions:
     lr: float | None
     schedule: str
     warmup_steps: int
-    augment: bool
+    augment: bool | None
     val_every: int | None
     train: str = "head"
     encoder_lr: float | None = None

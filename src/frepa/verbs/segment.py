@@ -34,7 +34,7 @@ def segment(
     layer_decay: float | None = None,
     loss: Literal["dice", "dice_ce"] = "dice",
     foreground: float = 1 / 3,
-    augment: bool = True,
+    augment: bool | None = None,
     feature_cache: str | None = None,
     val_every: int | None = None,
     overlap: float = 0.5,
@@ -100,7 +100,8 @@ def segment(
         layer_decay: every block has that share of the rate of the block after it; by default 0.75.
         loss: dice, or dice_ce for Dice plus cross entropy.
         foreground: share of the crops centred on a labelled pixel, its class drawn evenly.
-        augment: random flips and quarter turns of the crops. Turn it off where classes tell left from right.
+        augment: random flips and quarter turns of the crops; by default, unless the training masks show that things lie
+            the same way in every image. Turn it off where classes tell left from right.
         feature_cache: folder in which what the 2D encoder of a slice transfer makes of each volume is kept between
             epochs and runs; for crops that are whole volumes, and with --no-augment.
         val_every: steps between validations; by default 20 validations in all. The head with the best validation DSC

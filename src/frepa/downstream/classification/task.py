@@ -63,7 +63,7 @@ class Classification(Task[ClassificationData, Classifier, TestedClassifier]):
         """Encode every image, or read it where it is encoded anew for every batch."""
         since = time.perf_counter()
         workers, quiet = self.options.run.num_workers, self.options.run.quiet
-        augment = self.options.fit.augment
+        augment = bool(self.options.fit.augment)
         if not models[0].trains_blocks and not augment and models[0].tuning is None:
             self._features = FixedFeatures(models[0], data.source, data.records, workers=workers, quiet=quiet)
         else:

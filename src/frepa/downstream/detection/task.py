@@ -80,7 +80,7 @@ class Detection(Task[DetectionData, Detector, TestedDetector]):
         """Are features worth keeping, where they are to be kept; and are findings larger than a window."""
         for model in models:
             if model.cache is not None:
-                crops = CropPlan(model.settings.crop, 0, augment=self.options.fit.augment)
+                crops = CropPlan(model.settings.crop, 0, augment=bool(self.options.fit.augment))
                 names = map(data.source.name, data.records.tolist())
                 check_cacheable(crops, zip(names, map(model.working_size, data.shapes)))
         return Prepared({}, list(cut_findings(models[0], data)))

@@ -291,5 +291,5 @@ def plan_training(
     stream = CropStream(sizes, crop, seed)
     detector.check_batch(options.batch_size)
     rates = planned_steps(options.fit_of(detector.encoder.dims), stream.length, options.batch_size)
-    crops = CropPlan(crop, seed, options.foreground, options.fit.augment)
+    crops = CropPlan(crop, seed, options.foreground, bool(options.fit.augment))
     return stream, DetectorPlan(rates, options.batch_size, options.fit.val_every, crops)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,8 @@ NAMES = {
 }
 _ATLAS_SIDE = {2: 64, 3: 32}
 _KIND = "frangi"  # the guide of the floor, where the encoder is given none
+# Masks and mean overlap of two below which nothing is said of how things lie: chance would say it.
+_FEWEST_MASKS, _LEAST_OVERLAP = 8, 0.1
 # Training pixels the guide's threshold is chosen on.
 _PIXELS = 2e7
 
@@ -38,12 +42,16 @@ class Baselines:
         atlas: ``(classes, *grid)`` float32, share of training masks of each class at each place, best offsets added;
             None where it is not known.
         guide: kind of guide that is thresholded, and the threshold; None where there are several foreground classes.
+        turned: how much of the overlap of two training masks is left where one of them is flipped or turned: 1 where
+            nothing lies in a certain way, near 0 where everything does; NaN of few masks, or
+            of such that hardly overlap.
     """
 
     classes: int
     commonest: int
     atlas: np.ndarray | None
     guide: tuple[str, float] | None
+    turned: float = math.nan
 
     def scores(self, labelled: LabelledImage, working: tuple[int, ...]) -> dict[str, float]:
         """DSC of each baseline on one case at its own resolution; guides are made at ``working`` size."""
@@ -87,7 +95,7 @@ def fit_baselines(cache: CaseCache, train: Sequence[int], classes: int, guide: s
     axes = cache[train[0]].classes.ndim
     grid = (_ATLAS_SIDE[axes],) * axes
     total, pixels = np.zeros((classes, *grid)), np.zeros(classes)
-    truths, guides, looked = [], [], 0
+    truths, guides, looked, overlap = [], [], 0, Overlap(axes)
     kind = _KIND if guide == "none" else guide
     for number, index in enumerate(train):
         cache.ahead(train[number : number + 2])
@@ -97,6 +105,7 @@ def fit_baselines(cache: CaseCache, train: Sequence[int], classes: int, guide: s
         each = np.stack([(truth == k).astype(np.float32) for k in range(classes)])
         small = resize(each, grid, "bilinear")
         total += small
+        overlap.add(small[1:])
         truths.append(small.argmax(0))
         if classes == 2 and looked + truth.size <= max(_PIXELS, truth.size):
             shown = case.guide if guide != "none" else hessian_guide(case.image[None].float(), kind=kind)[0]
@@ -109,7 +118,49 @@ def fit_baselines(cache: CaseCache, train: Sequence[int], classes: int, guide: s
         shift, _ = best_offsets([shown for shown, _ in guides], [truth for _, truth in guides])
         threshold = (kind, float(1 - shift[1]) / 2)
     atlas = mean + offsets.astype(np.float32).reshape(-1, *(1,) * axes)
-    return Baselines(classes, 1 + int(pixels[1:].argmax()), atlas, threshold)
+    return Baselines(classes, 1 + int(pixels[1:].argmax()), atlas, threshold, overlap.left())
+
+
+class Overlap:
+    """Overlap of pairs of masks on one grid: their cosine, as they are and with one flipped or turned.
+
+    Of n masks the n (n - 1) pairs follow from two sums, so that masks are seen once and not kept.
+
+    Args:
+        axes: of an image. Flips are of every axis, and turns exchange the last two.
+    """
+
+    def __init__(self, axes: int) -> None:
+        self._axes = range(1, axes + 1)
+        self._total: np.ndarray | float = 0.0
+        self._own, self._count = 0.0, 0
+
+    def add(self, mask: np.ndarray) -> None:
+        """A mask ``(classes, *grid)``, shares of foreground classes; one without foreground counts for nothing."""
+        norm = float(np.linalg.norm(mask))
+        if not norm:
+            return
+        mask = mask.astype(np.float64) / norm
+        self._total = self._total + mask
+        self._own += float((mask * self._views(mask)).sum())
+        self._count += 1
+
+    def left(self) -> float:
+        """Mean overlap of a mask with all views of another over that with the other as it is; NaN of chance."""
+        if self._count < _FEWEST_MASKS:
+            return math.nan
+        assert isinstance(self._total, np.ndarray)
+        pairs = self._count * (self._count - 1)
+        plain = float((self._total**2).sum()) - self._count
+        viewed = float((self._total * self._views(self._total)).sum()) - self._own
+        return viewed / plain if plain > _LEAST_OVERLAP * pairs else math.nan
+
+    def _views(self, mask: np.ndarray) -> np.ndarray:
+        """Mean of a mask's flips and turns, itself included."""
+        turned = (mask, np.swapaxes(mask, -1, -2))
+        flips = [chosen for many in range(len(self._axes) + 1) for chosen in itertools.combinations(self._axes, many)]
+        views = [np.flip(each, chosen) for each in turned for chosen in flips]
+        return np.add.reduce(views) / len(views)
 
 
 def constant_answer(predictions: Sequence[int | None]) -> str | None:

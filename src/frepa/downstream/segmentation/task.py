@@ -56,7 +56,7 @@ class Segmentation(Task[SegmentationData, Segmenter, TestedSegmenter]):
         for model in models:
             if model.cache is not None:
                 sizes = ((str(image), model.working_size(size)) for image, size in data.sizes.items())
-                check_cacheable(CropPlan(model.settings.crop, 0, augment=self.options.fit.augment), sizes)
+                check_cacheable(CropPlan(model.settings.crop, 0, augment=self.options.fit.augment is not False), sizes)
         return Prepared({}, [])
 
     def describe(self, divided: Sequence[SegmentationData]) -> Iterable[str]:
