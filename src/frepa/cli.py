@@ -230,13 +230,8 @@ def _split(
             continue
         spelled, equals, value = word.lstrip("-").partition("=")
         name = spelled.replace("-", "_")
-        flag = name in known and _kinds(known[name].hint) == [bool]
-        if (
-            name.startswith("no_")
-            and name not in known
-            and name[3:] in known
-            and _kinds(known[name[3:]].hint) == [bool]
-        ):
+        flag = _is_flag(name, known)
+        if name.startswith("no_") and name not in known and _is_flag(name[3:], known):
             named[name[3:]] = "false"
             continue
         if _negated_inside(name) in known:  # --method.no-augment
@@ -256,6 +251,11 @@ def _split(
         if name != "config":
             named[name] = _added(named.get(name), value) if _is_list(known[name].hint) else value
     return named, positional
+
+
+def _is_flag(name: str, known: Mapping[str, Option]) -> bool:
+    """An option that is true or false and needs no value after it."""
+    return name in known and _kinds(known[name].hint) == [bool]
 
 
 def _is_list(hint: Any) -> bool:
