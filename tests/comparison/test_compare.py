@@ -16,6 +16,7 @@ from scipy import stats
 
 import tiny_encoders  # noqa: F401 (registers them)
 from frepa import cli
+from frepa.comparison import contents
 from frepa.errors import InputError, Stopped
 from frepa.verbs import _comparing
 from frepa.verbs.compare import compare
@@ -132,7 +133,7 @@ def test_intervals_of_an_auc_are_those_of_its_run(done):
     assert float(entry["low"]) == pytest.approx(own["low"], abs=0.1)
 
 
-def test_what_is_there_is_not_computed_again(done, sets, calls, tmp_path):
+def test_what_is_there_is_not_computed_again(done, sets, calls, tmp_path, monkeypatch):
     """Nothing for the same study, wherever its data were moved; of a changed option its cells alone."""
     folder = tmp_path / "again"
     shutil.copytree(done, folder / "out")
@@ -152,6 +153,11 @@ def test_what_is_there_is_not_computed_again(done, sets, calls, tmp_path):
     # An image more is other data
     shutil.copy(tmp_path / "moved/kinds/dark/1.png", tmp_path / "moved/kinds/dark/99.png")
     run(folder, study_of(tmp_path / "moved"), resume=True)
+    assert len(calls) == 6
+    # Cells of a program that gave other results are no answer
+    calls.clear()
+    monkeypatch.setattr(contents, "VERSION", contents.VERSION + 1)
+    run(folder, study_of(sets), resume=True)
     assert len(calls) == 6
 
 

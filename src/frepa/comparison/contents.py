@@ -26,8 +26,9 @@ from frepa.errors import InputError
 from frepa.images.anonymity import pseudonym
 from frepa.images.hidden_names import Names
 
-#: Raised when what a cell holds for equal options changes, so that cells of before are computed again.
-VERSION = 1
+#: Raised by whoever changes what a cell holds for equal options (a head, its training, a measure), so that cells of
+#: before are computed again. 1: heads whose convolutions Adam moved, up to the choice of flips by the masks.
+VERSION = 2
 #: Options that never change a result.
 _PASSING = ("out", "resume", "overwrite", "quiet", "num_workers", "feature_cache", "bundle", "source", "encoder")
 
